@@ -1,0 +1,140 @@
+"""Decoding settings: what a user writes, checked before anything runs.
+
+Knows nothing of models or tensors. The baseline, the paper's method, its ablations and the
+commit rules of other samplers are all settings of one procedure (`lrd/decoding.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+COMMIT_RULES = ("entropy_threshold", "entropy_bound", "confidence_threshold")
+"""Rules that replace `tokens_per_step`; at most one may be set."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Eq. 2: one token a pass, the rest back to [MASK].
+    "baseline": {"r_f": 0.0, "max_refine_steps": 0, "early_stop": False},
+    # Appendix A to the letter, early stop by Eq. 6 alone.
+    "paper": {
+        "r_f": 0.15,
+        "top_p": 0.9,
+        "tau_refine": 0.1,
+        "tau_decode": 0.1,
+        "max_refine_steps": 20,
+        "early_stop": True,
+        "tokens_per_step": 1,
+        "stop_at_eos": False,
+    },
+    # Latent refinement, every sure position committed at once, a stop only where all are sure.
+    "fast": {
+        "r_f": 0.15,
+        "top_p": 0.9,
+        "tau_refine": 0.1,
+        "tau_decode": 0.1,
+        "max_refine_steps": 20,
+        "early_stop": True,
+        "stop_max_entropy": 0.1,
+        "entropy_threshold": 0.1,
+    },
+}
+
+
+class DecodingConfig(BaseModel):
+    """Settings of one decoding run; paper symbols in brackets.
+
+    Without arguments: latent refinement with Appendix A's values, one token a pass and no
+    early stop. `DecodingConfig.preset(name, **overrides)` starts from a preset instead.
+    Raises pydantic's ValidationError (a ValueError) for unknown or impossible settings.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gen_length: int = Field(128, ge=1, description="canvas length in tokens")
+    block_length: int | None = Field(
+        None, ge=1, description="tokens decoded together; must divide gen_length [whole canvas]"
+    )
+    r_f: float = Field(0.15, ge=0, le=1, description="largest share of token embedding [r_f]")
+    top_p: float = Field(0.9, ge=0, le=1, description="mass of the nucleus T; 0: no mixing")
+    tau_refine: float = Field(0.1, ge=0, description="refine until D_t is below, nats")
+    tau_decode: float = Field(0.1, ge=0, description="early stop: D_t below, nats")
+    max_refine_steps: int = Field(20, ge=0, description="refinement passes at most [T_refine]")
+    refinement: Literal["initial", "auto"] | int = Field(
+        "initial",
+        description="initial: once a block; auto: before every commitment; k: exactly k passes "
+        "before every commitment (LF x k)",
+    )
+    early_stop: bool = Field(False, description="end a block once the monitor has converged")
+    reduction: Literal["mean", "max", "sum"] = Field("mean", description="of KL over positions")
+    scope: Literal["block", "open"] = Field("block", description="what a mean divides by")
+    patience: int = Field(1, ge=1, description="consecutive decode passes below tau_decode")
+    stop_max_entropy: float | None = Field(
+        None, ge=0, description="gate of the early stop: every open position's entropy below, nats"
+    )
+    tokens_per_step: int = Field(1, ge=1, description="positions committed a decode pass")
+    entropy_threshold: float | None = Field(
+        None, ge=0, description="commit every position with entropy below (nats), at least one"
+    )
+    entropy_bound: float | None = Field(
+        None, ge=0, description="EB-Sampler's gamma: summed entropy less the largest, nats"
+    )
+    confidence_threshold: float | None = Field(
+        None, ge=0, le=1, description="commit every position of this probability, at least one"
+    )
+    stop_at_eos: bool = Field(True, description="block mode: end once an EOS has no gap before")
+    temperature: float = Field(0.0, ge=0, description="0: argmax; else Gumbel sampling")
+    seed: int = Field(0, description="each row draws from hash(seed, row id)")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.gen_length % self.block_tokens:
+            raise ValueError(
+                f"block_length {self.block_length} does not divide gen_length {self.gen_length}"
+            )
+        if isinstance(self.refinement, int) and self.refinement < 1:
+            raise ValueError(
+                "refinement as a number counts passes and must be at least 1; "
+                "for none set max_refine_steps to 0"
+            )
+        rules = [name for name in COMMIT_RULES if getattr(self, name) is not None]
+        if len(rules) > 1:
+            raise ValueError(f"{' and '.join(rules)} are both set; keep one commit rule")
+        if rules and self.tokens_per_step != 1:
+            raise ValueError(f"tokens_per_step and {rules[0]} are both set; keep one commit rule")
+        return self
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> Self:
+        """A preset with some settings replaced; a commit rule given replaces the preset's."""
+        if name not in PRESETS:
+            raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+        settings = dict(PRESETS[name])
+        if {"tokens_per_step", *COMMIT_RULES} & overrides.keys():
+            for rule in ("tokens_per_step", *COMMIT_RULES):
+                settings.pop(rule, None)
+        return cls(**{**settings, **overrides})
+
+    @property
+    def block_tokens(self) -> int:
+        """Block length in tokens, the whole canvas where none is set."""
+        return self.block_length or self.gen_length
+
+    @property
+    def num_blocks(self) -> int:
+        return self.gen_length // self.block_tokens
+
+    @property
+    def refines(self) -> bool:
+        return isinstance(self.refinement, int) or self.max_refine_steps > 0
+
+    @property
+    def mixes(self) -> bool:
+        return self.r_f > 0 and self.top_p > 0
+
+    @property
+    def max_forwards(self) -> int:
+        """No sample can take more passes than this."""
+        phases = self.num_blocks if self.refinement == "initial" else self.gen_length
+        longest = self.refinement if isinstance(self.refinement, int) else self.max_refine_steps
+        return self.gen_length + phases * longest

@@ -1,0 +1,163 @@
+"""The bidirectional transformer that LLaDA and Dream share: embeddings in, logits out.
+
+Knows nothing of checkpoints, tokenizers or decoding. What differs between the two
+families is in `TransformerConfig`; who sets it is `families.py`.
+
+Legend: B samples, L positions, D width, V rows of the embedding table, H heads,
+K kv heads, E width of a head, C chosen columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerConfig:
+    """Shape and arithmetic of one model, in units of elements."""
+
+    num_layers: int
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    mlp_width: int
+    table_rows: int
+    """Rows of the embedding table and columns of the logits; may exceed the vocabulary."""
+    max_length: int
+    rope_theta: float
+    rms_norm_eps: float
+    qkv_bias: bool = False
+    tied_head: bool = False
+    rope_in_float32: bool = True
+    """LLaDA rotates in float32 and casts back; Dream casts cos and sin, then rotates."""
+    logit_shift: bool = False
+    """Dream: position i is predicted from the hidden state of i - 1."""
+    logit_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads or self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"width {self.width}, {self.num_heads} heads and {self.num_kv_heads} kv heads do "
+                "not divide evenly; fix the checkpoint's config.json"
+            )
+
+
+class RMSNorm(nn.Module):
+    """Statistics in float32, cast back, then times the weight (both families)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        x32 = x_BLD.float()
+        x32 = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * x32.to(x_BLD.dtype)
+
+
+def rotary_table(positions_BL: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [B, 1, L, E] in float32 of the half-split rotary embedding."""
+    exponent = torch.arange(0, head_width, 2, device=positions_BL.device).float() / head_width
+    angle = positions_BL.float()[:, None, :, None] * theta**-exponent
+    angle = torch.cat([angle, angle], dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x_BHLE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x·cos + rotate_half(x)·sin in the dtype of cos and sin, cast back to x's."""
+    x = x_BHLE.to(cos.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x_BHLE.dtype)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
+    """Every query over every real key: [B, H, L, E] and two [B, K, L, E] to [B, H, L, E]."""
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=key_mask, enable_gqa=key.shape[1] != query.shape[1]
+    )
+
+
+class Block(nn.Module):
+    """Pre-norm attention over all positions, then a SwiGLU MLP."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        c = config
+        self.num_heads, self.num_kv_heads = c.num_heads, c.num_kv_heads
+        self.attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = attention
+        kv_width = c.width // c.num_heads * c.num_kv_heads
+        self.attention_norm = RMSNorm(c.width, c.rms_norm_eps)
+        self.query = nn.Linear(c.width, c.width, bias=c.qkv_bias)
+        self.key = nn.Linear(c.width, kv_width, bias=c.qkv_bias)
+        self.value = nn.Linear(c.width, kv_width, bias=c.qkv_bias)
+        self.output = nn.Linear(c.width, c.width, bias=False)
+        self.mlp_norm = RMSNorm(c.width, c.rms_norm_eps)
+        self.gate = nn.Linear(c.width, c.mlp_width, bias=False)
+        self.up = nn.Linear(c.width, c.mlp_width, bias=False)
+        self.down = nn.Linear(c.mlp_width, c.width, bias=False)
+
+    def forward(self, x_BLD: Tensor, cos: Tensor, sin: Tensor, key_mask: Tensor | None) -> Tensor:
+        B, L, D = x_BLD.shape
+        h = self.attention_norm(x_BLD)
+        query = self.query(h).view(B, L, self.num_heads, -1).transpose(1, 2)
+        key = self.key(h).view(B, L, self.num_kv_heads, -1).transpose(1, 2)
+        value = self.value(h).view(B, L, self.num_kv_heads, -1).transpose(1, 2)
+        attended = self.attend(rotate(query, cos, sin), rotate(key, cos, sin), value, key_mask)
+        x_BLD = x_BLD + self.output(attended.transpose(1, 2).reshape(B, L, D))
+        h = self.mlp_norm(x_BLD)
+        mlp: Tensor = self.down(F.silu(self.gate(h)) * self.up(h))
+        return x_BLD + mlp
+
+
+class Transformer(nn.Module):
+    """Token embeddings, blocks without a causal mask, final norm, head."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.table_rows, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.width, config.rms_norm_eps)
+        self.head: nn.Linear | None = None
+        if not config.tied_head:
+            self.head = nn.Linear(config.width, config.table_rows, bias=False)
+
+    def hidden(self, embeds_BLD: Tensor, attention_mask_BL: Tensor | None = None) -> Tensor:
+        """Final hidden states [B, L, D], unshifted.
+
+        attention_mask [B, L]: 1 for real positions, 0 for padding on either side. Positions
+        count from the first real one, so a padded row computes what it does alone.
+        """
+        B, L, _ = embeds_BLD.shape
+        config = self.config
+        if attention_mask_BL is None:
+            positions_BL = torch.arange(L, device=embeds_BLD.device)[None]
+            key_mask = None
+        else:
+            assert attention_mask_BL.shape == (B, L)
+            real_BL = attention_mask_BL.bool()
+            positions_BL = (real_BL.long().cumsum(-1) - 1).clamp(min=0)
+            key_mask = real_BL[:, None, None, :]
+        cos, sin = rotary_table(positions_BL, config.width // config.num_heads, config.rope_theta)
+        if not config.rope_in_float32:
+            cos, sin = cos.to(embeds_BLD.dtype), sin.to(embeds_BLD.dtype)
+        x_BLD = embeds_BLD
+        for block in self.blocks:
+            x_BLD = block(x_BLD, cos, sin, key_mask)
+        normed: Tensor = self.norm(x_BLD)
+        return normed
+
+    def project(self, hidden_BCD: Tensor) -> Tensor:
+        """Logits [B, C, V] of hidden states [B, C, D]."""
+        logits: Tensor
+        if self.head is None:
+            logits = F.linear(hidden_BCD, self.embedding.weight)
+        else:
+            logits = self.head(hidden_BCD)
+        return logits if self.config.logit_scale == 1.0 else logits * self.config.logit_scale
