@@ -19,10 +19,13 @@ EXCLUDED = -1e30
 
 
 def log_beliefs(logits_NV: Tensor, mask_id: int) -> Tensor:
-    """log p_t [N, V] in float32; [MASK] itself has probability 0 and is never predicted."""
-    logits_NV = logits_NV.float().clamp(min=EXCLUDED)
-    logits_NV[..., mask_id] = EXCLUDED
-    return logits_NV.log_softmax(-1)
+    """log p_t [N, V] in float32; [MASK] itself has probability 0 and is never predicted.
+
+    A single −inf excludes a token; NaN, +inf or −inf everywhere leave no belief: NaN.
+    """
+    logits_NV = logits_NV.to(torch.float32, copy=True)
+    logits_NV[..., mask_id] = -torch.inf
+    return logits_NV.log_softmax(-1).clamp(min=EXCLUDED)
 
 
 def entropy(log_p_NV: Tensor) -> Tensor:
@@ -39,6 +42,8 @@ def nucleus(p_NV: Tensor, top_p: float) -> Tensor:
     """p̄ [N, V]: beliefs renormalised on T, the smallest set of most probable tokens whose
     mass reaches top_p (Eq. 3); 0 outside. The top token is always in T, and among equal
     probabilities the lower id comes first."""
+    if top_p >= 1:
+        return p_NV  # A cumulated sum may round to 1 before the last token.
     descending_NV, order_NV = p_NV.sort(dim=-1, descending=True, stable=True)
     mass_before_NV = descending_NV.cumsum(-1) - descending_NV
     kept_NV = descending_NV * (mass_before_NV < top_p)
@@ -57,8 +62,11 @@ def soft_embedding(
 
 
 def kl_divergence(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
-    """KL(p ‖ q) [N] in nats: the summand of Eq. 6 with q the pass before."""
-    return (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1)
+    """KL(p ‖ q) [N] in nats: the summand of Eq. 6 with q the pass before.
+
+    Of nearly equal beliefs the sum rounds to either side of 0; a threshold of 0 stays unmet.
+    """
+    return (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1).clamp(min=0)
 
 
 def reduce_kl(

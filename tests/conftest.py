@@ -1,0 +1,19 @@
+"""What every test shares: one thread, and a small model with random weights."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+import torch
+from random_model import random_model
+
+from lrd.models.checkpoint import LoadedModel
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def model() -> LoadedModel:
+    """A random model whose samples neither end at once nor all alike."""
+    return random_model(seed=0)

@@ -1,0 +1,188 @@
+"""Each function of `lrd/beliefs.py` against its equation, computed the plain way in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lrd import beliefs
+
+VOCABULARY, MASK = 37, 5
+
+
+def random_logits(*shape: int, scale: float = 2.0, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def plain_belief(logits: list[float], mask_id: int) -> list[float]:
+    """Softmax over everything but [MASK], with doubles."""
+    largest = max(x for v, x in enumerate(logits) if v != mask_id)
+    weights = [0.0 if v == mask_id else math.exp(x - largest) for v, x in enumerate(logits)]
+    return [w / sum(weights) for w in weights]
+
+
+def plain_entropy(p: list[float]) -> float:
+    return -sum(x * math.log(x) for x in p if x > 0)
+
+
+def plain_nucleus(p: list[float], top_p: float) -> set[int]:
+    """Most probable first, lower ids first among equals, until the mass reaches top_p."""
+    chosen: list[int] = []
+    for v in sorted(range(len(p)), key=lambda v: (-p[v], v)):
+        if chosen and sum(p[u] for u in chosen) >= top_p:
+            break
+        chosen.append(v)
+    return set(chosen)
+
+
+def test_belief_is_the_softmax_without_mask() -> None:
+    logits = random_logits(6, VOCABULARY)
+    untouched = logits.clone()
+    p = beliefs.log_beliefs(logits, MASK).exp()
+    for row in range(6):
+        assert p[row].tolist() == pytest.approx(plain_belief(logits[row].tolist(), MASK), abs=1e-6)
+    assert torch.equal(logits, untouched), "the model's logits are not the callee's to change"
+
+
+def test_mask_has_probability_zero_even_where_the_model_is_sure_of_it() -> None:
+    logits = random_logits(2, VOCABULARY)
+    logits[:, MASK] = 1e4
+    p = beliefs.log_beliefs(logits, MASK).exp()
+    assert p[:, MASK].tolist() == [0.0, 0.0]
+    assert p.sum(-1).tolist() == pytest.approx([1.0, 1.0])
+    assert MASK not in beliefs.log_beliefs(logits, MASK).argmax(-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_belief_is_float32_whatever_the_model_computes_in(dtype: torch.dtype) -> None:
+    logits = random_logits(2, VOCABULARY).to(dtype)
+    log_p = beliefs.log_beliefs(logits, MASK)
+    assert log_p.dtype == torch.float32
+    expected = plain_belief(logits[0].tolist(), MASK)
+    assert log_p[0].exp().tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 3.0, 50.0])
+def test_entropy(scale: float) -> None:
+    logits = random_logits(5, VOCABULARY, scale=scale, seed=1)
+    entropies = beliefs.entropy(beliefs.log_beliefs(logits, MASK)).tolist()
+    expected = [plain_entropy(plain_belief(row, MASK)) for row in logits.tolist()]
+    assert entropies == pytest.approx(expected, abs=1e-5)
+
+
+def test_excluded_tokens_are_fine_and_nan_shows() -> None:
+    logits = random_logits(4, VOCABULARY)
+    logits[0, 10:] = -torch.inf
+    logits[1, 7] = torch.nan
+    logits[2, 7] = torch.inf
+    logits[3, :] = -torch.inf
+    log_p = beliefs.log_beliefs(logits, MASK)
+    entropies = beliefs.entropy(log_p)
+    expected = plain_belief(logits[0].tolist(), MASK)
+    assert log_p[0].exp().tolist() == pytest.approx(expected, abs=1e-6)
+    assert entropies[0].item() == pytest.approx(plain_entropy(expected), abs=1e-5)
+    assert entropies[1:].isnan().tolist() == [True, True, True], "no belief, no entropy"
+    assert torch.isfinite(beliefs.kl_divergence(log_p[0], log_p[0]))
+
+
+def test_mix_weight() -> None:
+    ends = torch.tensor([0.0, math.log(VOCABULARY)])
+    assert beliefs.mix_weight(ends, VOCABULARY, 0.2).tolist() == pytest.approx([0.2, 0.0], abs=1e-7)
+    middle = torch.tensor([1.7])
+    expected = 0.2 * (1 - 1.7 / math.log(VOCABULARY))
+    assert beliefs.mix_weight(middle, VOCABULARY, 0.2).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("scale", [0.3, 2.0, 6.0])
+def test_nucleus_is_the_smallest_set_that_reaches_top_p(top_p: float, scale: float) -> None:
+    logits = random_logits(4, VOCABULARY, scale=scale, seed=2)
+    p_bar = beliefs.nucleus(beliefs.log_beliefs(logits, MASK).exp(), top_p)
+    for row in range(4):
+        p = plain_belief(logits[row].tolist(), MASK)
+        chosen = plain_nucleus(p, top_p)
+        mass = sum(p[v] for v in chosen)
+        assert mass >= top_p
+        assert mass - min(p[v] for v in chosen) < top_p
+        expected = [p[v] / mass if v in chosen else 0.0 for v in range(VOCABULARY)]
+        assert p_bar[row].tolist() == pytest.approx(expected, abs=1e-6)
+        assert {v for v, x in enumerate(p_bar[row].tolist()) if x > 0} == chosen
+
+
+def test_nucleus_keeps_the_top_token_at_0_and_everything_at_1() -> None:
+    # The last row is so sure that in float32 its top tokens alone sum to 1.
+    logits = torch.cat([random_logits(3, VOCABULARY), random_logits(1, VOCABULARY, scale=9.0)])
+    p = beliefs.log_beliefs(logits, MASK).exp()
+    only_top = beliefs.nucleus(p, 0.0)
+    assert torch.equal(only_top, torch.nn.functional.one_hot(p.argmax(-1), VOCABULARY).float())
+    assert torch.allclose(beliefs.nucleus(p, 1.0), p, atol=1e-7)
+    assert torch.equal(beliefs.nucleus(p, 1.0) > 0, p > 0)
+
+
+def test_nucleus_prefers_the_lower_id_among_equals() -> None:
+    p = torch.tensor([[0.1, 0.2, 0.2, 0.1, 0.2, 0.2], [1 / 6] * 6])
+    assert (beliefs.nucleus(p, 0.55) > 0).tolist() == [
+        [False, True, True, False, True, False],
+        [True, True, True, True, False, False],
+    ]
+
+
+def test_soft_embedding() -> None:
+    generator = torch.Generator().manual_seed(3)
+    table = torch.randn(VOCABULARY, 6, generator=generator)
+    p_bar = beliefs.nucleus(beliefs.log_beliefs(random_logits(3, VOCABULARY), MASK).exp(), 0.9)
+    alpha = torch.tensor([0.0, 0.15, 1.0])
+    soft = beliefs.soft_embedding(p_bar, alpha, table, table[MASK])
+    for row in range(3):
+        a, weights = alpha[row].item(), p_bar[row].tolist()
+        for d in range(6):
+            column = table[:, d].tolist()
+            mean = sum(w * x for w, x in zip(weights, column, strict=True))
+            expected = (1 - a) * column[MASK] + a * mean
+            assert soft[row, d].item() == pytest.approx(expected, abs=1e-5)
+    half = beliefs.soft_embedding(p_bar, alpha, table.bfloat16(), table[MASK].bfloat16())
+    assert half.dtype == torch.bfloat16
+
+
+def test_kl_divergence_is_from_this_pass_to_the_one_before() -> None:
+    now, before = random_logits(4, VOCABULARY, seed=4), random_logits(4, VOCABULARY, seed=5)
+    kl = beliefs.kl_divergence(
+        beliefs.log_beliefs(now, MASK), beliefs.log_beliefs(before, MASK)
+    ).tolist()
+    for row in range(4):
+        p, q = (plain_belief(x[row].tolist(), MASK) for x in (now, before))
+        forward = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+        backward = sum(b * math.log(b / a) for a, b in zip(p, q, strict=True) if b > 0)
+        assert kl[row] == pytest.approx(forward, rel=1e-4)
+        assert abs(forward - backward) > 1e-2
+
+
+def test_kl_divergence_is_never_negative() -> None:
+    """Nearly equal beliefs round to either side of 0; a threshold of 0 must not be passed."""
+    now = random_logits(2000, VOCABULARY, seed=6)
+    almost = now + random_logits(2000, VOCABULARY, scale=1e-5, seed=7)
+    kl = beliefs.kl_divergence(beliefs.log_beliefs(now, MASK), beliefs.log_beliefs(almost, MASK))
+    assert kl.min() >= 0
+    assert kl.max() < 1e-5
+
+
+KL = [[0.4, 0.1, 0.3, 0.2], [0.0, 0.7, 0.5, 0.1], [9.0, 9.0, 9.0, 9.0]]
+OPEN = [[1, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("scope", ["block", "open"])
+@pytest.mark.parametrize("reduction", ["mean", "max", "sum"])
+def test_reduce_kl(reduction: str, scope: str) -> None:
+    reduced = beliefs.reduce_kl(torch.tensor(KL), torch.tensor(OPEN).bool(), reduction, scope)  # type: ignore[arg-type]
+    for row, (kl, opened) in enumerate(zip(KL, OPEN, strict=True)):
+        counted = [k for k, is_open in zip(kl, opened, strict=True) if is_open]
+        divisor = 4 if scope == "block" else max(len(counted), 1)
+        expected = {
+            "mean": sum(counted) / divisor,
+            "max": max(counted, default=0.0),
+            "sum": sum(counted),
+        }[reduction]
+        assert reduced[row].item() == pytest.approx(expected)
