@@ -1,0 +1,32 @@
+"""`lrd NAME`: one command for each job. Knows only their names."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from jobs import generate, models, prepare
+
+JOBS = {
+    "generate": (generate, "decode prompt shards into a result dataset"),
+    "prepare": (prepare, "make prompt shards from Parquet, JSONL, CSV or a hub dataset"),
+    "models": (models, "list the models that are known by name"),
+}
+
+
+def main() -> None:
+    """The console script."""
+    parser = argparse.ArgumentParser(
+        prog="lrd", description="Latent Refinement Decoding as a batch-generation pipeline."
+    )
+    commands = parser.add_subparsers(dest="job", required=True, metavar="JOB")
+    for name, (job, what) in JOBS.items():
+        command = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+        job.add_arguments(command)
+        command.set_defaults(run=job.run)
+    args = parser.parse_args()
+    sys.exit(args.run(args))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Decode prompt shards into a result dataset: the main job.
+
+    lrd generate --input PROMPTS --output OUT [--config RUN.toml] [settings]
+    python -m jobs.generate …            # the same, for `ray job submit`
+
+Settings come from the preset, then the TOML file, then the flags; each overrides the last.
+Knows nothing of decoding or storage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from jobs.flags import add_model_flags, given, one_line
+from lrd.config import PRESETS, DecodingConfig
+from pipeline.config import RunConfig
+from pipeline.driver import Driver, RunStoppedError
+from pipeline.driver import Progress as RunProgress
+from pipeline.run import Summary, generate
+
+OK, BAD_SETTINGS, FAILED_ROWS, INTERRUPTED = 0, 2, 3, 75
+LINE_SECONDS = 5.0
+"""How often a run without a terminal says where it stands."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags for every field of RunConfig and DecodingConfig, read off the models."""
+    parser.add_argument("--config", metavar="RUN.toml", help="settings, [decoding] as a table")
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="decoding preset [fast]")
+    add_model_flags(parser, RunConfig, exclude={"decoding"})
+    add_model_flags(parser.add_argument_group("decoding"), DecodingConfig)
+
+
+def settings_from(args: argparse.Namespace) -> RunConfig:
+    """RunConfig from preset, file and flags; ValueError for what is unknown or impossible."""
+    settings: dict[str, Any] = {}
+    if args.config:
+        try:
+            settings = tomllib.loads(Path(args.config).read_text())
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ValueError(f"{args.config}: {error}") from error
+    decoding = settings.pop("decoding", {})
+    preset = args.preset or settings.pop("preset", "fast")
+    settings.pop("preset", None)
+    if not isinstance(decoding, dict):
+        raise ValueError(f"{args.config}: decoding is a table: [decoding]")
+    try:
+        settings["decoding"] = DecodingConfig.preset(
+            preset, **{**decoding, **given(args, DecodingConfig)}
+        )
+        return RunConfig(**{**settings, **given(args, RunConfig)})
+    except ValidationError as error:
+        raise ValueError(one_line(error)) from error
+
+
+def run(args: argparse.Namespace) -> int:
+    """The job; its exit code."""
+    stopped = 0
+
+    def remember(driver: Driver) -> None:
+        def stop(signum: int, frame: object) -> None:
+            nonlocal stopped
+            stopped += 1
+            if stopped > 1:
+                raise KeyboardInterrupt
+            driver.stop()
+
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+
+    try:
+        config = settings_from(args)
+        with _shown_progress() as show:
+            began = time.monotonic()
+            summary = generate(config, show, remember)
+    except ValueError as error:
+        print(f"lrd generate: {error}", file=sys.stderr)
+        return BAD_SETTINGS
+    except (RunStoppedError, KeyboardInterrupt) as error:
+        reason = str(error) or "interrupted"
+        print(
+            f"lrd generate: {reason}; finished rows are safe, the same command continues",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    print(describe(summary, config, time.monotonic() - began))
+    return FAILED_ROWS if summary.num_failed else OK
+
+
+def describe(summary: Summary, config: RunConfig, seconds: float) -> str:
+    """The closing lines of a run."""
+    num_ok = summary.num_rows - summary.num_failed
+    lines = [f"{summary.num_rows} rows, {summary.num_failed} failed, {seconds:.1f} s"]
+    if num_ok:
+        stops = ", ".join(f"{reason} {n}" for reason, n in summary.stop_reasons.items())
+        lines += [
+            f"forwards a row: {summary.num_forwards / num_ok:.1f} mean; "
+            f"effective tokens a row: {summary.num_output_tokens / num_ok:.1f} mean",
+            f"stops: {stops}",
+        ]
+    if summary.num_unsure_stops:
+        lines.append(
+            f"warning: {summary.num_unsure_stops} early stops committed positions that were "
+            "still unsure; set --stop-max-entropy, or lower --tau-decode"
+        )
+    lines += [f"  {n} x {reason}" for reason, n in list(summary.errors.items())[:5]]
+    lines.append(f"results: {config.output}/data")
+    return "\n".join(lines)
+
+
+class _shown_progress:  # noqa: N801 (used as a context manager's function)
+    """Shows a run's progress: a bar on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("rows"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                console=console,
+            )
+        self._task: Any = None
+        self._last = time.monotonic()
+
+    def __enter__(self) -> Any:
+        if self._bar is not None:
+            self._bar.start()
+        return self.show
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, progress: RunProgress) -> None:
+        if self._bar is not None:
+            if self._task is None:
+                self._task = self._bar.add_task("", total=progress.num_rows, rate="")
+            self._bar.update(self._task, completed=progress.num_done, rate=rates(progress))
+        elif time.monotonic() - self._last >= LINE_SECONDS:
+            self._last = time.monotonic()
+            print(
+                f"{progress.num_done}/{progress.num_rows} rows, {rates(progress)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def rates(progress: RunProgress) -> str:
+    """Rows a second, mean forwards a row, failed rows and the time left at this rate."""
+    done_now = progress.num_done - progress.num_done_before
+    if not done_now or not progress.seconds:
+        return "starting"
+    rate = done_now / progress.seconds
+    decoded = max(1, done_now - progress.num_failed)
+    left = (progress.num_rows - progress.num_done) / rate
+    failed = f", {progress.num_failed} failed" if progress.num_failed else ""
+    return (
+        f"{rate:.1f} rows/s, {progress.num_forwards / decoded:.1f} forwards/row, "
+        f"{left:.0f} s left{failed}"
+    )
+
+
+def main() -> None:
+    """`python -m jobs.generate`."""
+    parser = argparse.ArgumentParser(prog="lrd generate", description="Decode prompt shards.")
+    add_arguments(parser)
+    sys.exit(run(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Prompts → length buckets → work units for replicas.
+
+Knows nothing of Ray or files. A bucket is the number of prompt tokens that its slots hold:
+prompts share a pass only with prompts of about their length, so little of it is padding.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from pipeline.rows import Prompt
+
+
+def bucket_of(num_tokens: int, max_tokens: int) -> int:
+    """The bucket of a prompt: the next of 16, 32, 48, 64, 80, 96, 112, 128, 160, … tokens.
+
+    Steps are an eighth of the next power of two and at least 16, so that padding stays below
+    an eighth for long prompts and the number of shapes grows with the logarithm of the length.
+    """
+    assert 0 < num_tokens <= max_tokens
+    step = max(16, (1 << (num_tokens - 1).bit_length()) // 8)
+    return min(-(-num_tokens // step) * step, max_tokens)
+
+
+class Buckets:
+    """Prompts that wait, by bucket; gives out work units of one bucket each."""
+
+    def __init__(self, unit_size: int) -> None:
+        self.unit_size = unit_size
+        self._waiting: dict[int, deque[Prompt]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def add(self, prompts: Iterable[Prompt]) -> None:
+        for prompt in prompts:
+            self._waiting.setdefault(prompt.bucket, deque()).append(prompt)
+
+    def put_back(self, prompts: Iterable[Prompt]) -> None:
+        """Prompts that a dead replica left go first, in their order."""
+        for prompt in reversed(list(prompts)):
+            self._waiting.setdefault(prompt.bucket, deque()).appendleft(prompt)
+
+    def take(self, last_bucket: int | None, *, partial: bool) -> list[Prompt]:
+        """The next work unit, empty where none is due.
+
+        A replica stays with its last bucket while that fills a unit; then the longest bucket
+        that does, so that the tail of a run is short. With `partial`, where no bucket fills a
+        unit, the one that holds the oldest row, so that every shard is finished in time.
+        """
+        full = [b for b, waiting in self._waiting.items() if len(waiting) >= self.unit_size]
+        if last_bucket in full:
+            bucket = last_bucket
+        elif full:
+            bucket = max(full)
+        elif partial and self._waiting:
+            bucket = min(
+                self._waiting, key=lambda b: min((p.shard, p.index) for p in self._waiting[b])
+            )
+        else:
+            return []
+        assert bucket is not None
+        waiting = self._waiting[bucket]
+        unit = [waiting.popleft() for _ in range(min(self.unit_size, len(waiting)))]
+        if not waiting:
+            del self._waiting[bucket]
+        return unit

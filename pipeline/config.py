@@ -1,0 +1,61 @@
+"""Settings of one run: what a user writes in a TOML file or as flags.
+
+Knows nothing of the command line. Decoding settings are `lrd.DecodingConfig`'s own.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lrd import DecodingConfig
+from lrd.prompts import PromptFormat
+
+Truncation = Literal["fail", "keep_last"]
+
+
+class RunConfig(BaseModel):
+    """One run: prompts in, results out.
+
+    Raises pydantic's ValidationError (a ValueError) for unknown or impossible settings.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input: str = Field(description="Parquet file or folder of prompt shards; any filesystem")
+    output: str = Field(description="folder of the result dataset; a rerun continues it")
+    prompt_column: str = Field("prompt", description="input column that holds the prompt text")
+    prompt_format: PromptFormat = Field(
+        "auto", description="chat template, raw text, or chat where the model has a template"
+    )
+    system_prompt: str | None = Field(None, description="system message before every prompt")
+    truncation: Truncation = Field(
+        "fail", description="prompts too long for the model: fail the row, or keep the last tokens"
+    )
+    model: str = Field("tiny", description="checkpoint folder, hub id, or tiny")
+    revision: str | None = Field(None, description="commit, tag or branch of a hub id")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: cuda where the cluster has GPUs"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto", description="auto: bfloat16 on cuda, float32 on cpu"
+    )
+    replicas: int | None = Field(None, ge=1, description="model replicas [a GPU each; 1 on cpu]")
+    cpus_per_replica: float | None = Field(
+        None, gt=0, description="CPU cores a replica [an equal share of the cluster's]"
+    )
+    gpus_per_replica: float = Field(1.0, gt=0, description="GPUs a replica, on cuda")
+    slots: int = Field(16, ge=1, description="canvases that a replica decodes together")
+    lookahead_shards: int = Field(4, ge=1, description="input shards held in memory at a time")
+    flush_seconds: float = Field(5.0, gt=0, description="finished rows reach storage this often")
+    max_attempts: int = Field(
+        3, ge=1, description="times a row may be in a replica that dies before it is set aside"
+    )
+    max_restarts: int = Field(
+        20, ge=0, description="replica deaths in a row, without a finished row, that end the run"
+    )
+    address: str | None = Field(
+        None, description="Ray cluster; `auto` inside one [RAY_ADDRESS, else a local one]"
+    )
+    decoding: DecodingConfig = Field(default_factory=lambda: DecodingConfig.preset("fast"))
