@@ -328,5 +328,6 @@ def step(
     state.pass_in_block_B = torch.where(block_done_B, 0, state.pass_in_block_B + running_B)
     state.decode_in_block_B.masked_fill_(block_done_B, 0)
     state.calm_B.masked_fill_(block_done_B, 0)
-    state.block_B = (state.block_B + block_done_B).clamp(max=config.num_blocks - 1)
+    # A sample that has ended stays in the block that it ended in.
+    state.block_B += block_done_B & (state.stop_B == StopReason.RUNNING)
     state.log_p_BKV = log_p_BKV

@@ -1,0 +1,173 @@
+"""The batched decoder against the plain one of `reference.py`, over the whole range of settings."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+from random_model import random_model
+from reference import Outcome, decode_one
+
+import lrd
+from lrd.engine import row_seed
+
+MODELS: dict[str, dict[str, Any]] = {
+    "plain": {"seed": 1},
+    "sure": {"seed": 2, "sharpness": 3.0, "coupling": 0.5},
+    "shifted": {"seed": 3, "sharpness": 2.0, "logit_shift": True},
+    "brief": {"seed": 5, "sharpness": 2.0, "eos_bias": 2.0},
+}
+
+PROMPTS = [[3, 1, 4, 1, 5, 9], [2], [7, 7, 7, 20, 30, 40, 44, 0, 11], [8, 45, 2, 8]]
+"""Of different lengths, so that three rows of the batch are padded; one holds a [MASK]."""
+
+LRD = {"gen_length": 8, "r_f": 0.3, "tau_refine": 0.05, "max_refine_steps": 5}
+STOP = {**LRD, "early_stop": True, "tau_decode": 0.3}
+BLOCKS = {**LRD, "gen_length": 12, "block_length": 4}
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "baseline": {"gen_length": 10, "r_f": 0.0, "max_refine_steps": 0},
+    "initial": {**LRD, "gen_length": 16},
+    "initial, loose": {**LRD, "tau_refine": 1.0},
+    "initial, never converged": {**LRD, "tau_refine": 0.0},
+    "auto": {**LRD, "refinement": "auto"},
+    "auto, loose": {**LRD, "refinement": "auto", "tau_refine": 0.5},
+    "auto without refinement": {**LRD, "refinement": "auto", "max_refine_steps": 0},
+    "LF x 1": {**LRD, "refinement": 1},
+    "LF x 3": {**LRD, "refinement": 3},
+    "LF x 2, limit of 0 is not its own": {**LRD, "refinement": 2, "max_refine_steps": 0},
+    "no refinement": {**LRD, "max_refine_steps": 0},
+    "no mixing": {**LRD, "r_f": 0.0},
+    "no nucleus": {**LRD, "top_p": 0.0},
+    "all in the nucleus": {**LRD, "top_p": 1.0},
+    "full mixing": {**LRD, "r_f": 1.0, "top_p": 0.5},
+    "stop: mean": STOP,
+    "stop: mean, open": {**STOP, "scope": "open"},
+    "stop: max": {**STOP, "reduction": "max", "tau_decode": 0.5},
+    "stop: sum": {**STOP, "reduction": "sum", "tau_decode": 1.0},
+    "stop: sum, open": {**STOP, "reduction": "sum", "scope": "open", "tau_decode": 1.0},
+    "stop: max, open": {**STOP, "reduction": "max", "scope": "open", "tau_decode": 0.5},
+    "stop: tight": {**STOP, "tau_decode": 0.02},
+    "stop: patience 2": {**STOP, "patience": 2},
+    "stop: patience 3, max": {**STOP, "reduction": "max", "patience": 3},
+    "stop: gate": {**STOP, "stop_max_entropy": 1.0},
+    "stop: loose gate": {**STOP, "stop_max_entropy": 2.5},
+    "stop: gate and patience": {**STOP, "stop_max_entropy": 2.0, "patience": 2},
+    "stop: auto": {**STOP, "refinement": "auto"},
+    "stop: LF x 2, patience 2": {**STOP, "refinement": 2, "patience": 2},
+    "stop: no refinement": {**STOP, "max_refine_steps": 0},
+    "stop: blocks": {**BLOCKS, "early_stop": True, "tau_decode": 0.3},
+    "stop: blocks, patience, no EOS": {
+        **BLOCKS, "early_stop": True, "patience": 2, "stop_at_eos": False,
+    },
+    "stop: to the letter": {
+        "gen_length": 12, "early_stop": True, "tau_decode": 10.0, "tau_refine": 10.0,
+    },
+    "rule: 3 tokens": {**LRD, "tokens_per_step": 3},
+    "rule: entropy below": {**LRD, "entropy_threshold": 1.0},
+    "rule: entropy below 0": {**LRD, "entropy_threshold": 0.0},
+    "rule: entropy bound": {**LRD, "entropy_bound": 1.5},
+    "rule: entropy bound 0": {**LRD, "entropy_bound": 0.0},
+    "rule: confidence": {**LRD, "confidence_threshold": 0.5},
+    "rule: confidence 0": {**LRD, "confidence_threshold": 0.0},
+    "rule: entropy below, stop": {**STOP, "entropy_threshold": 0.5, "stop_max_entropy": 1.5},
+    "rule: 3 tokens, auto": {**LRD, "tokens_per_step": 3, "refinement": "auto"},
+    "rule: confidence, blocks": {**BLOCKS, "confidence_threshold": 0.6},
+    "blocks": BLOCKS,
+    "blocks, no EOS": {**BLOCKS, "stop_at_eos": False},
+    "blocks, baseline": {**BLOCKS, "r_f": 0.0, "max_refine_steps": 0},
+    "blocks, auto": {**BLOCKS, "refinement": "auto"},
+    "blocks, LF x 2, 3 tokens": {**BLOCKS, "refinement": 2, "tokens_per_step": 3},
+    "blocks of one": {**BLOCKS, "block_length": 1, "gen_length": 6},
+    "warm": {**LRD, "temperature": 0.7, "seed": 11},
+    "hot, stop": {**STOP, "temperature": 1.5, "seed": 12},
+    "warm, blocks": {**BLOCKS, "temperature": 0.7, "seed": 13},
+    "warm, confidence": {**LRD, "temperature": 0.7, "confidence_threshold": 0.4},
+}  # fmt: skip
+
+
+@functools.cache
+def model_named(name: str) -> Any:
+    return random_model(**MODELS[name])
+
+
+@functools.cache
+def outcomes(setting: str, model_name: str) -> list[Outcome]:
+    config = lrd.DecodingConfig(**SETTINGS[setting])
+    return [
+        decode_one(model_named(model_name), prompt, config, row_seed(config.seed, index))
+        for index, prompt in enumerate(PROMPTS)
+    ]
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_matches_the_plain_decoder(setting: str, model_name: str) -> None:
+    config = lrd.DecodingConfig(**SETTINGS[setting])
+    samples = lrd.decode(model_named(model_name), PROMPTS, config, batch_size=3)
+    for sample, expected in zip(samples, outcomes(setting, model_name), strict=True):
+        assert sample.error is None
+        for name in (
+            "canvas",
+            "commit_step",
+            "refine_steps",
+            "decode_steps",
+            "blocks",
+            "stop_reason",
+            "open_at_stop",
+            "refine_converged",
+        ):
+            assert getattr(sample, name) == getattr(expected, name), name
+        for name in ("kl_trace", "entropy_trace", "max_entropy_at_stop", "mean_mix_weight"):
+            approximately = pytest.approx(getattr(expected, name), abs=2e-4, nan_ok=True)
+            assert getattr(sample, name) == approximately, name
+        assert sample.num_forwards == expected.refine_steps + expected.decode_steps
+        assert len(sample.kl_trace) == sample.num_forwards <= config.max_forwards
+
+
+def test_the_settings_reach_every_branch() -> None:
+    """Otherwise the comparison above would prove less than it seems to."""
+    seen = [o for setting in SETTINGS for name in MODELS for o in outcomes(setting, name)]
+    assert {o.stop_reason for o in seen} == {"complete", "converged", "eos"}
+    assert set().union(*(o.branches for o in seen)) == {
+        "refined until converged",
+        "refined to the limit",
+        "patience waits",
+        "gate holds back",
+        "stopped early",
+        "several committed",
+        "sampled",
+        "argmax",
+        "an EOS waits for a gap",
+        "EOS fills the rest",
+        "EOS in a finished block",
+    }
+    assert {o.refine_converged for o in seen} == {True, False}
+    assert any(1 < o.open_at_stop < 8 for o in seen)
+    assert any(o.open_at_stop and o.stop_reason != "converged" for o in seen)
+    assert any(o.stop_reason == "eos" and 0 not in o.commit_step[:8] for o in seen)
+    assert any(1 < o.blocks < 3 for o in seen)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"gen_length": 8, "r_f": 0.0, "max_refine_steps": 0},
+        {"gen_length": 8, "max_refine_steps": 3, "tau_refine": 0.0},
+        {"gen_length": 8, "max_refine_steps": 3, "tau_refine": 0.0, "refinement": "auto"},
+        {"gen_length": 8, "refinement": 2},
+        {
+            "gen_length": 8,
+            "block_length": 4,
+            "max_refine_steps": 3,
+            "tau_refine": 0.0,
+            "stop_at_eos": False,
+        },
+    ],
+)
+def test_the_bound_on_passes_is_reached(setting: dict[str, Any]) -> None:
+    config = lrd.DecodingConfig(**setting)
+    for sample in lrd.decode(model_named("plain"), PROMPTS, config):
+        assert sample.num_forwards == config.max_forwards
+        assert 0 not in sample.commit_step
