@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 COMMIT_RULES = ("entropy_threshold", "entropy_bound", "confidence_threshold")
-"""Rules that replace `tokens_per_step`; at most one may be set."""
+"""Rules that replace `tokens_per_step`; at most one may be set. `steps` replaces it too."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Eq. 2: one token a pass, the rest back to [MASK].
@@ -82,8 +82,41 @@ class DecodingConfig(BaseModel):
     confidence_threshold: float | None = Field(
         None, ge=0, le=1, description="commit every position of this probability, at least one"
     )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="decode passes over all blocks; replaces tokens_per_step. With "
+        "confidence_threshold it caps what has been committed by each pass",
+    )
+    schedule: Literal["even", "timestep"] = Field(
+        "even",
+        description="how steps share out a block. even: equally, the remainder to the first "
+        "(LLaDA); timestep: 1 - s/t of what is open, all in the last (Dream)",
+    )
+    schedule_eps: float = Field(1e-3, gt=0, lt=1, description="last timestep of `timestep`")
+    confidence: Literal["entropy", "probability", "margin"] = Field(
+        "entropy", description="orders positions: the belief's entropy, p(token), p(1st) - p(2nd)"
+    )
+    confidence_source: Literal["belief", "sampling"] = Field(
+        "belief",
+        description="what confidence is read from: the model's belief (LLaDA), or what tokens "
+        "are drawn from, tempered and cut by sample_top_p and sample_top_k (Dream)",
+    )
+    cfg_scale: float = Field(
+        0.0, ge=0, description="classifier-free guidance against a masked prompt; 0: none"
+    )
+    logits_eos_inf: bool = Field(False, description="EOS is never written (LLaDA)")
+    confidence_eos_eot_inf: bool = Field(
+        False, description="positions that would write EOS or the end of turn come last (LLaDA)"
+    )
     stop_at_eos: bool = Field(True, description="block mode: end once an EOS has no gap before")
     temperature: float = Field(0.0, ge=0, description="0: argmax; else Gumbel sampling")
+    sample_top_p: float | None = Field(
+        None, gt=0, le=1, description="draw from the most probable tokens of this mass alone"
+    )
+    sample_top_k: int | None = Field(
+        None, ge=1, description="draw from this many most probable tokens alone"
+    )
     seed: int = Field(0, description="each row draws from hash(seed, row id)")
 
     @model_validator(mode="after")
@@ -102,7 +135,44 @@ class DecodingConfig(BaseModel):
             raise ValueError(f"{' and '.join(rules)} are both set; keep one commit rule")
         if rules and self.tokens_per_step != 1:
             raise ValueError(f"tokens_per_step and {rules[0]} are both set; keep one commit rule")
+        self._check_schedule(rules)
+        self._check_sampling(rules)
         return self
+
+    def _check_schedule(self, rules: list[str]) -> None:
+        if self.steps is None:
+            if self.schedule != "even":
+                raise ValueError(f"schedule {self.schedule} shares out steps; set steps too")
+            return
+        if self.steps % self.num_blocks:
+            raise ValueError(
+                f"steps {self.steps} are shared by {self.num_blocks} blocks and must be a "
+                f"multiple of {self.num_blocks}"
+            )
+        clash = [rule for rule in rules if rule != "confidence_threshold"]
+        if self.tokens_per_step != 1:
+            clash.append("tokens_per_step")
+        if clash:
+            raise ValueError(f"steps and {clash[0]} are both set; keep one commit rule")
+        if rules and self.schedule != "even":
+            raise ValueError(
+                "under confidence_threshold steps are shared out evenly; drop schedule"
+            )
+
+    def _check_sampling(self, rules: list[str]) -> None:
+        fitting = {"confidence_threshold": ("entropy", "probability")}
+        for rule in rules:
+            if self.confidence not in fitting.get(rule, ("entropy",)):
+                raise ValueError(
+                    f"{rule} orders positions by what it compares; drop confidence = "
+                    f"{self.confidence}, which goes with tokens_per_step or steps"
+                )
+        cut = self.sample_top_p is not None or self.sample_top_k is not None
+        if cut and self.temperature == 0 and self.confidence_source == "belief":
+            raise ValueError(
+                "at temperature 0 sample_top_p and sample_top_k change confidences alone; "
+                "set confidence_source to sampling, raise temperature, or drop them"
+            )
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
@@ -110,8 +180,8 @@ class DecodingConfig(BaseModel):
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
         settings = dict(PRESETS[name])
-        if {"tokens_per_step", *COMMIT_RULES} & overrides.keys():
-            for rule in ("tokens_per_step", *COMMIT_RULES):
+        if {"tokens_per_step", "steps", *COMMIT_RULES} & overrides.keys():
+            for rule in ("tokens_per_step", "steps", *COMMIT_RULES):
                 settings.pop(rule, None)
         return cls(**{**settings, **overrides})
 
@@ -135,6 +205,8 @@ class DecodingConfig(BaseModel):
     @property
     def max_forwards(self) -> int:
         """No sample can take more passes than this."""
-        phases = self.num_blocks if self.refinement == "initial" else self.gen_length
+        # A schedule of more steps than tokens has passes that commit nothing.
+        decode_steps = max(self.gen_length, self.steps or 0)
+        phases = self.num_blocks if self.refinement == "initial" else decode_steps
         longest = self.refinement if isinstance(self.refinement, int) else self.max_refine_steps
-        return self.gen_length + phases * longest
+        return decode_steps + phases * longest

@@ -40,6 +40,7 @@ class LoadedModel:
         self.eos_id = _token_id(config, "eos_token_id", transformer.config.table_rows)
         pad = config.get("pad_token_id")
         self.pad_id = self.eos_id if pad is None else int(pad)
+        self.eot_id: int | None = None
 
     @property
     def embedding_table(self) -> Tensor:

@@ -16,6 +16,8 @@ class DiffusionModel(Protocol):
     mask_id: int
     eos_id: int
     pad_id: int
+    eot_id: int | None
+    """Ends a chat turn where the model has a token for it besides EOS."""
     max_length: int
     """Positions that prompt and canvas may take together."""
     tokenizer: Any

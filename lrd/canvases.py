@@ -1,0 +1,161 @@
+"""The state of a batch of canvases, one row a sample: placed, kept, dropped by row.
+
+Knows nothing of the procedure: `decoding.py` advances what is here.
+
+Legend: B samples, L columns (prompt, canvas, padding), G canvas positions, K positions of the
+current block, D width, V columns of the logits, T passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from lrd.config import DecodingConfig
+from lrd.models.protocol import DiffusionModel
+
+
+class StopReason(IntEnum):
+    """Why a sample ended; `running` while it has not."""
+
+    RUNNING = 0
+    COMPLETE = 1
+    CONVERGED = 2
+    EOS = 3
+    FAILED = 4
+
+
+@dataclass(slots=True)
+class Canvases:
+    """State of B samples; every tensor's first dimension is B."""
+
+    embeds_BLD: Tensor
+    attention_mask_BL: Tensor
+    start_B: Tensor
+    """Column of each sample's first canvas position."""
+    canvas_BG: Tensor
+    """Token ids; [MASK] where open."""
+    commit_step_BG: Tensor
+    """1-based pass that committed a position; 0 while open, and where EOS filled the rest."""
+    stop_B: Tensor
+    """StopReason."""
+    block_B: Tensor
+    pass_in_block_B: Tensor
+    refining_B: Tensor
+    phase_steps_B: Tensor
+    """Refinement passes of the current phase."""
+    decode_in_block_B: Tensor
+    calm_B: Tensor
+    """Consecutive decode passes below tau_decode."""
+    refine_steps_B: Tensor
+    decode_steps_B: Tensor
+    all_phases_converged_B: Tensor
+    open_at_stop_B: Tensor
+    max_entropy_at_stop_B: Tensor
+    mix_weight_sum_B: Tensor
+    mix_weight_count_B: Tensor
+    kl_trace_BT: Tensor
+    entropy_trace_BT: Tensor
+    log_p_BKV: Tensor
+    """Beliefs of the pass before."""
+
+    @classmethod
+    def empty(
+        cls, model: DiffusionModel, config: DecodingConfig, num_samples: int, num_columns: int
+    ) -> Canvases:
+        """B canvases that hold nothing: `stop` is COMPLETE until a prompt is placed."""
+        B, L, T = num_samples, num_columns, config.max_forwards
+        table = model.embedding_table
+        device = table.device
+
+        def integers(*shape: int, fill: int = 0) -> Tensor:
+            return torch.full(shape, fill, dtype=torch.long, device=device)
+
+        def floats(*shape: int, fill: float = 0.0) -> Tensor:
+            return torch.full(shape, fill, dtype=torch.float32, device=device)
+
+        return cls(
+            embeds_BLD=torch.zeros(B, L, table.shape[1], dtype=table.dtype, device=device),
+            attention_mask_BL=integers(B, L, fill=1),
+            start_B=integers(B),
+            canvas_BG=integers(B, config.gen_length, fill=model.mask_id),
+            commit_step_BG=integers(B, config.gen_length),
+            stop_B=integers(B, fill=StopReason.COMPLETE),
+            block_B=integers(B),
+            pass_in_block_B=integers(B),
+            refining_B=torch.zeros(B, dtype=torch.bool, device=device),
+            phase_steps_B=integers(B),
+            decode_in_block_B=integers(B),
+            calm_B=integers(B),
+            refine_steps_B=integers(B),
+            decode_steps_B=integers(B),
+            all_phases_converged_B=torch.ones(B, dtype=torch.bool, device=device),
+            open_at_stop_B=integers(B),
+            max_entropy_at_stop_B=floats(B),
+            mix_weight_sum_B=floats(B),
+            mix_weight_count_B=integers(B),
+            kl_trace_BT=floats(B, T, fill=float("nan")),
+            entropy_trace_BT=floats(B, T, fill=float("nan")),
+            log_p_BKV=floats(B, config.block_tokens, table.shape[0]),
+        )
+
+    def place(
+        self,
+        row: int,
+        prompt: list[int],
+        model: DiffusionModel,
+        config: DecodingConfig,
+        padding_side: str,
+    ) -> None:
+        """Put a prompt and an empty canvas into row `row`; whatever was there is forgotten.
+
+        Raises ValueError where prompt and canvas have more tokens than there are columns.
+        """
+        L, used = self.attention_mask_BL.shape[1], len(prompt) + config.gen_length
+        if used > L:
+            raise ValueError(f"{len(prompt)} prompt tokens do not fit {L - config.gen_length}")
+        first = L - used if padding_side == "left" else 0
+        ids_L = torch.full((L,), model.pad_id, dtype=torch.long)
+        mask_L = torch.zeros(L, dtype=torch.long)
+        ids_L[first : first + used] = torch.tensor(prompt + [model.mask_id] * config.gen_length)
+        mask_L[first : first + used] = 1
+        device = self.embeds_BLD.device
+        self.embeds_BLD[row] = model.embed(ids_L.to(device)[None])[0]
+        self.attention_mask_BL[row] = mask_L.to(device)
+        self.start_B[row] = first + len(prompt)
+        self.canvas_BG[row] = model.mask_id
+        for counter in (
+            self.commit_step_BG,
+            self.block_B,
+            self.pass_in_block_B,
+            self.phase_steps_B,
+            self.decode_in_block_B,
+            self.calm_B,
+            self.refine_steps_B,
+            self.decode_steps_B,
+            self.open_at_stop_B,
+            self.max_entropy_at_stop_B,
+            self.mix_weight_sum_B,
+            self.mix_weight_count_B,
+        ):
+            counter[row] = 0
+        self.kl_trace_BT[row] = float("nan")
+        self.entropy_trace_BT[row] = float("nan")
+        self.refining_B[row] = config.refines
+        self.all_phases_converged_B[row] = config.refines
+        self.stop_B[row] = StopReason.RUNNING
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop every other row."""
+        index = torch.tensor(rows, dtype=torch.long, device=self.embeds_BLD.device)
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name)[index])
+
+    def append(self, others: Canvases) -> None:
+        """Add the rows of `others` below."""
+        for field in fields(self):
+            both = (getattr(self, field.name), getattr(others, field.name))
+            setattr(self, field.name, torch.cat(both))
