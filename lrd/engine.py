@@ -6,7 +6,6 @@ Knows nothing of Ray, files or row ids: whoever submits a prompt names it with a
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,7 +60,7 @@ class Sample:
     entropy_trace: list[float]
     """Mean entropy of the open positions a pass, nats."""
     mean_mix_weight: float
-    """Mean α of all soft embeddings that were fed back; 0 where there were none."""
+    """Mean α of all soft embeddings that were formed; 0 where there were none."""
     error: str | None
     """Why the sample failed."""
 
@@ -108,7 +107,10 @@ class Engine:
         return bool(self._waiting) or any(self._slots)
 
     def submit(self, request: Request) -> None:
-        """Queue a prompt. Raises ValueError where it is empty or longer than the slots."""
+        """Queue a prompt. A [MASK] in it is context like any token and is never written.
+
+        Raises ValueError where it is empty, longer than the slots or holds an unknown id.
+        """
         if not request.prompt:
             raise ValueError("the prompt has no tokens")
         if len(request.prompt) + self.config.gen_length > self.num_columns:
@@ -116,6 +118,14 @@ class Engine:
                 f"{len(request.prompt)} prompt tokens exceed the slots' "
                 f"{self.num_columns - self.config.gen_length}"
             )
+        # On a GPU an index out of range takes the whole process down.
+        num_tokens = self.model.embedding_table.shape[0]
+        for token in request.prompt:
+            if not 0 <= token < num_tokens:
+                raise ValueError(
+                    f"the prompt holds token id {token}; the model's ids go from 0 to "
+                    f"{num_tokens - 1}"
+                )
         self._waiting.append(request)
 
     @torch.inference_mode()
@@ -127,14 +137,7 @@ class Engine:
         return self._take_finished()
 
     def _fill_slots(self) -> None:
-        """Waiting prompts into free slots; where none wait, free slots are not computed."""
-        if not self._waiting:
-            busy = [row for row, request in enumerate(self._slots) if request]
-            if len(busy) < len(self._slots):
-                self._canvases.keep(busy)
-                self._slots = [self._slots[row] for row in busy]
-                self._generators = [self._generators[row] for row in busy]
-            return
+        """Waiting prompts into free slots; a slot that stays free is not computed."""
         num_free = self._slots.count(None)
         num_new = min(self.num_slots - len(self._slots), len(self._waiting) - num_free)
         if num_new > 0:
@@ -151,6 +154,11 @@ class Engine:
                 )
                 self._slots[row] = request
                 self._generators[row] = self._generator(request.seed)
+        busy = [row for row, request in enumerate(self._slots) if request]
+        if len(busy) < len(self._slots):
+            self._canvases.keep(busy)
+            self._slots = [self._slots[row] for row in busy]
+            self._generators = [self._generators[row] for row in busy]
 
     def _generator(self, seed: int) -> torch.Generator | None:
         if self.config.temperature == 0:
@@ -200,9 +208,7 @@ class Engine:
             num_forwards=num_forwards,
             refine_steps=refine_steps,
             decode_steps=decode_steps,
-            blocks=math.ceil(
-                max(state.commit_step_BG[row].nonzero().numel(), 1) / self.config.block_tokens
-            ),
+            blocks=int(state.block_B[row]) + 1,
             stop_reason=reason.name.lower(),  # type: ignore[arg-type]
             open_at_stop=int(state.open_at_stop_B[row]),
             max_entropy_at_stop=float(state.max_entropy_at_stop_B[row]),
