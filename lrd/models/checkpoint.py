@@ -1,6 +1,7 @@
-"""A checkpoint folder or hub id → a model, every tensor accounted for.
+"""A checkpoint folder, hub id or plug → a model.
 
-Knows nothing of decoding. Reads safetensors alone and runs no code from a checkpoint.
+Knows nothing of decoding. Reads safetensors alone and runs no code from a checkpoint;
+`weights.py` accounts for every tensor, `hub.py` downloads, `plug.py` imports other models.
 
 Legend: B samples, L positions, C chosen columns, D width, V rows of the embedding table.
 """
@@ -13,15 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lrd.models.families import Family, family_of
+from lrd.models.families import family_of
+from lrd.models.hub import download, is_hub_id
+from lrd.models.int8 import int8_packer
+from lrd.models.plug import is_plug, load_plug, plug_fingerprint
+from lrd.models.protocol import DiffusionModel
+from lrd.models.tokenizer import load_tokenizer, token_id
 from lrd.models.transformer import Transformer
+from lrd.models.weights import load_weights, weight_files
 
 TINY = Path(__file__).parent / "tiny"
 """Folder of the embedded model, known as `tiny` everywhere."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
+"""What is computed in; int8 keeps the blocks' weights in int8 and the rest in bfloat16."""
+SIDE_FILES = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+    *("vocab.json", "merges.txt", "added_tokens.json"),
+)
+"""What decides a model's results beside its weights."""
 
 
 class LoadedModel:
@@ -32,15 +44,18 @@ class LoadedModel:
         transformer: Transformer,
         config: dict[str, Any],
         tokenizer: Any,
+        eot_token: str | None = None,
     ) -> None:
+        """eot_token: what ends a chat turn; its id is the tokenizer's."""
         self.transformer = transformer
         self.tokenizer = tokenizer
         self.max_length = transformer.config.max_length
         self.mask_id = _token_id(config, "mask_token_id", transformer.config.table_rows)
         self.eos_id = _token_id(config, "eos_token_id", transformer.config.table_rows)
-        pad = config.get("pad_token_id")
-        self.pad_id = self.eos_id if pad is None else int(pad)
-        self.eot_id: int | None = None
+        self.pad_id = self.eos_id
+        if config.get("pad_token_id") is not None:
+            self.pad_id = _token_id(config, "pad_token_id", transformer.config.table_rows)
+        self.eot_id = token_id(tokenizer, eot_token) if eot_token is not None else None
 
     @property
     def embedding_table(self) -> Tensor:
@@ -73,29 +88,51 @@ class LoadedModel:
         return self.transformer.project(hidden_BLD)
 
 
-def load_model(path_or_id: str | Path, device: str = "cpu", dtype: str = "float32") -> LoadedModel:
-    """The model of a checkpoint folder, or `tiny` for the embedded one.
+def load_model(
+    path_or_id: str | Path,
+    device: str = "cpu",
+    dtype: str = "float32",
+    revision: str | None = None,
+) -> DiffusionModel:
+    """The model of a checkpoint folder, a hub id, or `tiny` for the embedded one.
 
-    dtype: float32 or bfloat16. Raises ValueError for what is missing or does not fit, with
-    every difference named at once.
+    `package.module:factory` names a model of another package (README.md beside this file).
+    dtype: float32, bfloat16, or int8 (weight-only, by torchao). revision: of a hub id.
+    Raises ValueError for what is missing or does not fit, with every difference named at once.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported; choose from {', '.join(DTYPES)}")
-    folder = checkpoint_folder(path_or_id)
+    target = _device(device)
+    if is_plug(str(path_or_id)):
+        _refuse_revision(path_or_id, revision)
+        return load_plug(str(path_or_id), device, dtype)
+    pack = int8_packer() if dtype == "int8" else None
+    folder = checkpoint_folder(path_or_id, revision)
     config = read_config(folder)
     family = family_of(config)
+    tokenizer = load_tokenizer(folder)
     with torch.device("meta"):
         transformer = Transformer(family.transformer_config(config))
-    _load_weights(transformer, family, folder, torch.device(device), DTYPES[dtype])
+    names = family.tensor_names(transformer.config)
+    load_weights(transformer, names, folder, family.name, target, DTYPES[dtype], pack)
     transformer.requires_grad_(False).eval()
-    return LoadedModel(transformer, config, load_tokenizer(folder))
+    return LoadedModel(transformer, config, tokenizer, family.eot_token)
 
 
-def checkpoint_folder(path_or_id: str | Path) -> Path:
-    """The folder that a path or the name `tiny` stands for; ValueError where there is none."""
+def checkpoint_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
+    """The folder that a path, a hub id or the name `tiny` stands for.
+
+    A folder goes before a hub id of the same spelling. Raises ValueError where there is none.
+    """
     folder = TINY if str(path_or_id) == "tiny" else Path(path_or_id)
-    if not folder.is_dir():
-        raise ValueError(f"{path_or_id}: no such checkpoint folder")
+    if folder.is_dir():
+        _refuse_revision(path_or_id, revision)
+    elif is_hub_id(str(path_or_id)):
+        folder = download(str(path_or_id), revision)
+    else:
+        raise ValueError(
+            f"{path_or_id}: no such checkpoint folder, and no hub id (owner/name) either"
+        )
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json; name a folder that holds a checkpoint")
     return folder
@@ -112,42 +149,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The folder's transformers tokenizer, or None where it has none."""
-    if not (folder / "tokenizer.json").is_file():
-        return None
-    from transformers import PreTrainedTokenizerFast
+def fingerprint(path_or_id: str | Path, revision: str | None = None) -> str:
+    """SHA-256 over configuration, tokenizer and weights: equal exactly for equal models.
 
-    return PreTrainedTokenizerFast.from_pretrained(folder)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, by its index or single."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        files = [folder / name for name in names]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise ValueError(f"{index}: names files that are not there: {', '.join(missing)}")
-        return files
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return [single]
-    if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
-        raise ValueError(
-            f"{folder}: only pickled weights; they can run code when read and are refused. "
-            "Convert them to safetensors"
-        )
-    raise ValueError(f"{folder}: no model.safetensors and no index of shards")
-
-
-def fingerprint(path_or_id: str | Path) -> str:
-    """SHA-256 over `config.json`, tokenizer and weights: equal exactly for equal models."""
-    folder = checkpoint_folder(path_or_id)
+    Of contents alone, so where they lie and which revision they came from does not matter. Of
+    a plug: over its name and its module's source.
+    """
+    if is_plug(str(path_or_id)):
+        return plug_fingerprint(str(path_or_id))
+    folder = checkpoint_folder(path_or_id, revision)
     digest = hashlib.sha256()
-    side_files = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-    for file in [folder / name for name in side_files] + weight_files(folder):
+    for file in [folder / name for name in SIDE_FILES] + weight_files(folder):
         if file.is_file():
             digest.update(file.name.encode())
             with file.open("rb") as stream:
@@ -164,53 +176,16 @@ def _token_id(config: dict[str, Any], name: str, table_rows: int) -> int:
     return value
 
 
-def _load_weights(
-    transformer: Transformer,
-    family: Family,
-    folder: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> None:
-    """Fill the meta-device transformer tensor by tensor, each straight to its device and dtype."""
-    files = weight_files(folder)
-    wanted = family.tensor_names(transformer.config)
-    ours = {theirs: name for name, theirs in wanted.items()}
-    shapes = {name: list(p.shape) for name, p in transformer.named_parameters()}
-    assert shapes.keys() == wanted.keys()
-    extra: list[str] = []
-    misshapen: list[str] = []
-    places: dict[str, Path] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for theirs in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    if theirs not in ours:
-                        extra.append(theirs)
-                        continue
-                    places[theirs] = file
-                    shape = list(tensors.get_slice(theirs).get_shape())
-                    if shape != shapes[ours[theirs]]:
-                        misshapen.append(f"{theirs} is {shape}, not {shapes[ours[theirs]]}")
-        except SafetensorError as error:
-            raise ValueError(f"{file}: not a whole safetensors file ({error})") from error
-    missing = sorted(ours.keys() - places.keys())
-    if missing or extra or misshapen:
-        parts = [
-            f"{len(found)} {kind}: {'; '.join(sorted(found))}"
-            for kind, found in (("missing", missing), ("extra", extra), ("misshapen", misshapen))
-            if found
-        ]
-        raise ValueError(
-            f"{folder}: the tensors are not those of config.json as {family.name}: "
-            + ". ".join(parts)
-            + ". Use the config.json that belongs to these weights, or download both again"
-        )
-    modules = dict(transformer.named_modules())
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for theirs, place in places.items():
-                if place != file:
-                    continue
-                module, _, attribute = ours[theirs].rpartition(".")
-                value = tensors.get_tensor(theirs).to(device=device, dtype=dtype)
-                setattr(modules[module], attribute, torch.nn.Parameter(value, requires_grad=False))
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r} is unknown; choose cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r}: torch finds no CUDA device here; choose cpu")
+    return device
+
+
+def _refuse_revision(path_or_id: str | Path, revision: str | None) -> None:
+    if revision is not None:
+        raise ValueError(f"{path_or_id} is no hub id; drop the revision {revision!r}")

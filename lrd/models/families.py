@@ -27,6 +27,8 @@ class Family:
     """Our parameter → the checkpoint's tensor, outside the blocks."""
     inner: Mapping[str, str]
     """The same inside a block, `{}` standing for the block's number."""
+    eot_token: str
+    """What ends a turn in the family's chat template."""
 
     def tensor_names(self, config: TransformerConfig) -> dict[str, str]:
         """Every parameter of our transformer → the tensor that must hold it."""
@@ -140,6 +142,7 @@ LLADA = Family(
         "up.weight": _LLADA_BLOCK + "up_proj.weight",
         "down.weight": _LLADA_BLOCK + "ff_out.weight",
     },
+    eot_token="<|eot_id|>",
 )
 
 _DREAM_BLOCK = "model.layers.{}."
@@ -167,6 +170,7 @@ DREAM = Family(
         "up.weight": _DREAM_BLOCK + "mlp.up_proj.weight",
         "down.weight": _DREAM_BLOCK + "mlp.down_proj.weight",
     },
+    eot_token="<|im_end|>",
 )
 
 FAMILIES = (LLADA, DREAM)

@@ -1,0 +1,42 @@
+"""A hub id → a local folder with the files that loading reads, and no others.
+
+Knows nothing of what the files hold. huggingface_hub does the work: its cache, its
+credentials, its offline mode (HF_HUB_OFFLINE).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+FILES = ("*.json", "*.safetensors", "merges.txt", "*.jinja")
+"""Never code (*.py) and never pickles (*.bin, *.pt)."""
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form `owner/name`."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
+
+
+def download(hub_id: str, revision: str | None) -> Path:
+    """The snapshot folder of a hub repository, downloaded where the cache lacks it.
+
+    revision: branch, tag or commit; the repository's main branch where there is none.
+    Raises ValueError where the repository or revision does not exist, is not permitted or
+    cannot be reached.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            hub_id, revision=revision, allow_patterns=list(FILES), ignore_patterns=["*/*"]
+        )
+    # Without a connection or a cached copy huggingface_hub raises kinds of OSError.
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ValueError(
+            f"{hub_id}{f' at {revision}' if revision else ''} is no folder here and could not be "
+            f"had from the hub ({type(error).__name__}: {error}). Check the id and revision, the "
+            "connection, HF_TOKEN for gated models, and HF_HUB_OFFLINE; or name a folder"
+        ) from error
+    return Path(folder)
