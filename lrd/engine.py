@@ -130,7 +130,9 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Sample]:
-        """One forward pass for all busy slots; the samples that it finished."""
+        """One forward pass for all busy slots; the samples that it finished. Idle: no pass."""
+        if not self.busy:
+            return []
         self._fill_slots()
         step(self.model, self.config, self._canvases, self._draw())
         self.num_passes += 1
