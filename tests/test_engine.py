@@ -179,6 +179,8 @@ def test_a_prompt_may_join_while_others_are_decoded(uneven_model: LoadedModel) -
     expected, _ = run(uneven_model, UNEVEN, requests())
     engine = lrd.Engine(uneven_model, UNEVEN, 4, 9)
     assert not engine.busy
+    assert engine.step() == []
+    assert engine.num_passes == 0, "an idle step is no pass"
     waiting, samples = requests(), []
     while waiting or engine.busy:
         if waiting:
