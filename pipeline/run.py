@@ -5,6 +5,7 @@ Knows no command line and prints nothing.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -126,7 +127,7 @@ def _connect(config: RunConfig) -> dict[str, float]:
             ray.init(
                 address=address,
                 log_to_driver=False,
-                logging_level="error",
+                logging_level=logging.ERROR,
                 include_dashboard=None if address else False,
             )
         except ConnectionError as error:
