@@ -15,6 +15,9 @@ from lrd.models.transformer import Transformer, TransformerConfig
 VOCABULARY = 48
 MASK, EOS, PAD = 45, 46, 47
 
+LIVELY: dict[str, Any] = {"seed": 9, "sharpness": 1.5, "eos_bias": 2.5, "logit_shift": True}
+"""Arguments of a model whose samples take very different numbers of passes, some with an EOS."""
+
 
 def random_model(
     seed: int,

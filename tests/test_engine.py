@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-import re
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
-from random_model import EOS, MASK, VOCABULARY, random_model
+from random_model import MASK
 from torch import Tensor
 
 import lrd
-from lrd.models.checkpoint import TINY, LoadedModel
+from lrd.models.checkpoint import LoadedModel
 
 PROMPTS = [
     [3, 1, 4, 1, 5, 9],
@@ -37,19 +35,6 @@ SETTINGS = {
     "blocks": UNEVEN.model_copy(update={"block_length": 4}),
     "warm": UNEVEN.model_copy(update={"temperature": 0.8}),
 }
-
-
-UNEVEN_MODEL: dict[str, Any] = {
-    "seed": 9,
-    "sharpness": 1.5,
-    "eos_bias": 2.5,
-    "logit_shift": True,
-}
-
-
-@pytest.fixture(scope="module")
-def uneven_model() -> LoadedModel:
-    return random_model(**UNEVEN_MODEL)
 
 
 def requests(prompts: list[list[int]] = PROMPTS) -> list[lrd.Request]:
@@ -89,37 +74,28 @@ def assert_same(samples: dict[Any, lrd.Sample], expected: dict[Any, lrd.Sample])
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_results_do_not_depend_on_the_company(setting: str, uneven_model: LoadedModel) -> None:
+def test_results_do_not_depend_on_the_company(setting: str, model: LoadedModel) -> None:
     """Neither on slots, order, neighbours, room for longer prompts, nor on the padding's side."""
     config = SETTINGS[setting]
     alone: dict[Any, lrd.Sample] = {}
     for request in requests():
-        alone |= run(uneven_model, config, [request], 1, len(request.prompt))[0]
+        alone |= run(model, config, [request], 1, len(request.prompt))[0]
     assert len({sample.num_forwards for sample in alone.values()}) >= 4, "too alike to test"
     for num_slots in (1, 2, 7, 16):
-        assert_same(run(uneven_model, config, requests(), num_slots)[0], alone)
-    assert_same(run(uneven_model, config, requests()[::-1])[0], alone)
-    assert_same(run(uneven_model, config, requests(), padding_side="right")[0], alone)
-    assert_same(run(uneven_model, config, requests(), prompt_length=30)[0], alone)
+        assert_same(run(model, config, requests(), num_slots)[0], alone)
+    assert_same(run(model, config, requests()[::-1])[0], alone)
+    assert_same(run(model, config, requests(), padding_side="right")[0], alone)
+    assert_same(run(model, config, requests(), prompt_length=30)[0], alone)
 
 
-def test_a_seed_decides_what_is_drawn(uneven_model: LoadedModel) -> None:
+def test_a_seed_decides_what_is_drawn(model: LoadedModel) -> None:
     asked = [lrd.Request(seed, PROMPTS[0], seed) for seed in range(6)]
-    samples, _ = run(uneven_model, SETTINGS["warm"], asked)
+    samples, _ = run(model, SETTINGS["warm"], asked)
     assert len({tuple(sample.canvas) for sample in samples.values()}) > 1
     again = [lrd.Request(f"again {seed}", PROMPTS[0], seed) for seed in range(6)]
-    repeated, _ = run(uneven_model, SETTINGS["warm"], again, num_slots=1)
+    repeated, _ = run(model, SETTINGS["warm"], again, num_slots=1)
     for seed in range(6):
         assert repeated[f"again {seed}"].canvas == samples[seed].canvas
-
-
-def test_decode_draws_by_the_runs_seed_and_the_index(uneven_model: LoadedModel) -> None:
-    warm = SETTINGS["warm"]
-    first = lrd.decode(uneven_model, PROMPTS, warm, batch_size=2)
-    again = lrd.decode(uneven_model, PROMPTS, warm, batch_size=5)
-    other = lrd.decode(uneven_model, PROMPTS, warm.model_copy(update={"seed": 1}))
-    assert [s.canvas for s in first] == [s.canvas for s in again]
-    assert [s.canvas for s in first] != [s.canvas for s in other]
 
 
 class Observed:
@@ -141,43 +117,41 @@ class Observed:
 
 
 @pytest.mark.parametrize("num_slots", [2, 3, 4])
-def test_a_freed_slot_is_refilled_at_the_next_pass(
-    num_slots: int, uneven_model: LoadedModel
-) -> None:
-    model = Observed(uneven_model)
-    samples, engine = run(model, UNEVEN, requests(), num_slots)  # type: ignore[arg-type]
+def test_a_freed_slot_is_refilled_at_the_next_pass(num_slots: int, model: LoadedModel) -> None:
+    observed = Observed(model)
+    samples, engine = run(observed, UNEVEN, requests(), num_slots)  # type: ignore[arg-type]
     taken = [samples[key].num_forwards for key in range(len(PROMPTS))]
     slots = [0] * num_slots
     for forwards in taken:
         heapq.heappush(slots, heapq.heappop(slots) + forwards)
     static = sum(max(taken[i : i + num_slots]) for i in range(0, len(taken), num_slots))
-    assert engine.num_passes == len(model.passes) == max(slots) < static
-    assert max(len(embeds) for embeds in model.passes) == num_slots
-    assert sum(len(embeds) for embeds in model.passes) == sum(taken), "free slots cost nothing"
+    assert engine.num_passes == len(observed.passes) == max(slots) < static
+    assert max(len(embeds) for embeds in observed.passes) == num_slots
+    assert sum(len(embeds) for embeds in observed.passes) == sum(taken), "free slots cost nothing"
 
 
-def test_a_slot_that_stays_free_is_not_computed(uneven_model: LoadedModel) -> None:
+def test_a_slot_that_stays_free_is_not_computed(model: LoadedModel) -> None:
     """Two samples end in the same pass while one prompt waits."""
-    model = Observed(uneven_model)
+    observed = Observed(model)
     asked = requests([[1], [1], [2]])
-    samples, _ = run(model, UNEVEN, asked, num_slots=2)  # type: ignore[arg-type]
+    samples, _ = run(observed, UNEVEN, asked, num_slots=2)  # type: ignore[arg-type]
     assert samples[0].num_forwards == samples[1].num_forwards
-    assert [len(embeds) for embeds in model.passes] == [2] * samples[0].num_forwards + [
+    assert [len(embeds) for embeds in observed.passes] == [2] * samples[0].num_forwards + [
         1
     ] * samples[2].num_forwards
 
 
-def test_more_slots_than_prompts_cost_nothing(uneven_model: LoadedModel) -> None:
-    model = Observed(uneven_model)
-    samples, _ = run(model, UNEVEN, requests(PROMPTS[:3]), num_slots=50)  # type: ignore[arg-type]
-    assert sum(len(embeds) for embeds in model.passes) == sum(
+def test_more_slots_than_prompts_cost_nothing(model: LoadedModel) -> None:
+    observed = Observed(model)
+    samples, _ = run(observed, UNEVEN, requests(PROMPTS[:3]), num_slots=50)  # type: ignore[arg-type]
+    assert sum(len(embeds) for embeds in observed.passes) == sum(
         sample.num_forwards for sample in samples.values()
     )
 
 
-def test_a_prompt_may_join_while_others_are_decoded(uneven_model: LoadedModel) -> None:
-    expected, _ = run(uneven_model, UNEVEN, requests())
-    engine = lrd.Engine(uneven_model, UNEVEN, 4, 9)
+def test_a_prompt_may_join_while_others_are_decoded(model: LoadedModel) -> None:
+    expected, _ = run(model, UNEVEN, requests())
+    engine = lrd.Engine(model, UNEVEN, 4, 9)
     assert not engine.busy
     assert engine.step() == []
     assert engine.num_passes == 0, "an idle step is no pass"
@@ -192,7 +166,7 @@ def test_a_prompt_may_join_while_others_are_decoded(uneven_model: LoadedModel) -
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_failure_stays_alone(uneven_model: LoadedModel, value: float) -> None:
+def test_a_failure_stays_alone(model: LoadedModel, value: float) -> None:
     class Failing(Observed):
         """From pass 4 on, the sample whose prompt starts with 8 has no logits at one position."""
 
@@ -202,10 +176,10 @@ def test_a_failure_stays_alone(uneven_model: LoadedModel, value: float) -> None:
             return logits
 
     config = UNEVEN.model_copy(update={"entropy_threshold": 0.3})
-    expected, _ = run(uneven_model, config, requests(), padding_side="right", num_slots=4)
+    expected, _ = run(model, config, requests(), padding_side="right", num_slots=4)
     assert expected[3].num_forwards > 4
     samples, engine = run(
-        Failing(uneven_model),  # type: ignore[arg-type]
+        Failing(model),  # type: ignore[arg-type]
         config,
         requests(),
         padding_side="right",
@@ -220,7 +194,7 @@ def test_a_failure_stays_alone(uneven_model: LoadedModel, value: float) -> None:
     assert_same(samples, expected)
 
 
-def test_a_failure_names_its_own_pass_and_block(uneven_model: LoadedModel) -> None:
+def test_a_failure_names_its_own_pass_and_block(model: LoadedModel) -> None:
     class Failing(Observed):
         def spoil(self, embeds: Tensor, logits: Tensor) -> Tensor:
             return logits if len(self.passes) < 5 else logits * torch.nan
@@ -228,7 +202,7 @@ def test_a_failure_names_its_own_pass_and_block(uneven_model: LoadedModel) -> No
     config = lrd.DecodingConfig(
         gen_length=12, block_length=4, r_f=0, max_refine_steps=0, stop_at_eos=False
     )
-    samples, _ = run(Failing(uneven_model), config, requests(PROMPTS[:3]), num_slots=2)  # type: ignore[arg-type]
+    samples, _ = run(Failing(model), config, requests(PROMPTS[:3]), num_slots=2)  # type: ignore[arg-type]
     # Passes 1 to 4 are the first block; the third prompt's first pass is the engine's sixth.
     assert [(samples[key].num_forwards, samples[key].blocks) for key in range(3)] == [
         (5, 2),
@@ -241,22 +215,22 @@ def test_a_failure_names_its_own_pass_and_block(uneven_model: LoadedModel) -> No
     ]
 
 
-def test_a_mask_in_the_prompt_is_context_and_never_written(uneven_model: LoadedModel) -> None:
-    model = Observed(uneven_model)
+def test_a_mask_in_the_prompt_is_context_and_never_written(model: LoadedModel) -> None:
+    observed = Observed(model)
     prompt = [8, MASK, 2]
-    samples, _ = run(model, UNEVEN, [lrd.Request("masked", prompt, 0)], 1, 3)  # type: ignore[arg-type]
+    samples, _ = run(observed, UNEVEN, [lrd.Request("masked", prompt, 0)], 1, 3)  # type: ignore[arg-type]
     sample = samples["masked"]
     assert len(sample.canvas) == len(sample.commit_step) == UNEVEN.gen_length
     assert MASK not in sample.canvas
-    for embeds in model.passes:
-        assert torch.equal(embeds[0, :3], uneven_model.embedding_table[prompt])
-    other, _ = run(uneven_model, UNEVEN, [lrd.Request("other", [8, 3, 2], 0)], 1, 3)
+    for embeds in observed.passes:
+        assert torch.equal(embeds[0, :3], model.embedding_table[prompt])
+    other, _ = run(observed, UNEVEN, [lrd.Request("other", [8, 3, 2], 0)], 1, 3)
     assert other["other"].entropy_trace != sample.entropy_trace
 
 
-def test_any_key_comes_back(uneven_model: LoadedModel) -> None:
+def test_any_key_comes_back(model: LoadedModel) -> None:
     keys: list[Any] = [None, ("a", 1), "same", "same", 0]
-    engine = lrd.Engine(uneven_model, UNEVEN, 2, 6)
+    engine = lrd.Engine(model, UNEVEN, 2, 6)
     for key in keys:
         engine.submit(lrd.Request(key, PROMPTS[0], 0))
     samples = []
@@ -265,81 +239,12 @@ def test_any_key_comes_back(uneven_model: LoadedModel) -> None:
     assert sorted(map(repr, keys)) == sorted(repr(sample.key) for sample in samples)
 
 
-def test_decode_keeps_the_order_of_the_prompts(uneven_model: LoadedModel) -> None:
-    expected, _ = run(uneven_model, UNEVEN, requests())
-    samples = lrd.decode(uneven_model, PROMPTS, UNEVEN, batch_size=3)
-    assert [sample.key for sample in samples] == list(range(len(PROMPTS)))
-    assert_same({sample.key: sample for sample in samples}, expected)
-    assert lrd.decode(uneven_model, [], UNEVEN) == []
-
-
-def test_prompts_that_cannot_be_decoded_are_refused(uneven_model: LoadedModel) -> None:
-    too_long = [1] * (uneven_model.max_length - UNEVEN.gen_length + 1)
-    for prompts, words in (
-        ([[1, 2], []], "no tokens"),
-        ([too_long], f"exceed the model's {uneven_model.max_length} positions"),
-        ([[1, VOCABULARY]], f"token id {VOCABULARY}"),
-        ([[-1]], "token id -1"),
-        (["words"], "no tokenizer"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            lrd.decode(uneven_model, prompts, UNEVEN)
-    (longest,) = lrd.decode(uneven_model, [too_long[1:]], UNEVEN)
-    assert longest.error is None
-
-
-def test_slots_have_their_limits(uneven_model: LoadedModel) -> None:
+def test_slots_have_their_limits(model: LoadedModel) -> None:
     with pytest.raises(ValueError, match="0 slots"):
-        lrd.decode(uneven_model, PROMPTS, UNEVEN, batch_size=0)
+        lrd.decode(model, PROMPTS, UNEVEN, batch_size=0)
     with pytest.raises(ValueError, match="64 positions"):
-        lrd.Engine(uneven_model, UNEVEN, 1, 53)
-    engine = lrd.Engine(uneven_model, UNEVEN, 1, 4)
+        lrd.Engine(model, UNEVEN, 1, 53)
+    engine = lrd.Engine(model, UNEVEN, 1, 4)
     with pytest.raises(ValueError, match="5 prompt tokens exceed the slots' 4"):
         engine.submit(lrd.Request("long", [1] * 5, 0))
     assert not engine.busy, "what is refused does not wait"
-
-
-class Letters:
-    """A tokenizer: a is 0, b is 1, and so on."""
-
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        assert not add_special_tokens
-        return [ord(letter) - ord("a") for letter in text]
-
-    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        assert skip_special_tokens
-        return "".join(chr(ord("a") + token) for token in ids)
-
-
-def test_text_is_what_stands_before_the_first_eos() -> None:
-    model = random_model(**UNEVEN_MODEL, tokenizer=Letters())
-    samples = lrd.decode(model, ["bad", "egg", "fee"], UNEVEN)
-    by_ids = lrd.decode(model, [[1, 0, 3], [4, 6, 6], [5, 4, 4]], UNEVEN)
-    assert [s.canvas for s in samples] == [s.canvas for s in by_ids]
-    for sample in samples:
-        before = sample.canvas[: [*sample.canvas, EOS].index(EOS)]
-        assert sample.text == Letters().decode(before, True)
-        assert sample.num_output_tokens == len(before)
-    assert any(0 < s.num_output_tokens < UNEVEN.gen_length for s in samples)
-    without = lrd.decode(random_model(seed=5), [[1]], UNEVEN)
-    assert without[0].text is None
-
-
-def test_without_settings_the_preset_fast_is_used(model: LoadedModel) -> None:
-    long = random_model(seed=0, max_length=200)
-    (sample,) = lrd.decode(long, [[1, 2, 3]])
-    (expected,) = lrd.decode(long, [[1, 2, 3]], lrd.DecodingConfig.preset("fast"))
-    assert (sample.canvas, sample.commit_step) == (expected.canvas, expected.commit_step)
-    with pytest.raises(ValueError, match="gen_length 128 exceed"):
-        lrd.decode(model, [[1, 2, 3]])
-
-
-@pytest.mark.skipif(not (TINY / "model.safetensors").is_file(), reason="tiny's weights are absent")
-def test_the_readmes_snippets_run(capsys: pytest.CaptureFixture[str]) -> None:
-    readme = Path(lrd.__file__).with_name("README.md").read_text()
-    snippets = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert snippets
-    scope: dict[str, Any] = {}
-    for snippet in snippets:
-        exec(snippet, scope)
-    assert capsys.readouterr().out.strip()
