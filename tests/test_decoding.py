@@ -6,8 +6,10 @@ import functools
 from typing import Any
 
 import pytest
+import torch
 from random_model import random_model
 from reference import Outcome, decode_one
+from torch import Tensor
 
 import lrd
 from lrd.engine import row_seed
@@ -148,6 +150,43 @@ def test_the_settings_reach_every_branch() -> None:
     assert any(o.open_at_stop and o.stop_reason != "converged" for o in seen)
     assert any(o.stop_reason == "eos" and 0 not in o.commit_step[:8] for o in seen)
     assert any(1 < o.blocks < 3 for o in seen)
+
+
+class Tied:
+    """A model that believes the same everywhere, and as much in token 9 as in token 4."""
+
+    def __init__(self) -> None:
+        self.model = model_named("plain")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def logits(self, embeds: Tensor, mask: Tensor, columns: Tensor) -> Tensor:
+        logits = torch.zeros(*columns.shape, len(self.model.embedding_table))
+        logits[..., [9, 4]] = 3.0
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("rule", "commit_step"),
+    [
+        ({"tokens_per_step": 1}, [1, 2, 3, 4, 5, 6]),
+        ({"tokens_per_step": 2}, [1, 1, 2, 2, 3, 3]),
+        ({"entropy_threshold": 0.0}, [1, 2, 3, 4, 5, 6]),
+        ({"confidence_threshold": 1.0}, [1, 2, 3, 4, 5, 6]),
+        ({"entropy_bound": 0.0}, [1, 2, 3, 4, 5, 6]),
+        ({"entropy_threshold": 9.0}, [1] * 6),
+        ({"confidence_threshold": 0.0}, [1] * 6),
+        ({"entropy_bound": 99.0}, [1] * 6),
+    ],
+)
+def test_ties_go_to_the_earlier_position_and_the_lower_id(
+    rule: dict[str, float], commit_step: list[int]
+) -> None:
+    config = lrd.DecodingConfig(gen_length=6, max_refine_steps=0, **rule)  # type: ignore[arg-type]
+    (sample,) = lrd.decode(Tied(), [[1, 2]], config)  # type: ignore[arg-type]
+    assert sample.commit_step == commit_step
+    assert sample.canvas == [4] * 6
 
 
 @pytest.mark.parametrize(

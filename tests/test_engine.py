@@ -34,6 +34,7 @@ SETTINGS = {
     "stop": UNEVEN.model_copy(update={"early_stop": True, "refinement": "auto"}),
     "blocks": UNEVEN.model_copy(update={"block_length": 4}),
     "warm": UNEVEN.model_copy(update={"temperature": 0.8}),
+    "guided": UNEVEN.model_copy(update={"cfg_scale": 0.5}),
 }
 
 
