@@ -43,7 +43,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|answer|>{% endif %}"
 )
 TABLE_ROWS = 752
-CANVAS_LENGTHS = (64, 96, 128)
+CANVAS_LENGTHS = (64, 64, 96, 128)
 PROMPT_LENGTHS = (48, 80, 160)
 """Prompts are left-padded to one of these, so that few shapes are compiled."""
 
@@ -178,9 +178,15 @@ class Batches:
 
 
 def diffusion_loss(
-    model: Transformer, ids_BL: Tensor, mask_BL: Tensor, start: int, mask_id: int, soft: bool
-) -> Tensor:
-    """1/t-weighted cross-entropy on masked canvas positions, t stratified over the batch."""
+    model: Transformer,
+    ids_BL: Tensor,
+    mask_BL: Tensor,
+    start: int,
+    soft: bool,
+) -> tuple[Tensor, Tensor]:
+    """1/t-weighted cross-entropy on masked canvas positions, t stratified over the batch; and
+    the share of masked tokens other than EOS that the model predicts right."""
+    mask_id, eos_id = SPECIAL.index("<|mask|>"), SPECIAL.index("<|eos|>")
     B, L = ids_BL.shape
     t_B1 = ((torch.arange(B) + torch.rand(B)) / B)[torch.randperm(B), None].clamp(min=1e-3)
     masked_BL = torch.rand(B, L) < t_B1
@@ -196,9 +202,12 @@ def diffusion_loss(
         soft_ND = soft_embedding(log_p_NV.exp(), alpha_N, table_VD, table_VD[mask_id])
         embeds_BLD = embeds_BLD.masked_scatter(masked_BL[..., None], soft_ND.to(embeds_BLD.dtype))
     logits_NV = model.project(model.hidden(embeds_BLD, mask_BL)[masked_BL])
-    loss_N = F.cross_entropy(logits_NV.float(), ids_BL[masked_BL], reduction="none")
+    target_N = ids_BL[masked_BL]
+    loss_N = F.cross_entropy(logits_NV.float(), target_N, reduction="none")
     weight_N = (1 / t_B1).expand(B, L)[masked_BL]
-    return (loss_N * weight_N).sum() / (B * (L - start))
+    written_N = target_N != eos_id
+    right = (logits_NV.argmax(-1) == target_N)[written_N].float().mean()
+    return (loss_N * weight_N).sum() / (B * (L - start)), right
 
 
 def average_gradients(model: nn.Module) -> None:
@@ -226,13 +235,15 @@ def train(rank: int, args: argparse.Namespace) -> None:
     output = Path(args.output)
     tokenizer = Tokenizer.from_file(str(output / "final" / "tokenizer.json"))
     config: TransformerConfig = LLADA.transformer_config(checkpoint_config())
-    mask_id = SPECIAL.index("<|mask|>")
 
     torch.manual_seed(args.seed)
     model = Transformer(config)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.02 if "embedding" in name else config.width**-0.5)
+            nn.init.normal_(parameter, std=1.0 if "embedding" in name else config.width**-0.5)
+        if name.endswith(("output.weight", "down.weight", "head.weight")):
+            # Blocks start as the identity, so that tokens are not drowned by random updates.
+            nn.init.zeros_(parameter)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "blocks" in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "blocks" in n)]
     optimizers: list[torch.optim.Optimizer] = [
@@ -262,13 +273,14 @@ def train(rank: int, args: argparse.Namespace) -> None:
 
     began, soft_from = time.monotonic(), int(args.steps * args.soft_from)
     losses: list[float] = []
+    shares: list[float] = []
     while step < args.steps:
         if step == soft_from and rank == 0:
             save_checkpoint(average, output / "plain")
         soft = step >= soft_from and step % 2 == 1
         ids_BL, mask_BL, start = batches.next()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = diffusion_loss(model, ids_BL, mask_BL, start, mask_id, soft)
+            loss, right = diffusion_loss(model, ids_BL, mask_BL, start, soft)
         loss.backward()
         average_gradients(model)
         share = learning_rate(step, args)
@@ -284,12 +296,16 @@ def train(rank: int, args: argparse.Namespace) -> None:
             for name, parameter in model.named_parameters():
                 average[name].lerp_(parameter, 1 - keep)
         losses.append(loss.item())
+        shares.append(right.item())
         if step % 100 == 0:
             seconds = seconds_before + time.monotonic() - began
             if rank == 0:
-                mean = sum(losses) / len(losses)
-                print(f"step {step} loss {mean:.4f} seconds {seconds:.0f}", flush=True)
-            losses = []
+                print(
+                    f"step {step} loss {sum(losses) / len(losses):.4f} "
+                    f"tokens right {sum(shares) / len(shares):.3f} seconds {seconds:.0f}",
+                    flush=True,
+                )
+            losses, shares = [], []
             assert math.isfinite(loss.item())
         if step % 500 == 0:
             state = {

@@ -153,7 +153,7 @@ def _pile(rng: random.Random) -> Problem:
     name, other = rng.sample(NAMES, 2)
     item = rng.choice(ITEMS)
     story = _Story(rng, "pile")
-    total = rng.randint(5, 60)
+    total = rng.randint(5, 40)
     story.say(
         f"{name} has {total} {item}.",
         f"{name} starts with {total} {item}.",
@@ -162,15 +162,15 @@ def _pile(rng: random.Random) -> Problem:
     for _ in range(rng.randint(1, 3)):
         change = rng.random()
         if change < 0.45:
-            more = rng.randint(2, 40)
+            more = rng.randint(2, 20)
             story.say(
                 f"Then {name} finds {more} more.",
                 f"{other} gives {name} {more} {item}.",
                 f"{name} buys {more} more {item}.",
             )
             total = story.compute(total, "+", more)
-        elif change < 0.85 and total > 4:
-            less = rng.randint(2, min(total - 1, 40))
+        elif (change < 0.85 or total > 50) and total > 4:
+            less = rng.randint(2, min(total - 1, 20))
             story.say(
                 f"{name} gives {less} of them to {other}.",
                 f"Then {name} loses {less} {item}.",
@@ -197,7 +197,7 @@ def _groups(rng: random.Random) -> Problem:
     """Equal groups, some more or less, sometimes shared out."""
     name, item, box = rng.choice(NAMES), rng.choice(ITEMS), rng.choice(BOXES)
     story = _Story(rng, "groups")
-    count, each = rng.randint(2, 12), rng.randint(2, 12)
+    count, each = rng.randint(2, 9), rng.randint(2, 9)
     story.say(
         f"{name} has {count} {box} with {each} {item} each.",
         f"There are {count} {box} and each holds {each} {item}.",
@@ -206,7 +206,7 @@ def _groups(rng: random.Random) -> Problem:
     total = story.compute(count, "*", each)
     extra = rng.random()
     if extra < 0.35:
-        more = rng.randint(2, 30)
+        more = rng.randint(2, 20)
         story.say(f"{name} also has {more} loose {item}.", f"There are {more} more {item} outside.")
         total = story.compute(total, "+", more)
     elif extra < 0.6 and total > 4:
@@ -236,20 +236,20 @@ def _comparison(rng: random.Random) -> Problem:
     people = rng.sample(NAMES, 3)
     item = rng.choice(ITEMS)
     story = _Story(rng, "comparison")
-    amounts = [rng.randint(4, 40)]
+    amounts = [rng.randint(4, 30)]
     story.say(f"{people[0]} has {amounts[0]} {item}.", f"{people[0]} owns {amounts[0]} {item}.")
     num_people = rng.randint(2, 3)
     for before, person in pairwise(people[:num_people]):
         last, kind = amounts[-1], rng.random()
         if kind < 0.4:
-            step = rng.randint(2, 25)
+            step = rng.randint(2, 15)
             story.say(
                 f"{person} has {step} more {item} than {before}.",
                 f"{person} has {step} more than {before}.",
             )
             amounts.append(story.compute(last, "+", step))
         elif kind < 0.7 and last > 3:
-            step = rng.randint(1, min(last - 1, 25))
+            step = rng.randint(1, min(last - 1, 15))
             story.say(
                 f"{person} has {step} fewer {item} than {before}.",
                 f"{person} has {step} less than {before}.",
@@ -259,8 +259,8 @@ def _comparison(rng: random.Random) -> Problem:
             story.say(f"{person} has half as many {item} as {before}.")
             amounts.append(story.compute(last, "/", 2))
         else:
-            factor = rng.choice((2, 3, 4))
-            word = {2: "twice", 3: "three times", 4: "four times"}[factor]
+            factor = rng.choice((2, 3))
+            word = {2: "twice", 3: "three times"}[factor]
             story.say(f"{person} has {word} as many {item} as {before}.")
             amounts.append(story.compute(last, "*", factor))
     if rng.random() < 0.5:
@@ -280,21 +280,21 @@ def _shopping(rng: random.Random) -> Problem:
     name = rng.choice(NAMES)
     first, second = rng.sample(ITEMS, 2)
     story = _Story(rng, "shopping")
-    count, price = rng.randint(2, 9), rng.randint(2, 12)
+    count, price = rng.randint(2, 9), rng.randint(2, 9)
     story.say(
         f"{name} buys {count} {first} for ${price} each.",
         f"{name} buys {count} {first} that cost ${price} each.",
     )
     total = story.compute(count, "*", price)
     if rng.random() < 0.55:
-        count, price = rng.randint(2, 9), rng.randint(2, 12)
+        count, price = rng.randint(2, 9), rng.randint(2, 9)
         story.say(
             f"{name} also buys {count} {second} for ${price} each.",
             f"Then {name} takes {count} {second} at ${price} each.",
         )
         total = story.compute(total, "+", story.compute(count, "*", price))
     if rng.random() < 0.45:
-        paid = rng.randint(total + 1, total + 50)
+        paid = rng.randint(total + 1, total + 20)
         story.say(f"{name} pays with ${paid}.", f"{name} gives the clerk ${paid}.")
         change = story.compute(paid, "-", total)
         return story.finish(
@@ -313,16 +313,16 @@ def _rate(rng: random.Random) -> Problem:
     """So many an hour, for hours and sometimes days, then some used or sold."""
     name, item, make = rng.choice(NAMES), rng.choice(ITEMS), rng.choice(MAKERS)
     story = _Story(rng, "rate")
-    rate, hours = rng.randint(2, 12), rng.randint(2, 9)
+    rate, hours = rng.randint(2, 9), rng.randint(2, 8)
     story.say(f"{name} {make} {rate} {item} an hour.", f"Every hour {name} {make} {rate} {item}.")
     story.say(f"{name} works {hours} hours a day.", f"Each day has {hours} hours of work.")
     total = story.compute(rate, "*", hours)
-    if rng.random() < 0.4:
-        days = rng.randint(2, 5)
+    if rng.random() < 0.4 and total < 50:
+        days = rng.randint(2, 3)
         story.say(f"This goes on for {days} days.", f"{name} works {days} days.")
         total = story.compute(total, "*", days)
     if rng.random() < 0.45 and total > 4:
-        less = rng.randint(2, min(total - 2, 60))
+        less = rng.randint(2, min(total - 2, 30))
         story.say(f"Then {less} {item} are sold.", f"{less} of the {item} get lost.")
         total = story.compute(total, "-", less)
     return story.finish(

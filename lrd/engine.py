@@ -6,6 +6,7 @@ Knows nothing of Ray, files or row ids: whoever submits a prompt names it with a
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ class Sample:
     """Mean α of all soft embeddings that were formed; 0 where there were none."""
     error: str | None
     """Why the sample failed."""
+    seconds: float
+    """Wall time in its slot, shared with the other slots."""
 
 
 class Engine:
@@ -98,6 +101,7 @@ class Engine:
         self.num_passes = 0
         self._waiting: deque[Request] = deque()
         self._slots: list[Request | None] = []
+        self._placed_at: list[float] = []
         self._generators: list[torch.Generator | None] = []
         self._canvases = Canvases.empty(model, config, 0, self.num_columns)
 
@@ -147,6 +151,7 @@ class Engine:
                 Canvases.empty(self.model, self.config, num_new, self.num_columns)
             )
             self._slots += [None] * num_new
+            self._placed_at += [0.0] * num_new
             self._generators += [None] * num_new
         for row, request in enumerate(self._slots):
             if request is None and self._waiting:
@@ -155,11 +160,13 @@ class Engine:
                     row, request.prompt, self.model, self.config, self.padding_side
                 )
                 self._slots[row] = request
+                self._placed_at[row] = time.monotonic()
                 self._generators[row] = self._generator(request.seed)
         busy = [row for row, request in enumerate(self._slots) if request]
         if len(busy) < len(self._slots):
             self._canvases.keep(busy)
             self._slots = [self._slots[row] for row in busy]
+            self._placed_at = [self._placed_at[row] for row in busy]
             self._generators = [self._generators[row] for row in busy]
 
     def _generator(self, seed: int) -> torch.Generator | None:
@@ -218,6 +225,7 @@ class Engine:
             kl_trace=state.kl_trace_BT[row, :num_forwards].tolist(),
             entropy_trace=state.entropy_trace_BT[row, :num_forwards].tolist(),
             mean_mix_weight=float(state.mix_weight_sum_B[row]) / num_mixed if num_mixed else 0.0,
+            seconds=time.monotonic() - self._placed_at[row],
             error=f"non-finite logits in pass {num_forwards}" if failed else None,
         )
 
