@@ -4,6 +4,7 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import golden
 import pytest
 import torch
 from random_model import LIVELY, random_model
@@ -17,3 +18,14 @@ torch.set_num_threads(1)
 def model() -> LoadedModel:
     """A random model whose samples take very different numbers of passes."""
     return random_model(**LIVELY)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A table of the golden records where any were compared."""
+    stats = terminalreporter.stats
+    reports = [r for o in ("passed", "failed", "skipped") for r in stats.get(o, [])]
+    lines = golden.summary([r for r in reports if hasattr(r, "user_properties")])
+    if len(lines) > 1:
+        terminalreporter.section("golden records")
+        for line in lines:
+            terminalreporter.line(line)
