@@ -42,7 +42,7 @@ class Replica:
         torch.set_num_threads(settings.threads)
         self._name = name
         self._settings = settings
-        self._model = load_model(settings.model, settings.device, settings.dtype)
+        self._model = load_model(settings.model, settings.device, settings.dtype, settings.revision)
         self._lock = threading.Lock()
         self._engines: dict[int, Engine] = {}
         self._units = count()

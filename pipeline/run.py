@@ -65,7 +65,7 @@ def generate(
     output = Storage(config.output)
     _check_places(inputs, output)
     files, _ = parquet.inspect_inputs(inputs, names, config.prompt_column)
-    face = load_model(config.model, device="meta", dtype="bfloat16")
+    face = load_model(config.model, "meta", "bfloat16", config.revision)
     if face.tokenizer is None:
         raise ValueError(f"{config.model}: has no tokenizer.json; put its tokenizer files beside")
     if config.prompt_format == "chat" and not face.tokenizer.chat_template:
@@ -81,7 +81,7 @@ def generate(
         files=files,
         fingerprint={
             "version": package_version(),
-            "model": fingerprint(config.model),
+            "model": fingerprint(config.model, config.revision),
             "dtype": dtype,
             "decoding": config.decoding.model_dump(),
             "prompts": config.model_dump(

@@ -97,7 +97,8 @@ def load_model(
     """The model of a checkpoint folder, a hub id, or `tiny` for the embedded one.
 
     `package.module:factory` names a model of another package (README.md beside this file).
-    dtype: float32, bfloat16, or int8 (weight-only, by torchao). revision: of a hub id.
+    dtype: float32, bfloat16, or int8 (weight-only, by torchao). revision: of a hub id. On the
+    device `meta` everything is checked and no weight is read.
     Raises ValueError for what is missing or does not fit, with every difference named at once.
     """
     if dtype not in DTYPES:
