@@ -1,0 +1,135 @@
+"""Hub ids, against a small hub that runs in the test."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import SMALL_LLADA, random_tensors, write
+
+from lrd.models.checkpoint import fingerprint
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """A hub on this machine: one repository, two commits, every request noted."""
+    commits = {"main": "a" * 40, "old": "b" * 40}
+    files: dict[str, dict[str, bytes]] = {}
+    for revision, rope in (("main", 1e4), ("old", 1e5)):
+        config = {**SMALL_LLADA, "rope_theta": rope}
+        folder = write(tmp_path / revision, config, random_tensors(SMALL_LLADA))
+        files[commits[revision]] = {f.name: f.read_bytes() for f in folder.iterdir()} | {
+            "modeling_llada.py": b"raise SystemExit",
+            "pytorch_model.bin": b"pickle",
+            "README.md": b"card",
+            "original/model.safetensors": b"another",
+        }
+    state: dict[str, Any] = {"commits": commits, "asked": []}
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def answer(self, body: bytes, status: int = 200, **headers: str) -> None:
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            state["asked"].append(self.path)
+            info = re.fullmatch(
+                r"/api/models/some/model(?:/revision/([^/?]+))?(?:\?.*)?", self.path
+            )
+            tree = re.fullmatch(r"/api/models/some/model/tree/([^/?]+).*", self.path)
+            resolve = re.fullmatch(r"/some/model/resolve/([^/]+)/(.+)", self.path)
+            found = info or tree or resolve
+            revision = (found.group(1) or "main") if found else ""
+            commit = commits.get(revision, revision)
+            if commit not in files:
+                self.answer(b"{}", 404, X_Error_Code="RevisionNotFound")
+            elif resolve:
+                body = files[commit][resolve.group(2)]
+                self.answer(body, ETag=f'"{hash(body)}"', X_Repo_Commit=commit)
+            else:
+                names = sorted(files[commit])
+                siblings = [{"rfilename": name} for name in names]
+                entries = [
+                    {"type": "file", "path": n, "size": len(files[commit][n]), "oid": "0" * 40}
+                    for n in names
+                ]
+                about = {"id": "some/model", "sha": commit, "siblings": siblings}
+                body = json.dumps(entries if tree else about).encode()
+                self.answer(body, Content_Type="application/json")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    state["environment"] = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+    }
+    state["cache"] = tmp_path / "cache"
+    yield state
+    server.shutdown()
+
+
+LOAD = """
+import sys
+from lrd.models.checkpoint import fingerprint, load_model
+for revision in sys.argv[1:]:
+    revision = None if revision == "none" else revision
+    try:
+        model = load_model("some/model", revision=revision)
+        print(model.transformer.config.rope_theta, fingerprint("some/model", revision))
+    except ValueError as error:
+        print("ValueError:", str(error).replace(chr(10), " "))
+"""
+
+
+def load_from(hub: dict[str, Any], *revisions: str, **environment: str) -> list[str]:
+    """A line a revision. huggingface_hub reads its environment at import: hence a process."""
+    ran = subprocess.run(
+        [sys.executable, "-c", LOAD, *revisions],
+        env={**hub["environment"], **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.splitlines()
+
+
+def test_hub_ids(hub: dict[str, Any], tmp_path: Path) -> None:
+    """Pinned revisions, only the files that loading reads, the cache without a connection."""
+    newest, old, refused = load_from(hub, "none", "old", "no-such-revision")
+    assert newest == f"10000.0 {fingerprint(tmp_path / 'main')}"
+    assert old == f"100000.0 {fingerprint(tmp_path / 'old')}"
+    assert "some/model at no-such-revision" in refused
+    assert "Check the id and revision" in refused
+    stored = {f.name for f in hub["cache"].glob("models--some--model/snapshots/*/**/*")}
+    assert stored == {"config.json", "model.safetensors"}
+    assert not [path for path in hub["asked"] if re.search(r"\.py|\.bin|original", path)]
+
+    hub["asked"].clear()
+    commit = hub["commits"]["old"]
+    again, unknown = load_from(hub, commit, "c" * 40, HF_HUB_OFFLINE="1")
+    assert again == old
+    assert "HF_HUB_OFFLINE" in unknown
+    assert hub["asked"] == []
