@@ -12,6 +12,8 @@ from random_model import EOS, MASK, random_model
 
 import lrd
 from lrd.beliefs import EXCLUDED
+from lrd.canvases import Canvases
+from lrd.decoding import step
 from lrd.engine import row_seed
 from lrd.models.checkpoint import LoadedModel
 from lrd.sampling import (
@@ -205,6 +207,20 @@ def test_samplers_decode_alone_as_in_padded_batches(model: LoadedModel, name: st
         assert done[0].canvas == batched[index].canvas
         assert done[0].num_forwards == batched[index].num_forwards
         assert MASK not in done[0].canvas
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_no_sampler_reads_a_tensor_on_the_host(name: str) -> None:
+    """On the meta device there is nothing to read: what would wait for a device raises here."""
+    config = lrd.DecodingConfig(**{**PLAIN, **SAMPLERS[name]})
+    with torch.device("meta"):
+        model = random_model(seed=0)
+        state = Canvases.empty(model, config, 3, 24)
+        uniform = torch.rand(3, config.block_tokens, 48, dtype=torch.float64)
+    step(model, config, state, uniform)
+    assert state.canvas_BG.device.type == "meta"
+    with pytest.raises(RuntimeError, match="meta"):
+        state.stop_B.tolist()
 
 
 def test_seeds_decide_warm_samples(model: LoadedModel) -> None:
