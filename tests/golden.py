@@ -204,7 +204,7 @@ def summary(reports: list[Any]) -> list[str]:
                 if note == "trace passes":
                     key["all passes"] += found["all passes"]
     lines = [
-        f"{'case':30} {'records':9} {'compared':>8} {'equal':>6} {'skipped':>8}  largest error"
+        f"{'case':22} {'records':9} {'compared':>8} {'equal':>6} {'skipped':>8}  largest error"
     ]
     for (case, kind), found in sorted(counts.items()):
         compared = found["passed"] + found["failed"]

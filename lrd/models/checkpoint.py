@@ -77,15 +77,25 @@ class LoadedModel:
         """Embeddings [B, L, D] → logits [B, L, V], or [B, C, V] at `columns` [B, C].
 
         Position i's logits predict position i: Dream's shift is undone here and nowhere else
-        (position 0 keeps its own, as the original does). Padding may be on either side.
+        (a row's first position keeps its own, as the original does without padding). Padding
+        may be on either side.
         """
         hidden_BLD = self.transformer.hidden(embeds, attention_mask)
         if self.transformer.config.logit_shift:
-            hidden_BLD = torch.cat([hidden_BLD[:, :1], hidden_BLD[:, :-1]], dim=1)
+            hidden_BLD = _shifted(hidden_BLD, attention_mask)
         if columns is not None:
             index_BCD = columns[..., None].expand(-1, -1, hidden_BLD.shape[-1])
             hidden_BLD = hidden_BLD.gather(1, index_BCD)
         return self.transformer.project(hidden_BLD)
+
+
+def _shifted(hidden_BLD: Tensor, attention_mask_BL: Tensor | None) -> Tensor:
+    """Position i takes what is at i - 1; the first real position has none but its own."""
+    shifted_BLD = torch.cat([hidden_BLD[:, :1], hidden_BLD[:, :-1]], dim=1)
+    if attention_mask_BL is None:
+        return shifted_BLD
+    first_BL = attention_mask_BL.cumsum(-1) == 1
+    return torch.where(first_BL[..., None], hidden_BLD, shifted_BLD)
 
 
 def load_model(
