@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,6 +124,7 @@ def _connect(config: RunConfig) -> dict[str, float]:
     """Join the cluster that was named, or start a local one; its resources."""
     if not ray.is_initialized():
         address = config.address or os.environ.get("RAY_ADDRESS")
+        _check_answers(address)
         try:
             ray.init(
                 address=address,

@@ -3,6 +3,8 @@
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
+# Ray runs its workers at nice 15: on a busy machine tests would wait for them.
+os.environ["RAY_worker_niceness"] = "0"
 
 import golden
 import pytest

@@ -1,0 +1,218 @@
+"""Buckets, storage, Parquet and the ledger, without Ray: what a driver's death leaves behind."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import parquet
+from pipeline.buckets import Buckets, bucket_of
+from pipeline.ledger import Ledger, Plan
+from pipeline.rows import Prompt, Result, row_id
+from pipeline.storage import Storage
+
+
+def result(shard: int, index: int, text: str = "four") -> Result:
+    failed = Result.failed(row_id(shard, index), "none")
+    return replace(
+        failed,
+        status="ok",
+        error=None,
+        output_text=text,
+        output_token_ids=[4, 5, 6],
+        num_forwards=3,
+        kl_trace=[None, 0.5, 0.25],
+        entropy_trace=[1.0, 0.5, 0.25],
+        commit_step=[1, 2, 3],
+        seconds=0.5,
+        refine_converged=True,
+        stop_reason="complete",
+    )
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> tuple[Storage, Storage, Plan]:
+    """Two input shards of three rows, an empty output, their plan."""
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        table = pa.table({"prompt": [f"{number} {index}" for index in range(3)]})
+        pq.write_table(table, tmp_path / "in" / f"{number}.parquet")
+    inputs, names = parquet.input_storage(str(tmp_path / "in"))
+    files, _ = parquet.inspect_inputs(inputs, names, "prompt")
+    plan = Plan(files, {"model": "m", "decoding": {"r_f": 0.1}}, {"slots": 1})
+    return Storage(str(tmp_path / "out")), inputs, plan
+
+
+def begin(place: tuple[Storage, Storage, Plan]) -> Ledger:
+    ledger = Ledger(*place)
+    ledger.begin()
+    return ledger
+
+
+def test_flushed_rows_survive_the_driver(place: tuple[Storage, Storage, Plan]) -> None:
+    ledger = begin(place)
+    ledger.open_shard(0)
+    assert ledger.add(0, result(0, 2))
+    ledger.flush()
+    assert ledger.add(0, result(0, 0))
+    # The driver dies here: row 2 was flushed, row 0 was not.
+    again = begin(place)
+    assert again.owed() == [0, 1]
+    assert sorted(again.open_shard(0).results) == [2]
+    assert again.shards[0].results[2] == result(0, 2)
+    for index in (0, 1):
+        again.add(0, result(0, index))
+    again.flush()
+    third = begin(place)
+    assert sorted(third.open_shard(0).results) == [0, 1, 2]
+    assert third.commit_complete() == 1
+    assert third.owed() == [1]
+    table = pq.read_table(place[0].path(third.shard_name(0)))
+    assert table["row_id"].to_pylist() == [row_id(0, n) for n in range(3)]
+    assert place[0].names(".run/segments/00000") == []
+
+
+def test_a_row_is_taken_once(place: tuple[Storage, Storage, Plan]) -> None:
+    ledger = begin(place)
+    ledger.open_shard(0)
+    assert ledger.add(0, result(0, 1, "first"))
+    assert not ledger.add(0, result(0, 1, "second"))
+    ledger.flush()
+    assert not ledger.add(0, result(0, 1, "third"))
+    assert ledger.shards[0].results[1].output_text == "first"
+
+
+def test_an_unreadable_segment_costs_its_rows_alone(place: tuple[Storage, Storage, Plan]) -> None:
+    ledger = begin(place)
+    ledger.open_shard(0)
+    for index in (0, 1):
+        ledger.add(0, result(0, index))
+        ledger.flush()
+    output = place[0]
+    first, second = output.names(".run/segments/00000")
+    output.write(f".run/segments/00000/{first}", b"PAR1 broken")
+    again = begin(place)
+    assert sorted(again.open_shard(0).results) == [1]
+    assert "segment unreadable" in output.read(".run/events.jsonl").decode()
+    again.add(0, result(0, 0))
+    again.flush()
+    names = output.names(".run/segments/00000")
+    assert names == [first, second, "000003.parquet"], "no segment may be overwritten"
+
+
+def test_a_partial_file_is_never_read(place: tuple[Storage, Storage, Plan]) -> None:
+    ledger = begin(place)
+    ledger.open_shard(0)
+    ledger.add(0, result(0, 0))
+    ledger.flush()
+    for folder, name in (("data", ledger.shard_name(0)), ("", ".run/segments/00000/000002")):
+        path = Path(place[0].path(name if folder else f"{name}.parquet"))
+        path.parent.mkdir(exist_ok=True)
+        path.with_name(path.name + ".77.part").write_bytes(b"half")
+    again = begin(place)
+    assert again.owed() == [0, 1]
+    assert sorted(again.open_shard(0).results) == [0]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write("a/b.json", b"old")
+    (tmp_path / "a" / "c.json").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        storage.write("a/c.json", b"new")
+    assert storage.read("a/b.json") == b"old"
+    assert storage.names("a") == ["b.json"]
+
+
+def test_memory_filesystem_works_through_fsspec(tmp_path: Path) -> None:
+    storage = Storage("memory://bucket/run")
+    assert storage.kind() == "missing"
+    storage.write("data/x.parquet", b"whole")
+    assert storage.names("data") == ["x.parquet"]
+    assert storage.read("data/x.parquet") == b"whole"
+    storage.delete_folder("data")
+    assert storage.names("data") == []
+    with pytest.raises(ValueError, match="nothing"):
+        Storage("nothing://bucket")
+
+
+def test_every_difference_of_a_fingerprint_is_named(place: tuple[Storage, Storage, Plan]) -> None:
+    begin(place)
+    output, inputs, plan = place
+    other = replace(plan, fingerprint={"model": "n", "decoding": {"r_f": 0.2, "top_p": 1}})
+    with pytest.raises(ValueError, match="model was") as error:
+        Ledger(output, inputs, other)
+    assert "decoding.r_f was 0.1, is 0.2" in str(error.value)
+    assert "decoding.top_p was null, is 1" in str(error.value)
+
+
+def test_a_changed_input_is_noticed(place: tuple[Storage, Storage, Plan]) -> None:
+    ledger = begin(place)
+    pq.write_table(pa.table({"prompt": ["one"]}), place[1].path("0.parquet"))
+    with pytest.raises(ValueError, match=r"0\.parquet: has 1 rows, 3 when the run began"):
+        ledger.open_shard(0)
+
+
+def test_events_are_kept_by_later_drivers(place: tuple[Storage, Storage, Plan]) -> None:
+    begin(place).event("one", row="00000-00000001")
+    begin(place).event("two")
+    lines = place[0].read(".run/events.jsonl").decode().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["one", "two"]
+
+
+def test_results_survive_parquet(tmp_path: Path) -> None:
+    results = [result(0, 0), Result.failed("00000-00000001", "why", attempts=2)]
+    table = parquet.results_table(results)
+    assert table.schema == parquet.RESULT_SCHEMA
+    assert [f.name for f in fields(Result)] == parquet.RESULT_SCHEMA.names
+    buffer = parquet.parquet_bytes(table)
+    assert parquet.results_of(pq.read_table(pa.BufferReader(buffer))) == results
+    assert parquet.results_table([]).schema == parquet.RESULT_SCHEMA
+
+
+@pytest.mark.parametrize("max_tokens", [17, 200, 4000])
+def test_buckets_hold_their_prompts_with_little_padding(max_tokens: int) -> None:
+    buckets = [bucket_of(n, max_tokens) for n in range(1, max_tokens + 1)]
+    assert all(n <= bucket <= max_tokens for n, bucket in enumerate(buckets, start=1))
+    assert buckets == sorted(buckets)
+    assert all(b - n < max(16, n / 4 + 1) for n, b in enumerate(buckets, start=1))
+    assert len(set(buckets)) <= 40
+
+
+def prompt(shard: int, index: int, bucket: int) -> Prompt:
+    return Prompt(shard, index, [1] * bucket, bucket)
+
+
+def test_units_hold_one_bucket_and_every_prompt_once() -> None:
+    buckets = Buckets(unit_size=4)
+    prompts = [prompt(0, n, 16 if n % 3 else 48) for n in range(20)]
+    buckets.add(prompts)
+    assert len(buckets) == 20
+    taken: list[Prompt] = []
+    last = None
+    while unit := buckets.take(last, partial=True):
+        assert len({p.bucket for p in unit}) == 1
+        assert len(unit) <= 4
+        last = unit[0].bucket
+        taken += unit
+    assert sorted(p.index for p in taken) == list(range(20))
+    assert len(buckets) == 0
+
+
+def test_long_buckets_first_then_the_replicas_own_then_the_oldest_row() -> None:
+    buckets = Buckets(unit_size=2)
+    buckets.add([prompt(0, 0, 16), prompt(0, 1, 16), prompt(0, 2, 48), prompt(0, 3, 48)])
+    buckets.add([prompt(1, 0, 16), prompt(1, 1, 16), prompt(1, 2, 32)])
+    assert [p.bucket for p in buckets.take(None, partial=False)] == [48, 48]
+    assert [p.bucket for p in buckets.take(16, partial=False)] == [16, 16]
+    buckets.add([prompt(0, 9, 64)])
+    assert [p.shard for p in buckets.take(None, partial=False)] == [1, 1]
+    assert buckets.take(None, partial=False) == []
+    assert [p.bucket for p in buckets.take(None, partial=True)] == [64], "the oldest shard's row"
+    assert [p.bucket for p in buckets.take(None, partial=True)] == [32]
+    assert buckets.take(None, partial=True) == []

@@ -1,0 +1,342 @@
+"""The whole pipeline over a real Ray session: the embedded model, prompts in, results out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import plugs
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from jobs import prepare
+from jobs.word_problems import problems
+from lrd import DecodingConfig
+from pipeline.config import RunConfig
+from pipeline.driver import Driver, Progress, RunStoppedError
+from pipeline.parquet import RESULT_SCHEMA
+from pipeline.run import Summary, generate
+
+SHARED = Path(os.environ.get("LRD_SHARED") or Path(__file__).parents[2] / "shared")
+DECODING = DecodingConfig.preset("fast", gen_length=32)
+SAME = [
+    "status",
+    "error",
+    "output_text",
+    "output_token_ids",
+    "num_output_tokens",
+    "num_prompt_tokens",
+    "num_forwards",
+    "refine_steps",
+    "decode_steps",
+    "blocks",
+    "stop_reason",
+    "open_at_stop",
+    "refine_converged",
+    "commit_step",
+]
+"""What must not depend on batches, order or replicas; traces agree to rounding besides."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_session() -> Iterator[None]:
+    # Workers import the tests' plugs; more cores than there are let small replicas start.
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    yield
+    ray.shutdown()
+
+
+QUESTIONS = [problem.question for problem in islice(problems("test", seed=5), 40)]
+QUESTIONS = [question for question in QUESTIONS if plugs.POISON not in question]
+QUESTIONS.insert(
+    3, f"{plugs.POISON} has 12 apples. {plugs.POISON} buys 7 more. How many apples are there?"
+)
+
+
+def write_prompts(folder: Path, questions: list[Any], num_shards: int = 3) -> Path:
+    folder.mkdir(parents=True)
+    size = -(-len(questions) // num_shards)
+    for number in range(num_shards):
+        part = questions[number * size : (number + 1) * size]
+        table = pa.table(
+            {
+                "prompt": pa.array(part, pa.string()),
+                "number": range(number * size, number * size + len(part)),
+            }
+        )
+        pq.write_table(table, folder / f"part-{number}.parquet")
+    return folder
+
+
+def run(source: Path, output: Path, **settings: Any) -> Summary:
+    hooks = {name: settings.pop(name) for name in ("on_progress", "on_driver") if name in settings}
+    settings = {"decoding": DECODING, "cpus_per_replica": 1.0, **settings}
+    return generate(RunConfig(input=str(source), output=str(output), **settings), **hooks)
+
+
+def read(output: Path) -> pd.DataFrame:
+    return pd.read_parquet(output / "data")
+
+
+def assert_same(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
+    for column in SAME:
+        left, right = ours[column].tolist(), theirs[column].tolist()
+        for row, (a, b) in enumerate(zip(left, right, strict=True)):
+            a, b = (v.tolist() if hasattr(v, "tolist") else v for v in (a, b))
+            assert a == b or (pd.isna(a) and pd.isna(b)), (column, row, a, b)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+    """Prompts, and their results from one replica with one slot."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    source = write_prompts(folder / "in", QUESTIONS)
+    summary = run(source, folder / "out", replicas=1, slots=1)
+    assert (summary.num_rows, summary.num_failed) == (len(QUESTIONS), 0)
+    return source, read(folder / "out")
+
+
+def test_results_do_not_depend_on_slots_and_replicas(
+    undisturbed: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    source, alone = undisturbed
+    run(source, tmp_path / "out", replicas=3, slots=7)
+    together = read(tmp_path / "out")
+    assert_same(together, alone)
+    assert together["row_id"].tolist() == alone["row_id"].tolist()
+    assert together["replica"].nunique() > 1
+    assert alone["num_forwards"].nunique() > 3, "samples must stop at different passes"
+
+
+def test_results_do_not_depend_on_order(
+    undisturbed: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    _, alone = undisturbed
+    source = write_prompts(tmp_path / "in", QUESTIONS[::-1], num_shards=1)
+    run(source, tmp_path / "out", replicas=2, slots=8)
+    assert_same(read(tmp_path / "out").iloc[::-1], alone)
+
+
+def test_shards_keep_the_inputs_order_columns_and_one_schema(
+    undisturbed: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    source, _ = undisturbed
+    run(source, tmp_path / "out", replicas=2)
+    names = sorted(path.name for path in (tmp_path / "out" / "data").iterdir())
+    assert names == [f"train-{n:05d}-of-00003.parquet" for n in range(3)]
+    for number, name in enumerate(names):
+        shard = pq.read_table(tmp_path / "out" / "data" / name)
+        prompts = pq.read_table(source / f"part-{number}.parquet")
+        assert shard.select(prompts.column_names).equals(prompts)
+        assert [f.name for f in shard.schema] == [*prompts.column_names, *RESULT_SCHEMA.names]
+        assert all(shard.schema.field(f.name).type == f.type for f in RESULT_SCHEMA)
+        assert b"lrd.fingerprint" in pq.read_metadata(tmp_path / "out" / "data" / name).metadata
+        passes = shard["num_forwards"].to_pylist()
+        assert [len(t) for t in shard["kl_trace"].to_pylist()] == passes
+        assert [len(t) for t in shard["entropy_trace"].to_pylist()] == passes
+        assert all(trace[0] is None for trace in shard["kl_trace"].to_pylist())
+    frame = read(tmp_path / "out")
+    rows = datasets.load_dataset(
+        "parquet",
+        data_dir=str(tmp_path / "out" / "data"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert frame["prompt"].tolist() == rows["prompt"] == QUESTIONS
+    assert not list((tmp_path / "out" / ".run").glob("segments/*"))
+
+
+def test_a_bad_row_costs_itself(tmp_path: Path) -> None:
+    long = "How many? " * 300
+    source = write_prompts(tmp_path / "in", [None, QUESTIONS[0], "", "   ", long, QUESTIONS[1]], 1)
+    summary = run(source, tmp_path / "out", replicas=1)
+    frame = read(tmp_path / "out")
+    assert frame["status"].tolist() == ["failed", "ok", "failed", "failed", "failed", "ok"]
+    reasons = frame["error"].tolist()
+    assert "null" in reasons[0]
+    assert "empty" in reasons[2]
+    assert "empty" in reasons[3]
+    assert "tokens" in reasons[4]
+    assert "keep_last" in reasons[4]
+    assert summary.num_failed == 4
+    assert set(frame["stop_reason"][frame["status"] == "failed"]) == {"failed"}
+    run(source, tmp_path / "kept", replicas=1, truncation="keep_last")
+    assert read(tmp_path / "kept")["status"].tolist()[4] == "ok"
+
+
+def test_a_shard_of_nothing_but_failures_has_the_schema(tmp_path: Path) -> None:
+    source = write_prompts(tmp_path / "in", [None, None, QUESTIONS[0], QUESTIONS[1]], num_shards=2)
+    run(source, tmp_path / "out", replicas=1)
+    assert read(tmp_path / "out")["status"].tolist() == ["failed", "failed", "ok", "ok"]
+    rows = datasets.load_dataset(
+        "parquet",
+        data_dir=str(tmp_path / "out" / "data"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert rows.num_rows == 4
+
+
+def test_an_interrupted_run_continues(
+    undisturbed: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    source, alone = undisturbed
+    drivers: list[Driver] = []
+    seen: list[Progress] = []
+
+    def stop_early(progress: Progress) -> None:
+        if progress.num_done >= 5:
+            drivers[0].stop()
+
+    settings: dict[str, Any] = {"replicas": 1, "slots": 3, "lookahead_shards": 1}
+    output = tmp_path / "out"
+    with pytest.raises(RunStoppedError):
+        run(source, output, on_progress=stop_early, on_driver=drivers.append, **settings)
+    kept = len(list((output / ".run" / "segments").rglob("*.parquet")))
+    assert kept or list((output / "data").iterdir())
+    run(source, output, on_progress=seen.append, **settings)
+    assert_same(read(output), alone)
+    assert seen[-1].num_done == len(QUESTIONS)
+    assert seen[-1].num_done_before >= 5, "finished rows must not be decoded again"
+
+
+def test_a_finished_run_is_left_alone(
+    undisturbed: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    source, _ = undisturbed
+    run(source, tmp_path / "out", replicas=1)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "data").iterdir()}
+    summary = run(source, tmp_path / "out", replicas=2)
+    assert summary.num_rows == len(QUESTIONS)
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "data").iterdir()}
+
+
+def test_a_lost_shard_is_decoded_again(
+    undisturbed: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    source, alone = undisturbed
+    run(source, tmp_path / "out", replicas=1)
+    (tmp_path / "out" / "data" / "train-00001-of-00003.parquet").unlink()
+    run(source, tmp_path / "out", replicas=1)
+    assert_same(read(tmp_path / "out"), alone)
+
+
+def test_another_runs_output_is_refused_and_kept(
+    undisturbed: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    source, _ = undisturbed
+    run(source, tmp_path / "out", replicas=1)
+    manifest = (tmp_path / "out" / ".run" / "manifest.json").read_text()
+    other = DECODING.model_copy(update={"r_f": 0.3})
+    with pytest.raises(ValueError, match=r"decoding\.r_f was 0\.15, is 0\.3"):
+        run(source, tmp_path / "out", replicas=1, decoding=other)
+    changed = write_prompts(tmp_path / "in2", QUESTIONS[1:] + QUESTIONS[:1])
+    with pytest.raises(ValueError, match=r"input\.part-0\.parquet"):
+        run(changed, tmp_path / "out", replicas=1)
+    assert (tmp_path / "out" / ".run" / "manifest.json").read_text() == manifest
+    assert json.loads(manifest)["settings"]["decoding"]["gen_length"] == 32
+
+
+def test_a_killed_replica_is_replaced(
+    undisturbed: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    source, alone = undisturbed
+    drivers: list[Driver] = []
+    killed: list[int] = []
+
+    def kill_one(progress: Progress) -> None:
+        if progress.num_done >= 3 and not killed:
+            killed.append(progress.num_done)
+            ray.kill(drivers[0]._workers[0].actor)
+
+    run(
+        source,
+        tmp_path / "out",
+        replicas=2,
+        slots=3,
+        on_progress=kill_one,
+        on_driver=drivers.append,
+    )
+    assert killed
+    assert_same(read(tmp_path / "out"), alone)
+    events = (tmp_path / "out" / ".run" / "events.jsonl").read_text()
+    assert "replica died" in events
+
+
+def test_a_row_that_kills_its_replica_is_set_aside(
+    undisturbed: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    _, alone = undisturbed
+    source = write_prompts(tmp_path / "in", QUESTIONS[:12], num_shards=2)
+    poisoned = [plugs.POISON in question for question in QUESTIONS[:12]]
+    assert sum(poisoned) == 1
+    run(source, tmp_path / "out", model="plugs:killing", replicas=1, slots=4, max_attempts=2)
+    frame = read(tmp_path / "out")
+    assert (frame["status"] == "failed").tolist() == poisoned
+    assert frame["error"][poisoned.index(True)].startswith("its replica died 2 times")
+    fine = [not sick for sick in poisoned]
+    assert_same(frame[fine], alone.iloc[:12][fine])
+
+
+def test_logits_that_are_no_numbers_fail_the_row(tmp_path: Path) -> None:
+    source = write_prompts(tmp_path / "in", QUESTIONS[:12], num_shards=1)
+    run(source, tmp_path / "out", model="plugs:half_nan", replicas=1, slots=4)
+    frame = read(tmp_path / "out")
+    sick = frame["prompt"].str.contains(plugs.POISON)
+    assert sick.any()
+    assert (frame["status"] == "failed").tolist() == sick.tolist()
+    assert set(frame["error"][sick]) == {"non-finite logits in pass 1"}
+
+
+def test_replicas_that_cannot_start_end_the_run(tmp_path: Path) -> None:
+    source = write_prompts(tmp_path / "in", QUESTIONS[:2], num_shards=1)
+    with pytest.raises(RunStoppedError, match="no weights here"):
+        run(source, tmp_path / "out", model="plugs:raising", replicas=1)
+
+
+def test_more_replicas_than_the_cluster_holds_are_refused(tmp_path: Path) -> None:
+    source = write_prompts(tmp_path / "in", QUESTIONS[:2], num_shards=1)
+    with pytest.raises(ValueError, match="5 replicas with 1 CPUs each need 5, the cluster has 4"):
+        run(source, tmp_path / "out", replicas=5)
+    with pytest.raises(ValueError, match="the cluster has 0"):
+        run(source, tmp_path / "out", replicas=1, device="cuda")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(
+    not (SHARED / "data" / "gsm8k.parquet").is_file(), reason="no shared/data/gsm8k.parquet"
+)
+def test_gsm8k_comes_out_once_and_in_order(tmp_path: Path) -> None:
+    questions = prepare.load_rows(str(SHARED / "data" / "gsm8k.parquet"), "train")
+    assert prepare.write_shards(questions, tmp_path / "in", rows_per_shard=300) == 5
+    decoding = DecodingConfig.preset("baseline", gen_length=8, tokens_per_step=8)
+    summary = run(
+        tmp_path / "in",
+        tmp_path / "out",
+        prompt_column="question",
+        replicas=2,
+        slots=32,
+        decoding=decoding,
+    )
+    frame = read(tmp_path / "out")
+    assert summary.num_rows == len(frame) == 1319
+    assert frame["id"].tolist() == questions["id"]
+    assert frame["row_id"].is_unique
+    assert frame["row_id"].is_monotonic_increasing
+    # The tiny model holds 512 positions; its tokenizer makes some questions longer.
+    assert set(frame["error"].dropna().str.contains("tokens")) <= {True}
+    assert (frame["status"] == "ok").mean() > 0.9
