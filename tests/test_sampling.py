@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from random_model import EOS, MASK, random_model
 import lrd
 from lrd.beliefs import EXCLUDED
 from lrd.canvases import Canvases
-from lrd.decoding import step
+from lrd.decoding import name_commits, step
 from lrd.engine import row_seed
 from lrd.models.checkpoint import LoadedModel
 from lrd.sampling import (
@@ -275,6 +276,32 @@ def test_eos_switches() -> None:
     model.eot_id = next(token for token in last.canvas if token != EOS)
     with_eot = decode(confidence_eos_eot_inf=True)
     assert with_eot.commit_step != last.commit_step
+
+
+@pytest.mark.parametrize("order", ["entropy", "probability", "margin"])
+def test_eos_comes_last_in_every_order(order: str) -> None:
+    """The first position would write EOS and without it would be the surest of another token."""
+    probabilities = torch.full((3, 48), 0.1 / 47)
+    probabilities[0] = 1e-4
+    probabilities[0, EOS], probabilities[0, 5] = 0.53, 0.46
+    probabilities[1, 7], probabilities[1, 9], probabilities[2, 8] = 0.4, 0.38, 0.9
+    log_p = (probabilities / probabilities.sum(-1, keepdim=True)).log()[None]
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    still_open = torch.ones(1, 3, dtype=torch.bool)
+
+    def order_of(eot_id: int | None, **more: Any) -> list[int]:
+        config = lrd.DecodingConfig(confidence=order, **more)
+        fake = SimpleNamespace(eos_id=EOS, eot_id=eot_id)
+        remaining, found = still_open.clone(), []
+        while remaining.any():
+            _, commit = name_commits(fake, config, None, log_p, entropy, remaining, None)
+            found += commit[0].nonzero().flatten().tolist()
+            remaining &= ~commit
+        return found
+
+    assert order_of(None)[2] != 0
+    assert order_of(None, confidence_eos_eot_inf=True) == [2, 1, 0]
+    assert order_of(8, confidence_eos_eot_inf=True) == [1, 0, 2]
 
 
 # Settings that contradict each other
