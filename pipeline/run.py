@@ -138,6 +138,20 @@ def _connect(config: RunConfig) -> dict[str, float]:
     return resources
 
 
+def _check_answers(address: str | None) -> None:
+    """ValueError where nothing listens at host:port; Ray itself would retry for minutes and
+    then end the process."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ValueError(
+            f"no Ray cluster answers at {address} ({error}); check --address"
+        ) from error
+
+
 def _place(config: RunConfig, cluster: dict[str, float]) -> tuple[str, str, int, dict[str, float]]:
     """Device, dtype, number of replicas and each one's resources.
 
