@@ -9,13 +9,48 @@ Legend: N positions (any leading shape), V vocabulary (columns of the logits), D
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lrd.nucleus import argmax
+
 EXCLUDED = -1e30
 """Stands for log 0. Finite, so that 0 · log 0 is 0 and differences of logs stay finite."""
+LOWEST = -6e4
+"""Stands for the s of an excluded token: exp(s) is 0 as of any s below −104, and float16 has it."""
+
+
+@dataclass(slots=True)
+class Belief:
+    """p_t of N positions with what Eq. 2, 4 and 6 ask of it, made in one go over the logits."""
+
+    s_NV: Tensor
+    """Logits less their maximum; at least LOWEST."""
+    p_NV: Tensor
+    log_z_N: Tensor
+    """log Σ exp(s), so that log p = s − log Z."""
+    token_N: Tensor
+    """The most probable token, the lowest id among equals."""
+    entropy_N: Tensor
+
+    @classmethod
+    def of_logits(cls, logits_NV: Tensor, mask_id: int) -> Belief:
+        """Beliefs in float32; [MASK] itself has probability 0 and is never predicted.
+
+        A single −inf excludes a token; NaN, +inf or −inf everywhere leave no belief: NaN.
+        """
+        s_NV = logits_NV.to(torch.float32, copy=True)
+        s_NV[:, mask_id] = -torch.inf
+        token_N = argmax(s_NV)
+        s_NV.sub_(s_NV.gather(-1, token_N[:, None])).clamp_(min=LOWEST)
+        p_NV = s_NV.softmax(-1)
+        log_z_N = -p_NV.gather(-1, token_N[:, None])[:, 0].log()
+        # −Σ p·log p: both terms are small where the belief is sure, so little cancels.
+        entropy_N = log_z_N - (p_NV * s_NV).sum(-1)
+        return cls(s_NV, p_NV, log_z_N, token_N, entropy_N)
 
 
 def log_beliefs(logits_NV: Tensor, mask_id: int) -> Tensor:
@@ -38,35 +73,17 @@ def mix_weight(entropy_N: Tensor, num_columns: int, r_f: float) -> Tensor:
     return r_f * (1.0 - entropy_N / math.log(num_columns))
 
 
-def nucleus(p_NV: Tensor, top_p: float) -> Tensor:
-    """p̄ [N, V]: beliefs renormalised on T, the smallest set of most probable tokens whose
-    mass reaches top_p (Eq. 3); 0 outside. The top token is always in T, and among equal
-    probabilities the lower id comes first."""
-    if top_p >= 1:
-        return p_NV  # A cumulated sum may round to 1 before the last token.
-    descending_NV, order_NV = p_NV.sort(dim=-1, descending=True, stable=True)
-    mass_before_NV = descending_NV.cumsum(-1) - descending_NV
-    kept_NV = descending_NV * (mass_before_NV < top_p)
-    kept_NV[..., 0] = descending_NV[..., 0]
-    kept_NV = kept_NV / kept_NV.sum(-1, keepdim=True)
-    return torch.zeros_like(p_NV).scatter_(-1, order_NV, kept_NV)
-
-
 def soft_embedding(
     p_bar_NV: Tensor, alpha_N: Tensor, table_VD: Tensor, mask_embedding_D: Tensor
 ) -> Tensor:
     """ẽ [N, D] = (1 − α)·e_mask + α·Σ_v p̄(v)·e_v, Eq. 3, in the table's dtype."""
-    expected_ND = p_bar_NV.to(table_VD.dtype) @ table_VD
-    alpha_N1 = alpha_N[..., None].to(table_VD.dtype)
+    return mix(p_bar_NV.to(table_VD.dtype) @ table_VD, alpha_N, mask_embedding_D)
+
+
+def mix(expected_ND: Tensor, alpha_N: Tensor, mask_embedding_D: Tensor) -> Tensor:
+    """The same where Σ_v p̄(v)·e_v is known (`nucleus.expected_embedding`)."""
+    alpha_N1 = alpha_N[..., None].to(expected_ND.dtype)
     return (1 - alpha_N1) * mask_embedding_D + alpha_N1 * expected_ND
-
-
-def kl_divergence(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
-    """KL(p ‖ q) [N] in nats: the summand of Eq. 6 with q the pass before.
-
-    Of nearly equal beliefs the sum rounds to either side of 0; a threshold of 0 stays unmet.
-    """
-    return (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1).clamp(min=0)
 
 
 def reduce_kl(
@@ -80,7 +97,7 @@ def reduce_kl(
     Committed positions count 0. scope decides what a mean divides by: the block's length,
     or the number of open positions.
     """
-    kl_BN = kl_BN * open_BN
+    kl_BN = torch.where(open_BN, kl_BN, 0)
     if reduction == "max":
         return kl_BN.amax(-1)
     total_B = kl_BN.sum(-1)

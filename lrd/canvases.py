@@ -2,8 +2,7 @@
 
 Knows nothing of the procedure: `decoding.py` advances what is here.
 
-Legend: B samples, L columns (prompt, canvas, padding), G canvas positions, K positions of the
-current block, D width, V columns of the logits, T passes.
+Legend: B samples, L columns (prompt, canvas, padding), G canvas positions, D width, T passes.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from lrd.config import DecodingConfig
 from lrd.models.protocol import DiffusionModel
+from lrd.past import PastBeliefs
 
 
 class StopReason(IntEnum):
@@ -30,7 +30,7 @@ class StopReason(IntEnum):
 
 @dataclass(slots=True)
 class Canvases:
-    """State of B samples; every tensor's first dimension is B."""
+    """State of B samples; the first dimension of everything is B."""
 
     embeds_BLD: Tensor
     attention_mask_BL: Tensor
@@ -59,7 +59,7 @@ class Canvases:
     mix_weight_count_B: Tensor
     kl_trace_BT: Tensor
     entropy_trace_BT: Tensor
-    log_p_BKV: Tensor
+    past: PastBeliefs
     """Beliefs of the pass before."""
 
     @classmethod
@@ -99,7 +99,7 @@ class Canvases:
             mix_weight_count_B=integers(B),
             kl_trace_BT=floats(B, T, fill=float("nan")),
             entropy_trace_BT=floats(B, T, fill=float("nan")),
-            log_p_BKV=floats(B, config.block_tokens, table.shape[0]),
+            past=PastBeliefs(B, config.block_tokens, table.shape[0], device),
         )
 
     def place(
@@ -151,11 +151,15 @@ class Canvases:
     def keep(self, rows: list[int]) -> None:
         """Drop every other row."""
         index = torch.tensor(rows, dtype=torch.long, device=self.embeds_BLD.device)
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name)[index])
+        self.past.keep(rows)
+        for name, value in self._tensors():
+            setattr(self, name, value[index])
 
     def append(self, others: Canvases) -> None:
-        """Add the rows of `others` below."""
-        for field in fields(self):
-            both = (getattr(self, field.name), getattr(others, field.name))
-            setattr(self, field.name, torch.cat(both))
+        """Add the rows of `others`, which no pass has seen, below."""
+        self.past.append(others.past)
+        for name, value in self._tensors():
+            setattr(self, name, torch.cat([value, getattr(others, name)]))
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        return [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "past"]

@@ -203,6 +203,16 @@ class DecodingConfig(BaseModel):
         return self.r_f > 0 and self.top_p > 0
 
     @property
+    def reads_beliefs_alone(self) -> bool:
+        """Whether tokens and confidences are the belief's argmax, its probability and entropy."""
+        return (
+            self.temperature == 0
+            and self.confidence_source == "belief"
+            and self.confidence != "margin"
+            and not self.confidence_eos_eot_inf
+        )
+
+    @property
     def max_forwards(self) -> int:
         """No sample can take more passes than this."""
         # A schedule of more steps than tokens has passes that commit nothing.

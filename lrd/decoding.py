@@ -2,11 +2,11 @@
 
 Every sample has its own block, phase, counts and stop; nothing here decides for a batch.
 All of a pass is tensor operations under masks, so that it needs no host synchronisation.
-Knows nothing of queues, slots or text: `engine.py` fills and empties the canvases, and
-`sampling.py` names tokens and commits.
+Knows nothing of queues, slots, text or vocabularies: `engine.py` fills and empties the canvases,
+`reading.py` runs the model and reads its beliefs, `sampling.py` names commits.
 
 Legend: B samples, L columns (prompt, canvas, padding), G canvas positions, K positions of the
-current block, D width, V columns of the logits, T passes.
+current block, D width, T passes.
 """
 
 from __future__ import annotations
@@ -18,20 +18,10 @@ from lrd import beliefs
 from lrd.canvases import Canvases, StopReason
 from lrd.config import DecodingConfig
 from lrd.models.protocol import DiffusionModel
-from lrd.sampling import (
-    choose_commits,
-    choose_tokens,
-    gumbel_tokens,
-    is_any_of,
-    scheduled_quota,
-    token_confidence,
-    without_tokens,
-)
+from lrd.reading import Reading, read_block
+from lrd.sampling import choose_commits, scheduled_quota
 
-__all__ = ["Canvases", "StopReason", "choose_commits", "gumbel_tokens", "step"]
-
-LAST = -beliefs.EXCLUDED
-"""A doubt that any sure position is below; finite, since closed positions have infinity."""
+__all__ = ["Canvases", "StopReason", "step"]
 
 
 def step(
@@ -51,66 +41,33 @@ def step(
     ids_BK = state.canvas_BG.gather(1, position_BK)
     open_BK = (ids_BK == model.mask_id) & running_B[:, None]
 
-    log_p_BKV = block_beliefs(model, config, state, column_BK)
-    entropy_BK = beliefs.entropy(log_p_BKV)
+    reading = read_block(model, config, state, column_BK, open_BK, uniform_BKV)
+    entropy_BK = reading.entropy_BK
     failed_B = (open_BK & ~torch.isfinite(entropy_BK)).any(-1)
-    monitor_B, eq6_B = divergences(config, state, log_p_BKV, open_BK)
+    monitor_B, eq6_B = divergences(config, state, reading.kl_BK, open_BK)
     decoding_B = enter_phase(config, state, eq6_B, running_B)
     stop_B = early_stop(config, state, monitor_B, entropy_BK, open_BK, decoding_B)
 
-    token_BK, commit_BK = name_commits(
-        model, config, state, log_p_BKV, entropy_BK, open_BK, uniform_BKV
-    )
+    commit_BK = name_commits(config, state, reading, open_BK)
     commit_BK = (commit_BK | stop_B[:, None]) & decoding_B[:, None] & open_BK
-    ids_BK = torch.where(commit_BK, token_BK, ids_BK)
+    ids_BK = torch.where(commit_BK, reading.token_BK, ids_BK)
     still_open_BK = open_BK & ~commit_BK
     write_commits(state, ids_BK, commit_BK, position_BK)
     record_pass(state, eq6_B, entropy_BK, open_BK, running_B, stop_B)
-    next_BKD = next_inputs(model, config, state, log_p_BKV, entropy_BK, ids_BK, still_open_BK)
+    next_BKD = next_inputs(model, config, state, reading, ids_BK, still_open_BK)
     write_inputs(state, next_BKD, column_BK, running_B)
 
     block_done_B = decoding_B & ~still_open_BK.any(-1)
     end_samples(model, config, state, ids_BK, still_open_BK, decoding_B, block_done_B, stop_B)
     state.stop_B = torch.where(failed_B, int(StopReason.FAILED), state.stop_B)
     advance(config, state, running_B, decoding_B, block_done_B)
-    state.log_p_BKV = log_p_BKV
-
-
-def block_beliefs(
-    model: DiffusionModel, config: DecodingConfig, state: Canvases, column_BK: Tensor
-) -> Tensor:
-    """The forward pass: log p_t [B, K, V] of the current block's positions."""
-    if config.cfg_scale > 0:
-        logits_BKV = guided_logits(model, config.cfg_scale, state, column_BK)
-    else:
-        logits_BKV = model.logits(state.embeds_BLD, state.attention_mask_BL, column_BK)
-    if config.logits_eos_inf:
-        logits_BKV[..., model.eos_id] = -torch.inf
-    return beliefs.log_beliefs(logits_BKV, model.mask_id)
-
-
-def guided_logits(
-    model: DiffusionModel, scale: float, state: Canvases, column_BK: Tensor
-) -> Tensor:
-    """Classifier-free guidance: away from what the canvas alone says, its prompt all [MASK]."""
-    columns_L = torch.arange(state.embeds_BLD.shape[1], device=column_BK.device)
-    prompt_BL1 = (columns_L < state.start_B[:, None])[..., None]
-    mask_embedding_D = model.embedding_table[model.mask_id]
-    unprompted_BLD = torch.where(prompt_BL1, mask_embedding_D, state.embeds_BLD)
-    conditional_BKV, unconditional_BKV = model.logits(
-        torch.cat([state.embeds_BLD, unprompted_BLD]),
-        torch.cat([state.attention_mask_BL, state.attention_mask_BL]),
-        torch.cat([column_BK, column_BK]),
-    ).chunk(2)
-    return unconditional_BKV + (scale + 1) * (conditional_BKV - unconditional_BKV)
 
 
 def divergences(
-    config: DecodingConfig, state: Canvases, log_p_BKV: Tensor, open_BK: Tensor
+    config: DecodingConfig, state: Canvases, kl_BK: Tensor, open_BK: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The monitor [B] and Eq. 6's D_t [B] against the pass before; NaN in a block's first."""
     has_before_B = state.pass_in_block_B > 0
-    kl_BK = beliefs.kl_divergence(log_p_BKV, state.log_p_BKV)
     monitor_B = beliefs.reduce_kl(kl_BK, open_BK, config.reduction, config.scope)
     eq6_B = beliefs.reduce_kl(kl_BK, open_BK, "mean", "block")
     return (
@@ -163,32 +120,13 @@ def early_stop(
 
 
 def name_commits(
-    model: DiffusionModel,
-    config: DecodingConfig,
-    state: Canvases,
-    log_p_BKV: Tensor,
-    entropy_BK: Tensor,
-    open_BK: Tensor,
-    uniform_BKV: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Each position's token [B, K], and the positions [B, K] that the commit rule names."""
-    token_BK, log_r_BKV = choose_tokens(config, log_p_BKV, uniform_BKV)
-    late_ids = [model.eos_id] if config.confidence_eos_eot_inf else []
-    if late_ids and model.eot_id is not None:
-        late_ids.append(model.eot_id)
-    if late_ids:
-        log_r_BKV = without_tokens(log_r_BKV, late_ids)
-    # The belief's own entropy is known; any other source needs its own.
-    doubt_BK = entropy_BK if log_r_BKV is log_p_BKV else beliefs.entropy(log_r_BKV)
-    confidence_BK = token_confidence(config, log_r_BKV, token_BK)
-    if late_ids:
-        late_BK = is_any_of(token_BK, late_ids)
-        doubt_BK = doubt_BK.masked_fill(late_BK, LAST)
-        confidence_BK = confidence_BK.masked_fill(late_BK, -LAST)
+    config: DecodingConfig, state: Canvases, reading: Reading, open_BK: Tensor
+) -> Tensor:
+    """The positions [B, K] that the commit rule names."""
     quota_B = None
     if config.steps is not None:
         quota_B = scheduled_quota(config, open_BK.sum(-1), state.decode_in_block_B)
-    return token_BK, choose_commits(config, doubt_BK, confidence_BK, open_BK, quota_B)
+    return choose_commits(config, reading.doubt_BK, reading.confidence_BK, open_BK, quota_B)
 
 
 def write_commits(state: Canvases, ids_BK: Tensor, commit_BK: Tensor, position_BK: Tensor) -> None:
@@ -231,24 +169,19 @@ def next_inputs(
     model: DiffusionModel,
     config: DecodingConfig,
     state: Canvases,
-    log_p_BKV: Tensor,
-    entropy_BK: Tensor,
+    reading: Reading,
     ids_BK: Tensor,
     still_open_BK: Tensor,
 ) -> Tensor:
     """The block's next embeddings [B, K, D]: tokens where committed, soft embeddings where open
     (Eq. 3 and 7)."""
-    mask_embedding_D = model.embedding_table[model.mask_id]
-    if config.mixes:
-        alpha_BK = beliefs.mix_weight(entropy_BK, log_p_BKV.shape[-1], config.r_f)
-        p_bar_BKV = beliefs.nucleus(log_p_BKV.exp(), config.top_p)
-        open_BKD = beliefs.soft_embedding(
-            p_bar_BKV, alpha_BK, model.embedding_table, mask_embedding_D
-        )
-        state.mix_weight_sum_B += (alpha_BK * still_open_BK).sum(-1)
+    table_VD = model.embedding_table
+    open_BKD = table_VD[model.mask_id]
+    if reading.expected_BKD is not None:
+        alpha_BK = beliefs.mix_weight(reading.entropy_BK, table_VD.shape[0], config.r_f)
+        open_BKD = beliefs.mix(reading.expected_BKD, alpha_BK, open_BKD)
+        state.mix_weight_sum_B += torch.where(still_open_BK, alpha_BK, 0).sum(-1)
         state.mix_weight_count_B += still_open_BK.sum(-1)
-    else:
-        open_BKD = mask_embedding_D.expand(*ids_BK.shape, -1)
     return torch.where(still_open_BK[..., None], open_BKD, model.embed(ids_BK))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lrd import beliefs
+from lrd.nucleus import nucleus
 
 VOCABULARY, MASK = 37, 5
 
@@ -26,16 +27,6 @@ def plain_belief(logits: list[float], mask_id: int) -> list[float]:
 
 def plain_entropy(p: list[float]) -> float:
     return -sum(x * math.log(x) for x in p if x > 0)
-
-
-def plain_nucleus(p: list[float], top_p: float) -> set[int]:
-    """Most probable first, lower ids first among equals, until the mass reaches top_p."""
-    chosen: list[int] = []
-    for v in sorted(range(len(p)), key=lambda v: (-p[v], v)):
-        if chosen and sum(p[u] for u in chosen) >= top_p:
-            break
-        chosen.append(v)
-    return set(chosen)
 
 
 def test_belief_is_the_softmax_without_mask() -> None:
@@ -65,6 +56,27 @@ def test_belief_is_float32_whatever_the_model_computes_in(dtype: torch.dtype) ->
     assert log_p[0].exp().tolist() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.0, 0.5, 3.0, 50.0])
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, 4096 + 64])
+def test_a_belief_made_in_one_go(vocabulary: int, scale: float, dtype: torch.dtype) -> None:
+    """A vocabulary of whole groups takes its own way to the argmax."""
+    logits = random_logits(5, vocabulary, scale=scale, seed=1).to(dtype)
+    logits[0, 9:12] = logits[0].max() + 1  # the lowest of equals
+    logits[1, MASK] = 1e4
+    untouched = logits.clone()
+    belief = beliefs.Belief.of_logits(logits, MASK)
+    assert torch.equal(logits, untouched)
+    for row in range(5):
+        p = plain_belief(logits[row].tolist(), MASK)
+        assert belief.p_NV[row].tolist() == pytest.approx(p, abs=1e-6)
+        assert belief.token_N[row].item() == p.index(max(p))
+        assert belief.entropy_N[row].item() == pytest.approx(plain_entropy(p), abs=1e-5)
+        log_p = (belief.s_NV - belief.log_z_N[:, None])[row]
+        assert log_p[p.index(max(p))].item() == pytest.approx(math.log(max(p)), abs=1e-5)
+    assert belief.token_N[0] == 9
+
+
 @pytest.mark.parametrize("scale", [0.0, 0.5, 3.0, 50.0])
 def test_entropy(scale: float) -> None:
     logits = random_logits(5, VOCABULARY, scale=scale, seed=1)
@@ -85,7 +97,9 @@ def test_excluded_tokens_are_fine_and_nan_shows() -> None:
     assert log_p[0].exp().tolist() == pytest.approx(expected, abs=1e-6)
     assert entropies[0].item() == pytest.approx(plain_entropy(expected), abs=1e-5)
     assert entropies[1:].isnan().tolist() == [True, True, True], "no belief, no entropy"
-    assert torch.isfinite(beliefs.kl_divergence(log_p[0], log_p[0]))
+    belief = beliefs.Belief.of_logits(logits, MASK)
+    assert belief.entropy_N[0].item() == pytest.approx(plain_entropy(expected), abs=1e-5)
+    assert belief.entropy_N[1:].isnan().tolist() == [True, True, True]
 
 
 def test_mix_weight() -> None:
@@ -96,44 +110,10 @@ def test_mix_weight() -> None:
     assert beliefs.mix_weight(middle, VOCABULARY, 0.2).item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.99])
-@pytest.mark.parametrize("scale", [0.3, 2.0, 6.0])
-def test_nucleus_is_the_smallest_set_that_reaches_top_p(top_p: float, scale: float) -> None:
-    logits = random_logits(4, VOCABULARY, scale=scale, seed=2)
-    p_bar = beliefs.nucleus(beliefs.log_beliefs(logits, MASK).exp(), top_p)
-    for row in range(4):
-        p = plain_belief(logits[row].tolist(), MASK)
-        chosen = plain_nucleus(p, top_p)
-        mass = sum(p[v] for v in chosen)
-        assert mass >= top_p
-        assert mass - min(p[v] for v in chosen) < top_p
-        expected = [p[v] / mass if v in chosen else 0.0 for v in range(VOCABULARY)]
-        assert p_bar[row].tolist() == pytest.approx(expected, abs=1e-6)
-        assert {v for v, x in enumerate(p_bar[row].tolist()) if x > 0} == chosen
-
-
-def test_nucleus_keeps_the_top_token_at_0_and_everything_at_1() -> None:
-    # The last row is so sure that in float32 its top tokens alone sum to 1.
-    logits = torch.cat([random_logits(3, VOCABULARY), random_logits(1, VOCABULARY, scale=9.0)])
-    p = beliefs.log_beliefs(logits, MASK).exp()
-    only_top = beliefs.nucleus(p, 0.0)
-    assert torch.equal(only_top, torch.nn.functional.one_hot(p.argmax(-1), VOCABULARY).float())
-    assert torch.allclose(beliefs.nucleus(p, 1.0), p, atol=1e-7)
-    assert torch.equal(beliefs.nucleus(p, 1.0) > 0, p > 0)
-
-
-def test_nucleus_prefers_the_lower_id_among_equals() -> None:
-    p = torch.tensor([[0.1, 0.2, 0.2, 0.1, 0.2, 0.2], [1 / 6] * 6])
-    assert (beliefs.nucleus(p, 0.55) > 0).tolist() == [
-        [False, True, True, False, True, False],
-        [True, True, True, True, False, False],
-    ]
-
-
 def test_soft_embedding() -> None:
     generator = torch.Generator().manual_seed(3)
     table = torch.randn(VOCABULARY, 6, generator=generator)
-    p_bar = beliefs.nucleus(beliefs.log_beliefs(random_logits(3, VOCABULARY), MASK).exp(), 0.9)
+    p_bar = nucleus(beliefs.log_beliefs(random_logits(3, VOCABULARY), MASK).exp(), 0.9)
     alpha = torch.tensor([0.0, 0.15, 1.0])
     soft = beliefs.soft_embedding(p_bar, alpha, table, table[MASK])
     for row in range(3):
@@ -145,28 +125,6 @@ def test_soft_embedding() -> None:
             assert soft[row, d].item() == pytest.approx(expected, abs=1e-5)
     half = beliefs.soft_embedding(p_bar, alpha, table.bfloat16(), table[MASK].bfloat16())
     assert half.dtype == torch.bfloat16
-
-
-def test_kl_divergence_is_from_this_pass_to_the_one_before() -> None:
-    now, before = random_logits(4, VOCABULARY, seed=4), random_logits(4, VOCABULARY, seed=5)
-    kl = beliefs.kl_divergence(
-        beliefs.log_beliefs(now, MASK), beliefs.log_beliefs(before, MASK)
-    ).tolist()
-    for row in range(4):
-        p, q = (plain_belief(x[row].tolist(), MASK) for x in (now, before))
-        forward = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
-        backward = sum(b * math.log(b / a) for a, b in zip(p, q, strict=True) if b > 0)
-        assert kl[row] == pytest.approx(forward, rel=1e-4)
-        assert abs(forward - backward) > 1e-2
-
-
-def test_kl_divergence_is_never_negative() -> None:
-    """Nearly equal beliefs round to either side of 0; a threshold of 0 must not be passed."""
-    now = random_logits(2000, VOCABULARY, seed=6)
-    almost = now + random_logits(2000, VOCABULARY, scale=1e-5, seed=7)
-    kl = beliefs.kl_divergence(beliefs.log_beliefs(now, MASK), beliefs.log_beliefs(almost, MASK))
-    assert kl.min() >= 0
-    assert kl.max() < 1e-5
 
 
 KL = [[0.4, 0.1, 0.3, 0.2], [0.0, 0.7, 0.5, 0.1], [9.0, 9.0, 9.0, 9.0]]

@@ -12,11 +12,12 @@ import torch
 from random_model import EOS, MASK, random_model
 
 import lrd
-from lrd.beliefs import EXCLUDED
+from lrd.beliefs import EXCLUDED, Belief
 from lrd.canvases import Canvases
-from lrd.decoding import name_commits, step
+from lrd.decoding import step
 from lrd.engine import row_seed
 from lrd.models.checkpoint import LoadedModel
+from lrd.reading import read_tokens
 from lrd.sampling import (
     choose_commits,
     choose_tokens,
@@ -285,16 +286,17 @@ def test_eos_comes_last_in_every_order(order: str) -> None:
     probabilities[0] = 1e-4
     probabilities[0, EOS], probabilities[0, 5] = 0.53, 0.46
     probabilities[1, 7], probabilities[1, 9], probabilities[2, 8] = 0.4, 0.38, 0.9
-    log_p = (probabilities / probabilities.sum(-1, keepdim=True)).log()[None]
-    entropy = -(log_p.exp() * log_p).sum(-1)
+    log_p = (probabilities / probabilities.sum(-1, keepdim=True)).log()
+    belief = Belief.of_logits(log_p, MASK)
     still_open = torch.ones(1, 3, dtype=torch.bool)
 
     def order_of(eot_id: int | None, **more: Any) -> list[int]:
         config = lrd.DecodingConfig(confidence=order, **more)
-        fake = SimpleNamespace(eos_id=EOS, eot_id=eot_id)
+        fake = SimpleNamespace(eos_id=EOS, eot_id=eot_id, mask_id=MASK)
+        _, doubt, confidence = read_tokens(fake, config, belief, log_p, None)
         remaining, found = still_open.clone(), []
         while remaining.any():
-            _, commit = name_commits(fake, config, None, log_p, entropy, remaining, None)
+            commit = choose_commits(config, doubt[None], confidence[None], remaining)
             found += commit[0].nonzero().flatten().tolist()
             remaining &= ~commit
         return found

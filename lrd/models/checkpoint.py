@@ -76,26 +76,42 @@ class LoadedModel:
     ) -> Tensor:
         """Embeddings [B, L, D] → logits [B, L, V], or [B, C, V] at `columns` [B, C].
 
-        Position i's logits predict position i: Dream's shift is undone here and nowhere else
-        (a row's first position keeps its own, as the original does without padding). Padding
-        may be on either side.
+        Padding may be on either side.
         """
-        hidden_BLD = self.transformer.hidden(embeds, attention_mask)
+        return self.head(self.hidden(embeds, attention_mask, columns))
+
+    @torch.no_grad()
+    def hidden(
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor | None = None,
+        columns: Tensor | None = None,
+    ) -> Tensor:
+        """The states [B, L, D] or [B, C, D] that `head` makes these logits of.
+
+        Position i's state predicts position i: Dream's shift is undone here and nowhere else
+        (a row's first position keeps its own, as the original does without padding).
+        """
         if self.transformer.config.logit_shift:
-            hidden_BLD = _shifted(hidden_BLD, attention_mask)
-        if columns is not None:
-            index_BCD = columns[..., None].expand(-1, -1, hidden_BLD.shape[-1])
-            hidden_BLD = hidden_BLD.gather(1, index_BCD)
-        return self.transformer.project(hidden_BLD)
+            B, L, _ = embeds.shape
+            if columns is None:
+                columns = torch.arange(L, device=embeds.device).expand(B, L)
+            columns = _shifted(columns, attention_mask)
+        return self.transformer.hidden(embeds, attention_mask, columns)
+
+    @torch.no_grad()
+    def head(self, hidden: Tensor) -> Tensor:
+        """States [..., D] → logits [..., V]."""
+        return self.transformer.project(hidden)
 
 
-def _shifted(hidden_BLD: Tensor, attention_mask_BL: Tensor | None) -> Tensor:
-    """Position i takes what is at i - 1; the first real position has none but its own."""
-    shifted_BLD = torch.cat([hidden_BLD[:, :1], hidden_BLD[:, :-1]], dim=1)
+def _shifted(columns_BC: Tensor, attention_mask_BL: Tensor | None) -> Tensor:
+    """The columns that predict these: the ones before, but a row's first real one itself."""
+    before_BC = (columns_BC - 1).clamp(min=0)
     if attention_mask_BL is None:
-        return shifted_BLD
-    first_BL = attention_mask_BL.cumsum(-1) == 1
-    return torch.where(first_BL[..., None], hidden_BLD, shifted_BLD)
+        return before_BC
+    first_BC = attention_mask_BL.cumsum(-1).gather(1, columns_BC) == 1
+    return torch.where(first_BC, columns_BC, before_BC)
 
 
 def load_model(

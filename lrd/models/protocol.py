@@ -5,7 +5,7 @@ Legend: B samples, L positions, C chosen columns, D width, V rows of the embeddi
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from torch import Tensor
 
@@ -44,3 +44,28 @@ class DiffusionModel(Protocol):
         model does inside. attention_mask [B, L] is 1 for real positions, 0 for padding.
         """
         ...
+
+
+class SplitModel(DiffusionModel, Protocol):
+    """A model whose head can be asked for a few positions at a time. Optional: with a large
+    vocabulary it spares the memory of whole logits, and the head's work at committed positions.
+    """
+
+    def hidden(
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor | None = None,
+        columns: Tensor | None = None,
+    ) -> Tensor:
+        """As `logits`, but the states [B, L, D] or [B, C, D] that `head` takes, aligned too."""
+        ...
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """States [N, D] → logits [N, V], a tensor that the caller may change."""
+        ...
+
+
+def is_split(model: DiffusionModel) -> TypeGuard[SplitModel]:
+    """Whether the model's class has both. A wrapper that changes `logits` and passes on what it
+    lacks does not: nothing may go past what it changes."""
+    return hasattr(type(model), "hidden") and hasattr(type(model), "head")

@@ -128,8 +128,13 @@ class Transformer(nn.Module):
         if not config.tied_head:
             self.head = nn.Linear(config.width, config.table_rows, bias=False)
 
-    def hidden(self, embeds_BLD: Tensor, attention_mask_BL: Tensor | None = None) -> Tensor:
-        """Final hidden states [B, L, D], unshifted.
+    def hidden(
+        self,
+        embeds_BLD: Tensor,
+        attention_mask_BL: Tensor | None = None,
+        columns_BC: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states [B, L, D], or [B, C, D] at the columns [B, C] alone; unshifted.
 
         attention_mask [B, L]: 1 for real positions, 0 for padding on either side. Positions
         count from the first real one, so a padded row computes what it does alone.
@@ -150,6 +155,8 @@ class Transformer(nn.Module):
         x_BLD = embeds_BLD
         for block in self.blocks:
             x_BLD = block(x_BLD, cos, sin, key_mask)
+        if columns_BC is not None:
+            x_BLD = x_BLD.gather(1, columns_BC[..., None].expand(-1, -1, x_BLD.shape[-1]))
         normed: Tensor = self.norm(x_BLD)
         return normed
 

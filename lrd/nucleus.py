@@ -1,0 +1,129 @@
+"""T of Eq. 3, the smallest set of most probable tokens whose mass reaches top_p, without a sort.
+
+Knows nothing of logits or mixing: beliefs in, renormalised beliefs or expected embeddings out.
+Among equal probabilities the lower id comes first, and the top token is always in T.
+
+Legend: N positions, V vocabulary, D width, k candidates.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FIRST_CANDIDATES = 64
+"""Beliefs of trained models reach top_p with fewer tokens, nearly always."""
+GROUP = 64
+"""Tokens that share a maximum. A large vocabulary's maxima are found in one vectorised pass,
+and its top k tokens lie in the k groups of largest maxima."""
+
+
+def nucleus(p_NV: Tensor, top_p: float) -> Tensor:
+    """p̄ [N, V]: beliefs renormalised on T; 0 outside.
+
+    The smallest probability in T by bisection over a float's bits, whose order as integers is
+    that of the numbers: 31 masked sums of fixed shape, and nothing is read on the host.
+    """
+    if top_p >= 1:
+        return p_NV  # A sum may round to 1 before the last token.
+    bits_NV = p_NV.contiguous().view(torch.int32)
+    low_N1 = torch.zeros_like(bits_NV[:, :1])
+    high_N1 = bits_NV.amax(-1, keepdim=True) + 1
+    for _ in range(31):
+        middle_N1 = low_N1 + (high_N1 - low_N1) // 2
+        reached_N1 = _mass(p_NV, bits_NV >= middle_N1) >= top_p
+        low_N1 = torch.where(reached_N1, middle_N1, low_N1)
+        high_N1 = torch.where(reached_N1, high_N1, middle_N1)
+    above_NV, edge_NV = bits_NV > low_N1, bits_NV == low_N1
+    rank_NV = edge_NV.cumsum(-1, dtype=torch.int32) - 1
+    mass_before_NV = _mass(p_NV, above_NV) + rank_NV * p_NV
+    inside_NV = above_NV | (edge_NV & ((rank_NV == 0) | (mass_before_NV < top_p)))
+    kept_NV = torch.where(inside_NV, p_NV, 0)
+    return kept_NV / kept_NV.sum(-1, keepdim=True)
+
+
+def _mass(p_NV: Tensor, where_NV: Tensor) -> Tensor:
+    return torch.where(where_NV, p_NV, 0).sum(-1, keepdim=True)
+
+
+def expected_embedding(p_NV: Tensor, token_N: Tensor, top_p: float, table_VD: Tensor) -> Tensor:
+    """Σ_v p̄(v)·e_v [N, D] in the table's dtype; token is each position's most probable one.
+
+    On a CPU positions are taken by the size of their nuclei: one token, then as few candidates
+    as suffice, and the whole table only where most of it is needed. Elsewhere shapes are fixed
+    and one matrix product serves all.
+    """
+    if p_NV.device.type != "cpu" or top_p >= 1:
+        return nucleus(p_NV, top_p).to(table_VD.dtype) @ table_VD
+    expected_ND = table_VD[token_N]
+    alone_N = p_NV.gather(-1, token_N[:, None])[:, 0] >= top_p
+    left = (~alone_N).nonzero()[:, 0]
+    k = FIRST_CANDIDATES
+    while len(left):
+        left_NV = p_NV[left]
+        if 4 * k > p_NV.shape[1]:
+            expected_ND[left] = nucleus(left_NV, top_p).to(table_VD.dtype) @ table_VD
+            break
+        ids_Nk, weight_Nk, proven_N = nucleus_of_top_k(left_NV, top_p, k)
+        expected_ND[left[proven_N]] = F.embedding_bag(
+            ids_Nk[proven_N],
+            table_VD,
+            mode="sum",
+            per_sample_weights=weight_Nk[proven_N].to(table_VD.dtype),
+        )
+        left = left[~proven_N]
+        k *= 16
+    return expected_ND
+
+
+def nucleus_of_top_k(p_NV: Tensor, top_p: float, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids [N, k] and weights p̄ [N, k] of the top k tokens, and where they prove to hold T [N].
+
+    They do where the mass is reached before the last of them, and that one is less probable
+    than all of T: no other token can then belong to T, equal ones included.
+    """
+    value_Nk, id_Nk = top_k(p_NV, k)
+    # One integer orders by probability, then by the lower id.
+    key_Nk = (value_Nk.view(torch.int32).long() << 32) | (_LARGEST - id_Nk)
+    key_Nk = key_Nk.sort(dim=-1, descending=True).values
+    value_Nk = (key_Nk >> 32).int().view(torch.float32)
+    inside_Nk = (value_Nk.cumsum(-1) - value_Nk) < top_p
+    inside_Nk[:, 0] = True
+    weight_Nk = value_Nk * inside_Nk
+    smallest_N = value_Nk.masked_fill(~inside_Nk, 2).amin(-1)
+    proven_N = ~inside_Nk[:, -1] & (value_Nk[:, -1] < smallest_N)
+    id_Nk = _LARGEST - (key_Nk & _LARGEST)
+    return id_Nk, weight_Nk / weight_Nk.sum(-1, keepdim=True), proven_N
+
+
+_LARGEST = 2**32 - 1
+
+
+def top_k(p_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest values [N, k] and their ids, in no order; which of equals is not said."""
+    N, V = p_NV.shape
+    num_groups = V // GROUP
+    if not has_groups(V) or 4 * k > num_groups:
+        return p_NV.topk(k, dim=-1, sorted=False)
+    grouped_NGg = p_NV.view(N, num_groups, GROUP)
+    group_Nk = grouped_NGg.amax(-1).topk(k, dim=-1, sorted=False).indices
+    candidate_Nkg = grouped_NGg.gather(1, group_Nk[..., None].expand(-1, -1, GROUP))
+    value_Nk, place_Nk = candidate_Nkg.view(N, -1).topk(k, dim=-1, sorted=False)
+    return value_Nk, group_Nk.gather(1, place_Nk // GROUP) * GROUP + place_Nk % GROUP
+
+
+def has_groups(num_columns: int) -> bool:
+    """Whether a row of so many columns is worth taking apart, and falls into whole groups."""
+    return num_columns >= 64 * GROUP and num_columns % GROUP == 0
+
+
+def argmax(x_NV: Tensor) -> Tensor:
+    """Ids [N] of the largest values, the lowest among equals (a plain argmax takes 5 passes)."""
+    N, V = x_NV.shape
+    if x_NV.device.type != "cpu" or not has_groups(V):
+        return x_NV.argmax(-1)
+    grouped_NGg = x_NV.view(N, V // GROUP, GROUP)
+    group_N = grouped_NGg.amax(-1).argmax(-1)
+    best_Ng = grouped_NGg[torch.arange(N), group_N]
+    return group_N * GROUP + best_Ng.argmax(-1)

@@ -1,0 +1,84 @@
+"""Beliefs of the pass before, kept for Eq. 6 in as few bytes as their error allows.
+
+Knows nothing of samples, phases or models.
+
+Kept are s = logits − their maximum and log Z, the logarithm of the sum of their exponentials,
+so that log q = s − log Z. Up to `EXACT_COLUMNS` columns s is float32; above it is float16, with
+log Z of the rounded s, so that what is kept is a belief q' that sums to 1. Rounding moves each
+log q(v) by ε(v), |ε(v)| ≤ 2⁻¹¹·|s(v)|, and
+
+    |KL(p ‖ q') − KL(p ‖ q)| = |Σ_v (p − q)(v)·ε(v)| + O(ε²) ≤ 2⁻¹¹·Σ_v |p − q|(v)·|s(v)| + O(ε²),
+
+which vanishes where the passes agree: there thresholds are compared.
+
+Legend: B samples, K positions of the current block, V columns of the logits, N of the B·K
+positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lrd.beliefs import Belief
+
+EXACT_COLUMNS = 16_384
+"""Most columns of which the past is kept in float32."""
+
+
+class PastBeliefs:
+    """s [B, K, V] and log Z [B, K] of the pass before, overwritten position by position."""
+
+    def __init__(
+        self, num_samples: int, num_positions: int, num_columns: int, device: torch.device
+    ) -> None:
+        dtype = torch.float32 if num_columns <= EXACT_COLUMNS else torch.float16
+        self._num_samples = num_samples
+        # Memory is taken when beliefs first come. Zeros, since a block's first pass computes a
+        # divergence that nobody looks at.
+        self._s_BKV = torch.zeros(0, num_positions, num_columns, dtype=dtype, device=device)
+        self._log_z_BK = torch.zeros(0, num_positions, device=device)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._s_BKV.nbytes + self._log_z_BK.nbytes
+
+    def kl_then_keep(self, belief: Belief, rows_N: Tensor) -> Tensor:
+        """KL(p ‖ q) [N] in nats with q the belief kept at these rows of B·K, which p replaces.
+
+        Of nearly equal beliefs the sum rounds to either side of 0; a threshold of 0 stays unmet.
+        """
+        self._take_memory()
+        s_RV, log_z_R = self._s_BKV.flatten(0, 1), self._log_z_BK.flatten()
+        p_NV, log_z_N = belief.p_NV, belief.log_z_N
+        cross_N = log_z_R[rows_N] - (p_NV * s_RV[rows_N].float()).sum(-1)
+        kept_NV = belief.s_NV.to(s_RV.dtype)
+        if kept_NV.dtype != torch.float32:
+            # Of a rounded belief: Σ exp(s + ε) is Z·(1 + Σ p·ε) to the first order.
+            log_z_N = log_z_N + (p_NV * (kept_NV.float() - belief.s_NV)).sum(-1)
+        s_RV[rows_N] = kept_NV
+        log_z_R[rows_N] = log_z_N
+        return (cross_N - belief.entropy_N).clamp(min=0)
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop every other sample, in place: these may be most of the engine's memory."""
+        for new, old in enumerate(rows):
+            if new != old < len(self._s_BKV):
+                self._s_BKV[new] = self._s_BKV[old]
+                self._log_z_BK[new] = self._log_z_BK[old]
+        self._num_samples = len(rows)
+
+    def append(self, others: PastBeliefs) -> None:
+        """Room below for the samples of `others`, whose past nobody has looked at yet."""
+        self._num_samples += others._num_samples
+
+    def _take_memory(self) -> None:
+        missing = self._num_samples - len(self._s_BKV)
+        if missing > 0:
+            self._s_BKV = _grown(self._s_BKV, missing)
+            self._log_z_BK = _grown(self._log_z_BK, missing)
+
+
+def _grown(x: Tensor, num_rows: int) -> Tensor:
+    new = x.new_zeros(num_rows, *x.shape[1:])
+    return torch.cat([x, new]) if len(x) else new

@@ -1,0 +1,186 @@
+"""What one pass says of the block's positions, read off in chunks.
+
+Head and beliefs are computed for so few positions at a time that no float32 tensor of
+[positions × V] is ever whole; what stays is a few numbers and one embedding a position. Knows
+nothing of phases or stops.
+
+Legend: B samples, K positions of the current block, N of the B·K positions, n positions of a
+chunk, D width, V columns of the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrd.beliefs import Belief, entropy, log_beliefs
+from lrd.canvases import Canvases
+from lrd.config import DecodingConfig
+from lrd.models.protocol import DiffusionModel, is_split
+from lrd.nucleus import expected_embedding
+from lrd.sampling import choose_tokens, is_any_of, token_confidence, without_tokens
+
+HEAD_ELEMENTS = 1 << 24
+"""Logits that the head makes at a time: enough rows that its weights are read seldom."""
+CACHED_ELEMENTS = 1 << 20
+"""Logits that a CPU turns into beliefs at a time: they go through its cache several times."""
+LAST = 1e30
+"""A doubt that any sure position is below; finite, since closed positions have infinity."""
+
+
+@dataclass(slots=True)
+class Reading:
+    """A pass's beliefs in what is decided by them. On a CPU only open positions are read; the
+    others hold zeros."""
+
+    entropy_BK: Tensor
+    kl_BK: Tensor
+    """From the pass before, Eq. 6's summand; means nothing in a block's first."""
+    token_BK: Tensor
+    doubt_BK: Tensor
+    """Entropy of what confidence is read from."""
+    confidence_BK: Tensor
+    expected_BKD: Tensor | None
+    """Σ_v p̄(v)·e_v; None where nothing is mixed."""
+
+
+def read_block(
+    model: DiffusionModel,
+    config: DecodingConfig,
+    state: Canvases,
+    column_BK: Tensor,
+    open_BK: Tensor,
+    uniform_BKV: Tensor | None,
+) -> Reading:
+    """The forward pass, and the beliefs of the block's positions; `state.past` becomes theirs."""
+    B, K = open_BK.shape
+    table = model.embedding_table
+    on_cpu = table.device.type == "cpu"
+    # Elsewhere shapes stay fixed: how many are open is known to the device alone.
+    rows_N = (
+        open_BK.flatten().nonzero()[:, 0] if on_cpu else torch.arange(B * K, device=table.device)
+    )
+
+    def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
+        return torch.zeros(B, K, *shape, dtype=dtype, device=table.device)
+
+    floats = torch.float32
+    reading = Reading(
+        *(zeros(floats), zeros(floats), zeros(torch.long), zeros(floats), zeros(floats)),
+        zeros(table.dtype, table.shape[1]) if config.mixes else None,
+    )
+    for rows_n, logits_nV in logits_in_chunks(model, config, state, column_BK, rows_N):
+        uniform_nV = None if uniform_BKV is None else uniform_BKV.flatten(0, 1)[rows_n]
+        _read(model, config, state, reading, rows_n, logits_nV, uniform_nV)
+    return reading
+
+
+def logits_in_chunks(
+    model: DiffusionModel,
+    config: DecodingConfig,
+    state: Canvases,
+    column_BK: Tensor,
+    rows_N: Tensor,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The forward pass: rows of B·K and their logits [n, V], a chunk at a time."""
+    logits_of = _forward(model, config, state, column_BK)
+    num_columns = model.embedding_table.shape[0]
+    cached = CACHED_ELEMENTS if rows_N.device.type == "cpu" else HEAD_ELEMENTS
+    for rows in torch.split(rows_N, max(1, HEAD_ELEMENTS // num_columns)):
+        logits = logits_of(rows)
+        if config.logits_eos_inf:
+            logits[:, model.eos_id] = -torch.inf
+        size = max(1, cached // num_columns)
+        yield from zip(torch.split(rows, size), torch.split(logits, size), strict=True)
+
+
+def _forward(
+    model: DiffusionModel, config: DecodingConfig, state: Canvases, column_BK: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """The pass itself; a function from rows of B·K to their logits [n, V]."""
+    inputs = [state.embeds_BLD, state.attention_mask_BL, column_BK]
+    guided = config.cfg_scale > 0
+    if guided:
+        without = [without_prompt(model, state), *inputs[1:]]
+        inputs = [torch.cat(pair) for pair in zip(inputs, without, strict=True)]
+    if is_split(model):
+        hidden_RD = model.hidden(*inputs).flatten(0, 1)
+
+        def logits_of(rows: Tensor) -> Tensor:
+            return model.head(hidden_RD[rows])
+    else:
+        logits_RV = model.logits(*inputs).flatten(0, 1)
+
+        def logits_of(rows: Tensor) -> Tensor:
+            return logits_RV[rows]
+
+    if not guided:
+        return logits_of
+
+    def guided_logits_of(rows: Tensor) -> Tensor:
+        """Classifier-free guidance: away from what the canvas alone says."""
+        conditional, unconditional = logits_of(rows), logits_of(rows + column_BK.numel())
+        return unconditional + (config.cfg_scale + 1) * (conditional - unconditional)
+
+    return guided_logits_of
+
+
+def without_prompt(model: DiffusionModel, state: Canvases) -> Tensor:
+    """The embeddings [B, L, D] with every prompt all [MASK]."""
+    columns_L = torch.arange(state.embeds_BLD.shape[1], device=state.start_B.device)
+    prompt_BL1 = (columns_L < state.start_B[:, None])[..., None]
+    return torch.where(prompt_BL1, model.embedding_table[model.mask_id], state.embeds_BLD)
+
+
+def _read(
+    model: DiffusionModel,
+    config: DecodingConfig,
+    state: Canvases,
+    reading: Reading,
+    rows_n: Tensor,
+    logits_nV: Tensor,
+    uniform_nV: Tensor | None,
+) -> None:
+    """One chunk's beliefs into the reading."""
+    belief = Belief.of_logits(logits_nV, model.mask_id)
+    token_n, doubt_n, confidence_n = read_tokens(model, config, belief, logits_nV, uniform_nV)
+    for field_BK, value_n in (
+        (reading.entropy_BK, belief.entropy_N),
+        (reading.kl_BK, state.past.kl_then_keep(belief, rows_n)),
+        (reading.token_BK, token_n),
+        (reading.doubt_BK, doubt_n),
+        (reading.confidence_BK, confidence_n),
+    ):
+        field_BK.view(-1)[rows_n] = value_n
+    if reading.expected_BKD is not None:
+        reading.expected_BKD.flatten(0, 1)[rows_n] = expected_embedding(
+            belief.p_NV, belief.token_N, config.top_p, model.embedding_table
+        )
+
+
+def read_tokens(
+    model: DiffusionModel,
+    config: DecodingConfig,
+    belief: Belief,
+    logits_nV: Tensor,
+    uniform_nV: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each position's token, and the doubt and confidence [n] that order commits."""
+    if config.reads_beliefs_alone:
+        return belief.token_N, belief.entropy_N, (-belief.log_z_N).exp()
+    token_n, log_r_nV = choose_tokens(config, log_beliefs(logits_nV, model.mask_id), uniform_nV)
+    late_ids = [model.eos_id] if config.confidence_eos_eot_inf else []
+    if late_ids and model.eot_id is not None:
+        late_ids.append(model.eot_id)
+    if late_ids:
+        log_r_nV = without_tokens(log_r_nV, late_ids)
+    doubt_n = entropy(log_r_nV)
+    confidence_n = token_confidence(config, log_r_nV, token_n)
+    if late_ids:
+        late_n = is_any_of(token_n, late_ids)
+        doubt_n = doubt_n.masked_fill(late_n, LAST)
+        confidence_n = confidence_n.masked_fill(late_n, -LAST)
+    return token_n, doubt_n, confidence_n

@@ -1,0 +1,94 @@
+"""Reading in chunks, with and without a head of its own, says the same and asks for no more."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from random_model import LIVELY, VOCABULARY, random_model
+from test_engine import SETTINGS, assert_same, requests, run
+from torch import Tensor
+
+import lrd
+from lrd import reading
+from lrd.models.checkpoint import LoadedModel
+from lrd.models.protocol import is_split
+
+
+class Whole:
+    """A model as another package may bring it: `logits` and nothing else."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def logits(self, *inputs: Any) -> Tensor:
+        return self.model.logits(*inputs)
+
+
+class CountedHead(LoadedModel):
+    """Notes how many positions the head is asked for, a call at a time."""
+
+    calls: list[int]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        self.calls.append(hidden.shape[:-1].numel())
+        return super().head(hidden)
+
+
+def counted_model() -> CountedHead:
+    model = random_model(**LIVELY)
+    model.__class__ = CountedHead
+    assert isinstance(model, CountedHead)
+    model.calls = []
+    return model
+
+
+@functools.cache
+def expected(setting: str) -> dict[Any, lrd.Sample]:
+    return run(random_model(**LIVELY), SETTINGS[setting], requests())[0]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("split", [True, False])
+def test_chunks_say_the_same(
+    setting: str, split: bool, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: Any = model if split else Whole(model)
+    assert is_split(chosen) == split
+    for head, cached in ((1 << 24, 1 << 20), (1, 1), (5 * VOCABULARY, 2 * VOCABULARY)):
+        monkeypatch.setattr(reading, "HEAD_ELEMENTS", head)
+        monkeypatch.setattr(reading, "CACHED_ELEMENTS", cached)
+        assert_same(run(chosen, SETTINGS[setting], requests())[0], expected(setting))
+
+
+def test_the_head_is_asked_for_open_positions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = counted_model()
+    samples, _ = run(model, SETTINGS["uneven"], requests())  # type: ignore[arg-type]
+    open_positions = sum(
+        sum(step >= number for step in sample.commit_step)
+        for sample in samples.values()
+        for number in range(1, sample.num_forwards + 1)
+    )
+    assert sum(model.calls) == open_positions
+    assert max(model.calls) > 5
+    model.calls.clear()
+    monkeypatch.setattr(reading, "HEAD_ELEMENTS", 5 * VOCABULARY)
+    run(model, SETTINGS["uneven"], requests())  # type: ignore[arg-type]
+    assert max(model.calls) == 5
+    assert sum(model.calls) == open_positions
+
+
+def test_hidden_and_head_make_the_logits(model: LoadedModel) -> None:
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [0, 0, 0, 7, 7, 7, 20, 30]])
+    mask = torch.tensor([[1] * 8, [0, 0, 0, 1, 1, 1, 1, 1]])
+    columns = torch.tensor([[0, 2, 7], [3, 4, 7]])
+    embeds = model.embed(ids)
+    logits = model.logits(embeds, mask)
+    rows = torch.arange(2)[:, None]
+    assert torch.allclose(model.logits(embeds, mask, columns), logits[rows, columns], atol=1e-5)
+    assert torch.allclose(model.head(model.hidden(embeds, mask)), logits, atol=1e-5)
