@@ -183,13 +183,23 @@ def diffusion_loss(
     mask_BL: Tensor,
     start: int,
     soft: bool,
+    suffix: bool,
 ) -> tuple[Tensor, Tensor]:
     """1/t-weighted cross-entropy on masked canvas positions, t stratified over the batch; and
     the share of masked tokens other than EOS that the model predicts right."""
     mask_id, eos_id = SPECIAL.index("<|mask|>"), SPECIAL.index("<|eos|>")
     B, L = ids_BL.shape
     t_B1 = ((torch.arange(B) + torch.rand(B)) / B)[torch.randperm(B), None].clamp(min=1e-3)
+    written_BL = ids_BL != eos_id
+    written_BL[:, :start] = False
     masked_BL = torch.rand(B, L) < t_B1
+    if suffix:
+        # The last t of the answer and all that follows: a result beside its visible operands
+        # is met here again and again, under random masks hardly ever.
+        num_written_B1 = written_BL.sum(-1, keepdim=True)
+        num_kept_B1 = ((1 - t_B1) * num_written_B1).long()
+        suffix_BL = torch.arange(L) - start >= num_kept_B1
+        masked_BL = torch.where(torch.arange(B)[:, None] % 2 == 0, suffix_BL, masked_BL)
     masked_BL[:, :start] = False
     table_VD = model.embedding.weight
     embeds_BLD = model.embedding(ids_BL.masked_fill(masked_BL, mask_id))
@@ -230,9 +240,9 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
 def train(rank: int, args: argparse.Namespace) -> None:
     """One process of two."""
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(args.port))
-    dist.init_process_group("gloo", rank=rank, world_size=args.processes)
-    output = Path(args.output)
+    output = Path(args.output).resolve()
+    meeting = f"file://{output}/meeting-{os.getppid()}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=args.processes)
     tokenizer = Tokenizer.from_file(str(output / "final" / "tokenizer.json"))
     config: TransformerConfig = LLADA.transformer_config(checkpoint_config())
 
@@ -271,7 +281,8 @@ def train(rank: int, args: argparse.Namespace) -> None:
         for block in model.blocks:
             block.compile(dynamic=False)
 
-    began, soft_from = time.monotonic(), int(args.steps * args.soft_from)
+    began = time.monotonic()
+    soft_from, suffix_from = int(args.steps * args.soft_from), int(args.steps * args.suffix_from)
     losses: list[float] = []
     shares: list[float] = []
     while step < args.steps:
@@ -280,7 +291,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
         soft = step >= soft_from and step % 2 == 1
         ids_BL, mask_BL, start = batches.next()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss, right = diffusion_loss(model, ids_BL, mask_BL, start, soft)
+            loss, right = diffusion_loss(model, ids_BL, mask_BL, start, soft, step >= suffix_from)
         loss.backward()
         average_gradients(model)
         share = learning_rate(step, args)
@@ -328,14 +339,14 @@ def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--output", required=True)
-    parser.add_argument("--steps", type=int, default=6500)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--tokens", type=int, default=8192, help="tokens a step, all processes")
     parser.add_argument("--soft-from", type=float, default=0.35, help="share of the steps")
+    parser.add_argument("--suffix-from", type=float, default=0.416, help="share of the steps")
     parser.add_argument("--decay", type=float, default=0.7, help="share of the steps")
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--port", type=int, default=29511)
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
     if not (Path(args.output) / "final" / "tokenizer.json").exists():
