@@ -86,46 +86,54 @@ def logits_in_chunks(
     rows_N: Tensor,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The forward pass: rows of B·K and their logits [n, V], a chunk at a time."""
-    logits_of = _forward(model, config, state, column_BK)
+    logits_of = forward(model, config, state, column_BK, rows_N)
     num_columns = model.embedding_table.shape[0]
     cached = CACHED_ELEMENTS if rows_N.device.type == "cpu" else HEAD_ELEMENTS
-    for rows in torch.split(rows_N, max(1, HEAD_ELEMENTS // num_columns)):
-        logits = logits_of(rows)
+    place_N = torch.arange(len(rows_N), device=rows_N.device)
+    for place_n in torch.split(place_N, max(1, HEAD_ELEMENTS // num_columns)):
+        logits_nV = logits_of(place_n)
         if config.logits_eos_inf:
-            logits[:, model.eos_id] = -torch.inf
+            logits_nV[:, model.eos_id] = -torch.inf
         size = max(1, cached // num_columns)
-        yield from zip(torch.split(rows, size), torch.split(logits, size), strict=True)
+        rows_n = rows_N[place_n]
+        yield from zip(torch.split(rows_n, size), torch.split(logits_nV, size), strict=True)
+
+
+def forward(
+    model: DiffusionModel,
+    config: DecodingConfig,
+    state: Canvases,
+    column_BK: Tensor,
+    rows_N: Tensor,
+) -> Callable[[Tensor], Tensor]:
+    """The pass itself; a function from places in `rows` to their logits [n, V]."""
+    logits_of = _forward(model, state.embeds_BLD, state, column_BK, rows_N)
+    if config.cfg_scale == 0:
+        return logits_of
+    unprompted_of = _forward(model, without_prompt(model, state), state, column_BK, rows_N)
+
+    def guided_logits_of(place_n: Tensor) -> Tensor:
+        """Classifier-free guidance: away from what the canvas alone says."""
+        unconditional_nV = unprompted_of(place_n)
+        return unconditional_nV + (config.cfg_scale + 1) * (logits_of(place_n) - unconditional_nV)
+
+    return guided_logits_of
 
 
 def _forward(
-    model: DiffusionModel, config: DecodingConfig, state: Canvases, column_BK: Tensor
+    model: DiffusionModel,
+    embeds_BLD: Tensor,
+    state: Canvases,
+    column_BK: Tensor,
+    rows_N: Tensor,
 ) -> Callable[[Tensor], Tensor]:
-    """The pass itself; a function from rows of B·K to their logits [n, V]."""
-    inputs = [state.embeds_BLD, state.attention_mask_BL, column_BK]
-    guided = config.cfg_scale > 0
-    if guided:
-        without = [without_prompt(model, state), *inputs[1:]]
-        inputs = [torch.cat(pair) for pair in zip(inputs, without, strict=True)]
     if is_split(model):
-        hidden_RD = model.hidden(*inputs).flatten(0, 1)
-
-        def logits_of(rows: Tensor) -> Tensor:
-            return model.head(hidden_RD[rows])
-    else:
-        logits_RV = model.logits(*inputs).flatten(0, 1)
-
-        def logits_of(rows: Tensor) -> Tensor:
-            return logits_RV[rows]
-
-    if not guided:
-        return logits_of
-
-    def guided_logits_of(rows: Tensor) -> Tensor:
-        """Classifier-free guidance: away from what the canvas alone says."""
-        conditional, unconditional = logits_of(rows), logits_of(rows + column_BK.numel())
-        return unconditional + (config.cfg_scale + 1) * (conditional - unconditional)
-
-    return guided_logits_of
+        B, L, _ = embeds_BLD.shape
+        at_BK = torch.arange(B, device=column_BK.device)[:, None] * L + column_BK
+        hidden_ND = model.hidden(embeds_BLD, state.attention_mask_BL, at_BK.flatten()[rows_N])
+        return lambda place_n: model.head(hidden_ND[place_n])
+    logits_BKV = model.logits(embeds_BLD, state.attention_mask_BL, column_BK)
+    return lambda place_n: logits_BKV.flatten(0, 1)[rows_N[place_n]]
 
 
 def without_prompt(model: DiffusionModel, state: Canvases) -> Tensor:

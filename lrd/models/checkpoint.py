@@ -78,40 +78,37 @@ class LoadedModel:
 
         Padding may be on either side.
         """
-        return self.head(self.hidden(embeds, attention_mask, columns))
+        B, L, _ = embeds.shape
+        if columns is None:
+            columns = torch.arange(L, device=embeds.device).expand(B, L)
+        at_BC = torch.arange(B, device=embeds.device)[:, None] * L + columns
+        logits = self.head(self.hidden(embeds, attention_mask, at_BC.flatten()))
+        return logits.view(*columns.shape, -1)
 
     @torch.no_grad()
-    def hidden(
-        self,
-        embeds: Tensor,
-        attention_mask: Tensor | None = None,
-        columns: Tensor | None = None,
-    ) -> Tensor:
-        """The states [B, L, D] or [B, C, D] that `head` makes these logits of.
+    def hidden(self, embeds: Tensor, attention_mask: Tensor | None, at: Tensor) -> Tensor:
+        """The states [N, D] that `head` makes the logits of positions b·L + l [N] of.
 
         Position i's state predicts position i: Dream's shift is undone here and nowhere else
         (a row's first position keeps its own, as the original does without padding).
         """
         if self.transformer.config.logit_shift:
-            B, L, _ = embeds.shape
-            if columns is None:
-                columns = torch.arange(L, device=embeds.device).expand(B, L)
-            columns = _shifted(columns, attention_mask)
-        return self.transformer.hidden(embeds, attention_mask, columns)
+            at = _before(at, embeds, attention_mask)
+        return self.transformer.hidden(embeds, attention_mask, at)
 
     @torch.no_grad()
     def head(self, hidden: Tensor) -> Tensor:
-        """States [..., D] → logits [..., V]."""
+        """States [N, D] → logits [N, V]."""
         return self.transformer.project(hidden)
 
 
-def _shifted(columns_BC: Tensor, attention_mask_BL: Tensor | None) -> Tensor:
-    """The columns that predict these: the ones before, but a row's first real one itself."""
-    before_BC = (columns_BC - 1).clamp(min=0)
+def _before(at_N: Tensor, embeds_BLD: Tensor, attention_mask_BL: Tensor | None) -> Tensor:
+    """The positions that predict these: the ones before, but a row's first real one itself."""
     if attention_mask_BL is None:
-        return before_BC
-    first_BC = attention_mask_BL.cumsum(-1).gather(1, columns_BC) == 1
-    return torch.where(first_BC, columns_BC, before_BC)
+        first_N = at_N % embeds_BLD.shape[1] == 0
+    else:
+        first_N = attention_mask_BL.cumsum(-1).flatten()[at_N] <= 1
+    return torch.where(first_N, at_N, at_N - 1)
 
 
 def load_model(

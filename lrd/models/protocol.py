@@ -1,6 +1,7 @@
 """What decoding asks of a model. Any object with these members can be decoded.
 
-Legend: B samples, L positions, C chosen columns, D width, V rows of the embedding table.
+Legend: B samples, L positions, C chosen columns, N chosen positions of B·L, D width,
+V rows of the embedding table.
 """
 
 from __future__ import annotations
@@ -51,13 +52,9 @@ class SplitModel(DiffusionModel, Protocol):
     vocabulary it spares the memory of whole logits, and the head's work at committed positions.
     """
 
-    def hidden(
-        self,
-        embeds: Tensor,
-        attention_mask: Tensor | None = None,
-        columns: Tensor | None = None,
-    ) -> Tensor:
-        """As `logits`, but the states [B, L, D] or [B, C, D] that `head` takes, aligned too."""
+    def hidden(self, embeds: Tensor, attention_mask: Tensor | None, at: Tensor) -> Tensor:
+        """The states [N, D] that `head` takes, aligned as `logits`, at the positions b·L + l [N]
+        of the embeddings [B, L, D] alone."""
         ...
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Knows nothing of checkpoints, tokenizers or decoding. What differs between the t
 families is in `TransformerConfig`; who sets it is `families.py`.
 
 Legend: B samples, L positions, D width, V rows of the embedding table, H heads,
-K kv heads, E width of a head, C chosen columns.
+K kv heads, E width of a head, N chosen positions of B·L.
 """
 
 from __future__ import annotations
@@ -102,17 +102,29 @@ class Block(nn.Module):
         self.up = nn.Linear(c.width, c.mlp_width, bias=False)
         self.down = nn.Linear(c.mlp_width, c.width, bias=False)
 
-    def forward(self, x_BLD: Tensor, cos: Tensor, sin: Tensor, key_mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x_BLD: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        key_mask: Tensor | None,
+        at_N: Tensor | None = None,
+    ) -> Tensor:
+        """[B, L, D], or [N, D] at the flat positions [N] alone: all are attended to, but only
+        these go on to the MLP."""
         B, L, D = x_BLD.shape
         h = self.attention_norm(x_BLD)
         query = self.query(h).view(B, L, self.num_heads, -1).transpose(1, 2)
         key = self.key(h).view(B, L, self.num_kv_heads, -1).transpose(1, 2)
         value = self.value(h).view(B, L, self.num_kv_heads, -1).transpose(1, 2)
         attended = self.attend(rotate(query, cos, sin), rotate(key, cos, sin), value, key_mask)
-        x_BLD = x_BLD + self.output(attended.transpose(1, 2).reshape(B, L, D))
-        h = self.mlp_norm(x_BLD)
-        mlp: Tensor = self.down(F.silu(self.gate(h)) * self.up(h))
-        return x_BLD + mlp
+        x, attended = x_BLD, attended.transpose(1, 2).reshape(B, L, D)
+        if at_N is not None:
+            x, attended = x.flatten(0, 1)[at_N], attended.flatten(0, 1)[at_N]
+        x = x + self.output(attended)
+        h = self.mlp_norm(x)
+        out: Tensor = x + self.down(F.silu(self.gate(h)) * self.up(h))
+        return out
 
 
 class Transformer(nn.Module):
@@ -124,6 +136,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(config.table_rows, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.width, config.rms_norm_eps)
+        self._table: tuple[Tensor, Tensor] | None = None
         self.head: nn.Linear | None = None
         if not config.tied_head:
             self.head = nn.Linear(config.width, config.table_rows, bias=False)
@@ -132,15 +145,14 @@ class Transformer(nn.Module):
         self,
         embeds_BLD: Tensor,
         attention_mask_BL: Tensor | None = None,
-        columns_BC: Tensor | None = None,
+        at_N: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states [B, L, D], or [B, C, D] at the columns [B, C] alone; unshifted.
+        """Final hidden states [B, L, D], or [N, D] at the flat positions b·L + l; unshifted.
 
         attention_mask [B, L]: 1 for real positions, 0 for padding on either side. Positions
         count from the first real one, so a padded row computes what it does alone.
         """
         B, L, _ = embeds_BLD.shape
-        config = self.config
         if attention_mask_BL is None:
             positions_BL = torch.arange(L, device=embeds_BLD.device)[None]
             key_mask = None
@@ -149,16 +161,28 @@ class Transformer(nn.Module):
             real_BL = attention_mask_BL.bool()
             positions_BL = (real_BL.long().cumsum(-1) - 1).clamp(min=0)
             key_mask = real_BL[:, None, None, :]
-        cos, sin = rotary_table(positions_BL, config.width // config.num_heads, config.rope_theta)
-        if not config.rope_in_float32:
-            cos, sin = cos.to(embeds_BLD.dtype), sin.to(embeds_BLD.dtype)
-        x_BLD = embeds_BLD
-        for block in self.blocks:
-            x_BLD = block(x_BLD, cos, sin, key_mask)
-        if columns_BC is not None:
-            x_BLD = x_BLD.gather(1, columns_BC[..., None].expand(-1, -1, x_BLD.shape[-1]))
-        normed: Tensor = self.norm(x_BLD)
+        cos, sin = self._rotary(positions_BL, embeds_BLD.dtype)
+        x = embeds_BLD
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x, cos, sin, key_mask, at_N if number == len(self.blocks) else None)
+        normed: Tensor = self.norm(x)
         return normed
+
+    def _rotary(self, positions_BL: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosine and sine [B, 1, L, E], looked up in a table made once for all positions."""
+        length, config, table = positions_BL.shape[1], self.config, self._table
+        if table is None or len(table[0]) < length or table[0].device != positions_BL.device:
+            # An inference tensor could not serve in training.
+            with torch.inference_mode(False):
+                columns_1L = torch.arange(length, device=positions_BL.device)[None]
+                cos, sin = rotary_table(
+                    columns_1L, config.width // config.num_heads, config.rope_theta
+                )
+            table = self._table = cos[0, 0], sin[0, 0]
+        cos, sin = (table_LE[positions_BL][:, None] for table_LE in table)
+        if not config.rope_in_float32:
+            cos, sin = cos.to(dtype), sin.to(dtype)
+        return cos, sin
 
     def project(self, hidden_BCD: Tensor) -> Tensor:
         """Logits [B, C, V] of hidden states [B, C, D]."""
