@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         config = settings_from(args)
-        with _shown_progress() as show:
+        with Display() as show:
             began = time.monotonic()
             summary = generate(config, show, remember)
     except ValueError as error:
@@ -90,6 +90,13 @@ def run(args: argparse.Namespace) -> int:
         reason = str(error) or "interrupted"
         print(
             f"lrd generate: {reason}; finished rows are safe, the same command continues",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    except OSError as error:
+        print(
+            f"lrd generate: storage failed: {error}; what was written before is safe, the same "
+            "command continues",
             file=sys.stderr,
         )
         return INTERRUPTED
@@ -118,7 +125,7 @@ def describe(summary: Summary, config: RunConfig, seconds: float) -> str:
     return "\n".join(lines)
 
 
-class _shown_progress:  # noqa: N801 (used as a context manager's function)
+class Display:
     """Shows a run's progress: a bar on a terminal, a line every few seconds elsewhere."""
 
     def __init__(self) -> None:

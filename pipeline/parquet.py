@@ -88,10 +88,10 @@ def inspect_inputs(
     for name in names:
         where = storage.path(name)
         digest = hashlib.sha256()
-        with storage.filesystem.open_input_stream(where, compression=None) as stream:
-            while chunk := stream.read(1 << 22):
-                digest.update(chunk)
         try:
+            with storage.filesystem.open_input_stream(where, compression=None) as stream:
+                while chunk := stream.read(1 << 22):
+                    digest.update(chunk)
             with (
                 storage.filesystem.open_input_file(where) as source,
                 pq.ParquetFile(source, page_checksum_verification=True) as parquet,

@@ -66,7 +66,8 @@ def generate(
     output = Storage(config.output)
     _check_places(inputs, output)
     files, _ = parquet.inspect_inputs(inputs, names, config.prompt_column)
-    face = load_model(config.model, "meta", "bfloat16", config.revision)
+    dtype_checked = "bfloat16" if config.dtype == "auto" else config.dtype
+    face = load_model(config.model, "meta", dtype_checked, config.revision)
     if face.tokenizer is None:
         raise ValueError(f"{config.model}: has no tokenizer.json; put its tokenizer files beside")
     if config.prompt_format == "chat" and not face.tokenizer.chat_template:

@@ -158,6 +158,17 @@ def test_a_changed_input_is_noticed(place: tuple[Storage, Storage, Plan]) -> Non
         ledger.open_shard(0)
 
 
+def test_a_shard_without_rows_is_a_shard(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    inputs, names = parquet.input_storage(str(tmp_path / "a.parquet"))
+    files, _ = parquet.inspect_inputs(inputs, names, "prompt")
+    ledger = begin((Storage(str(tmp_path / "out")), inputs, Plan(files, {}, {})))
+    ledger.open_shard(0)
+    assert ledger.commit_complete() == 1
+    written = pq.read_table(tmp_path / "out" / ledger.shard_name(0))
+    assert written.schema.names == ["prompt", *parquet.RESULT_SCHEMA.names]
+
+
 def test_events_are_kept_by_later_drivers(place: tuple[Storage, Storage, Plan]) -> None:
     begin(place).event("one", row="00000-00000001")
     begin(place).event("two")

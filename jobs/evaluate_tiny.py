@@ -1,0 +1,94 @@
+"""Accuracy of a tiny model on disjoint test problems: the table of its card.
+
+    python -m jobs.evaluate_tiny --model lrd/models/tiny --problems 1000
+
+Decodes the same problems under the baseline and under LRD at both canvas lengths, counts right
+final answers, and prints a Markdown table, a row as soon as it is measured. Knows no Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Iterator
+
+from jobs.word_problems import Problem, final_answer, problems
+from lrd import DecodingConfig, decode, load_model
+from lrd.models.protocol import DiffusionModel
+from lrd.prompts import encode_prompt
+
+SETTINGS: dict[str, dict[str, object]] = {
+    "baseline, one a pass": {"preset": "baseline"},
+    "LRD, one a pass": {"preset": "fast", "tokens_per_step": 1, "early_stop": False},
+    "baseline, entropy threshold": {"preset": "baseline", "entropy_threshold": 0.1},
+    "`fast`": {"preset": "fast"},
+    "`paper`": {"preset": "paper"},
+}
+
+
+def distinct(count: int, seed: int) -> list[Problem]:
+    """Test problems of which no two ask the same question."""
+    found: dict[str, Problem] = {}
+    for problem in problems("test", seed):
+        found.setdefault(problem.question, problem)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def measure(
+    model: DiffusionModel, tested: list[Problem], config: DecodingConfig
+) -> tuple[int, float]:
+    """Right final answers, and mean forwards a problem."""
+    prompts = [encode_prompt(model, problem.question) for problem in tested]
+    samples = decode(model, prompts, config, batch_size=32)
+    right = sum(
+        final_answer(sample.text or "") == str(problem.answer)
+        for sample, problem in zip(samples, tested, strict=True)
+    )
+    return right, sum(sample.num_forwards for sample in samples) / len(samples)
+
+
+def interval(right: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    z, share = 1.96, right / count
+    middle = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return (middle - half) / (1 + z * z / count), (middle + half) / (1 + z * z / count)
+
+
+def table(model: DiffusionModel, count: int, seed: int, lengths: list[int]) -> Iterator[str]:
+    """The table's lines."""
+    tested = distinct(count, seed)
+    yield "| decoding | gen_length | right | accuracy (95 %) | forwards | seconds |"
+    yield "|---|---|---|---|---|---|"
+    for gen_length in lengths:
+        for name, settings in SETTINGS.items():
+            overrides = {k: v for k, v in settings.items() if k != "preset"}
+            config = DecodingConfig.preset(
+                str(settings["preset"]), gen_length=gen_length, **overrides
+            )
+            began = time.monotonic()
+            right, forwards = measure(model, tested, config)
+            low, high = interval(right, count)
+            yield (
+                f"| {name} | {gen_length} | {right} of {count} | {right / count:.3f} "
+                f"({low:.3f} to {high:.3f}) | {forwards:.1f} | {time.monotonic() - began:.0f} |"
+            )
+
+
+def main() -> None:
+    """Parse the command line and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.evaluate_tiny")
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--problems", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--gen-length", type=int, nargs="+", default=[64, 128])
+    args = parser.parse_args()
+    for line in table(load_model(args.model), args.problems, args.seed, args.gen_length):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
