@@ -30,7 +30,7 @@ class StopReason(IntEnum):
 
 @dataclass(slots=True)
 class Canvases:
-    """State of B samples; the first dimension of everything is B."""
+    """State of B samples; every tensor's first dimension is B."""
 
     embeds_BLD: Tensor
     attention_mask_BL: Tensor
@@ -61,6 +61,13 @@ class Canvases:
     entropy_trace_BT: Tensor
     past: PastBeliefs
     """Beliefs of the pass before."""
+    has_padding: bool = True
+    """Whether any row has columns that hold nothing."""
+
+    @property
+    def mask(self) -> Tensor | None:
+        """What attention leaves out; None spares it the mask, and on a GPU a slower kernel."""
+        return self.attention_mask_BL if self.has_padding else None
 
     @classmethod
     def empty(
@@ -162,4 +169,5 @@ class Canvases:
             setattr(self, name, torch.cat([value, getattr(others, name)]))
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
-        return [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "past"]
+        every = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return [(name, value) for name, value in every if isinstance(value, Tensor)]

@@ -20,6 +20,9 @@ from lrd.models.protocol import DiffusionModel
 
 PaddingSide = Literal["left", "right"]
 
+PASSES_A_READ = 4
+"""Passes between two looks at which samples have ended, where a look waits for the device."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -82,8 +85,10 @@ class Engine:
         num_slots: int,
         prompt_length: int,
         padding_side: PaddingSide = "left",
+        passes_a_read: int | None = None,
     ) -> None:
-        """prompt_length: tokens of the longest prompt that will be submitted.
+        """prompt_length: tokens of the longest prompt that will be submitted. passes_a_read:
+        how often ended samples are looked for; every pass on a CPU, where looking is free.
 
         Raises ValueError where prompt and canvas exceed the model's positions.
         """
@@ -99,6 +104,12 @@ class Engine:
         self.num_columns = prompt_length + config.gen_length
         self.padding_side = padding_side
         self.num_passes = 0
+        self.num_slot_passes = 0
+        """Canvases that went through the model, over all passes."""
+        self.setbacks: list[str] = []
+        """What was said when slots were given up for want of memory."""
+        on_cpu = model.embedding_table.device.type == "cpu"
+        self._passes_a_read = passes_a_read or (1 if on_cpu else PASSES_A_READ)
         self._waiting: deque[Request] = deque()
         self._slots: list[Request | None] = []
         self._placed_at: list[float] = []
@@ -109,6 +120,11 @@ class Engine:
     def busy(self) -> bool:
         """Whether any prompt waits or is being decoded."""
         return bool(self._waiting) or any(self._slots)
+
+    @property
+    def num_waiting(self) -> int:
+        """Prompts that no slot has taken yet."""
+        return len(self._waiting)
 
     def submit(self, request: Request) -> None:
         """Queue a prompt. A [MASK] in it is context like any token and is never written.
@@ -134,13 +150,45 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Sample]:
-        """One forward pass for all busy slots; the samples that it finished. Idle: no pass."""
+        """One forward pass for all busy slots; the samples that it finished. Idle: no pass.
+
+        Where memory runs out half the slots are given up, and the prompts in them start anew.
+        """
         if not self.busy:
             return []
-        self._fill_slots()
-        step(self.model, self.config, self._canvases, self._draw())
+        setback = None
+        try:
+            self._fill_slots()
+            step(self.model, self.config, self._canvases, self._draw())
+        except RuntimeError as error:
+            if not _is_out_of_memory(error) or len(self._slots) == 1:
+                raise
+            setback = str(error).partition("\n")[0]
+        # Only here: the error's traceback holds the tensors of the pass.
+        if setback is not None:
+            self._give_up_slots(setback)
+            return []
         self.num_passes += 1
+        self.num_slot_passes += len(self._slots)
+        if self.num_passes % self._passes_a_read:
+            return []
         return self._take_finished()
+
+    def _give_up_slots(self, setback: str) -> None:
+        """Half of the slots that were too many; a sample depends on its prompt and seed alone,
+        so what was begun can begin again."""
+        too_many = len(self._slots)
+        self.num_slots = too_many // 2
+        self._waiting.extendleft(request for request in reversed(self._slots) if request)
+        self._slots, self._placed_at, self._generators = [], [], []
+        device = self.model.embedding_table.device
+        self._canvases = Canvases.empty(self.model, self.config, 0, self.num_columns)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.setbacks.append(
+            f"out of memory with {too_many} slots of {self.num_columns} positions, "
+            f"going on with {self.num_slots}: {setback}"
+        )
 
     def _fill_slots(self) -> None:
         """Waiting prompts into free slots; a slot that stays free is not computed."""
@@ -168,6 +216,10 @@ class Engine:
             self._slots = [self._slots[row] for row in busy]
             self._placed_at = [self._placed_at[row] for row in busy]
             self._generators = [self._generators[row] for row in busy]
+        prompt_room = self.num_columns - self.config.gen_length
+        self._canvases.has_padding = any(
+            len(request.prompt) < prompt_room for request in self._slots if request
+        )
 
     def _generator(self, seed: int) -> torch.Generator | None:
         if self.config.temperature == 0:
@@ -228,6 +280,16 @@ class Engine:
             seconds=time.monotonic() - self._placed_at[row],
             error=f"non-finite logits in pass {num_forwards}" if failed else None,
         )
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """CUDA has a class for it, the CPU's allocator only words."""
+    words = str(error).lower()
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "out of memory" in words
+        or "can't allocate memory" in words
+    )
 
 
 def row_seed(seed: int, row_id: str | int) -> int:

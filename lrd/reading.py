@@ -130,9 +130,9 @@ def _forward(
     if is_split(model):
         B, L, _ = embeds_BLD.shape
         at_BK = torch.arange(B, device=column_BK.device)[:, None] * L + column_BK
-        hidden_ND = model.hidden(embeds_BLD, state.attention_mask_BL, at_BK.flatten()[rows_N])
+        hidden_ND = model.hidden(embeds_BLD, state.mask, at_BK.flatten()[rows_N])
         return lambda place_n: model.head(hidden_ND[place_n])
-    logits_BKV = model.logits(embeds_BLD, state.attention_mask_BL, column_BK)
+    logits_BKV = model.logits(embeds_BLD, state.mask, column_BK)
     return lambda place_n: logits_BKV.flatten(0, 1)[rows_N[place_n]]
 
 

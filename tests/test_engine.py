@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from random_model import MASK
+from random_model import LIVELY, MASK, random_model
 from torch import Tensor
 
 import lrd
@@ -249,3 +249,107 @@ def test_slots_have_their_limits(model: LoadedModel) -> None:
     with pytest.raises(ValueError, match="5 prompt tokens exceed the slots' 4"):
         engine.submit(lrd.Request("long", [1] * 5, 0))
     assert not engine.busy, "what is refused does not wait"
+
+
+def test_looking_seldom_changes_no_result(model: LoadedModel) -> None:
+    """A sample that has ended waits in its slot, unchanged, until it is looked for."""
+    for setting in SETTINGS.values():
+        expected, often = run(model, setting, requests())
+        engine = lrd.Engine(model, setting, 3, 9, passes_a_read=4)
+        for request in requests():
+            engine.submit(request)
+        samples = []
+        while engine.busy:
+            found = engine.step()
+            assert not found or engine.num_passes % 4 == 0
+            samples += found
+        assert_same({sample.key: sample for sample in samples}, expected)
+        assert often.num_passes < engine.num_passes < often.num_passes + 4 * len(PROMPTS)
+
+
+class Cramped(LoadedModel):
+    """Has memory for three canvases at a time; `words` is what it says of more."""
+
+    error: Exception
+
+    def hidden(self, embeds: Tensor, *rest: Any) -> Tensor:
+        if len(embeds) > 3:
+            raise self.error
+        return super().hidden(embeds, *rest)
+
+
+def cramped(error: Exception) -> LoadedModel:
+    model = random_model(**LIVELY)
+    model.__class__ = Cramped
+    model.error = error  # type: ignore[attr-defined]
+    return model
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+@pytest.mark.parametrize("setting", ["uneven", "warm"])
+def test_out_of_memory_costs_slots_but_no_sample(
+    setting: str, error: Exception, model: LoadedModel
+) -> None:
+    expected, _ = run(model, SETTINGS[setting], requests())
+    samples, engine = run(cramped(error), SETTINGS[setting], requests(), num_slots=16)
+    assert_same(samples, expected)
+    assert engine.num_slots == 3, "seven were busy"
+    assert [line.partition(":")[0] for line in engine.setbacks] == [
+        "out of memory with 7 slots of 21 positions, going on with 3"
+    ]
+
+
+def test_out_of_memory_in_mid_run_starts_prompts_anew(model: LoadedModel) -> None:
+    asked = requests()
+    expected, _ = run(model, UNEVEN, asked)
+    engine = lrd.Engine(cramped(torch.OutOfMemoryError("no")), UNEVEN, 4, 9)
+    samples = []
+    for request in asked[:3]:
+        engine.submit(request)
+    for _ in range(2):
+        samples += engine.step()
+    assert not engine.setbacks
+    for request in asked[3:]:
+        engine.submit(request)
+    while engine.busy:
+        samples += engine.step()
+    assert len(engine.setbacks) == 1
+    assert_same({sample.key: sample for sample in samples}, expected)
+
+
+def test_other_errors_and_a_single_slot_without_memory_raise() -> None:
+    with pytest.raises(RuntimeError, match="shape"):
+        run(cramped(RuntimeError("shape")), UNEVEN, requests(), num_slots=4)
+
+    class Full(Cramped):
+        def hidden(self, embeds: Tensor, *rest: Any) -> Tensor:
+            raise self.error
+
+    one = cramped(torch.OutOfMemoryError("not even one"))
+    one.__class__ = Full
+    with pytest.raises(torch.OutOfMemoryError, match="not even one"):
+        run(one, UNEVEN, requests())
+
+
+def test_there_is_a_mask_only_where_there_is_padding(model: LoadedModel) -> None:
+    class Masks(Observed):
+        def logits(self, embeds: Tensor, *rest: Any) -> Tensor:
+            masks.append(rest[0])
+            return super().logits(embeds, *rest)
+
+    masks: list[Tensor | None] = []
+    full = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    samples, _ = run(Masks(model), UNEVEN, requests(full), 2, 3)  # type: ignore[arg-type]
+    assert set(masks) == {None}
+    masks.clear()
+    mixed, _ = run(Masks(model), UNEVEN, requests([*full, [1]]), 4, 3)  # type: ignore[arg-type]
+    assert masks[0] is not None
+    assert len(samples) == 3
+    del mixed[3]
+    assert_same(mixed, samples)
