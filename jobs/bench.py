@@ -1,0 +1,334 @@
+"""How fast decoding is: slots against static batches and the plain loop, and what LRD costs.
+
+    python -m jobs.bench            # about 15 minutes on two cores; --quick: a smoke test
+
+Everything in one run, on the same prompts and settings, in alternating turns; medians. Prints
+a table, then as its last line one JSON object. Knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import pyarrow.parquet as pq
+import torch
+
+from jobs.bench_step import (
+    Shape,
+    StepCost,
+    belief_peak_bytes,
+    random_step_cost,
+    real_shape,
+    step_cost,
+)
+from jobs.plain_loop import PlainSample, check, decode_plain
+from jobs.word_problems import final_answer
+from lrd import DecodingConfig, Engine, Request, Sample, decoding, load_model
+from lrd.canvases import Canvases, StopReason
+from lrd.engine import row_seed
+from lrd.models.checkpoint import LoadedModel
+from lrd.prompts import encode_prompt
+from pipeline.buckets import choose_lengths, fitting
+
+EXAMPLES = Path(__file__).parent / "examples"
+SHAPES = 3
+
+
+@dataclass(slots=True)
+class Work:
+    """The prompts that every variant decodes, in buckets of one shape, long ones first."""
+
+    model: LoadedModel
+    config: DecodingConfig
+    prompts: list[list[int]]
+    answers: list[str]
+    slots: int
+    buckets: dict[int, list[int]] = field(default_factory=dict)
+    """Prompt tokens of a slot → indices of prompts."""
+
+    def __post_init__(self) -> None:
+        lengths = choose_lengths([len(prompt) for prompt in self.prompts], SHAPES)
+        for length in sorted(lengths, reverse=True):
+            self.buckets[length] = []
+        for index, prompt in enumerate(self.prompts):
+            self.buckets[fitting(len(prompt), lengths)].append(index)
+
+    def requests(self, indices: list[int]) -> list[Request]:
+        return [Request(i, self.prompts[i], row_seed(self.config.seed, i)) for i in indices]
+
+    def batches(self) -> Iterator[tuple[int, list[Request]]]:
+        """Static batches, each of one bucket."""
+        for length, indices in self.buckets.items():
+            for first in range(0, len(indices), self.slots):
+                yield length, self.requests(indices[first : first + self.slots])
+
+
+def run_plain(work: Work) -> list[PlainSample]:
+    """(a) One prompt at a time."""
+    return [decode_plain(work.model, prompt, work.config) for prompt in work.prompts]
+
+
+def run_static_wait(work: Work) -> int:
+    """(b) A batch runs until its slowest sample has ended; its number of passes."""
+    passes = 0
+    for length, requests in work.batches():
+        config, model = work.config, work.model
+        state = Canvases.empty(model, config, len(requests), length + config.gen_length)
+        for row, request in enumerate(requests):
+            state.place(row, request.prompt, model, config, "left")
+        with torch.inference_mode():
+            while (state.stop_B == StopReason.RUNNING).any():
+                decoding.step(model, config, state)
+                passes += 1
+        state.canvas_BG.tolist()
+    return passes
+
+
+def run_static_drop(work: Work) -> list[Sample]:
+    """(b) A batch drops samples that have ended; the next begins when all have."""
+    samples = []
+    for length, requests in work.batches():
+        engine = Engine(work.model, work.config, len(requests), length)
+        samples += drain(engine, requests)
+    return samples
+
+
+@dataclass(slots=True)
+class SlotRun:
+    """(c) Slots."""
+
+    samples: list[Sample]
+    occupancy: float
+    """Share of slots that are busy, over the passes while any prompt waits."""
+    padding_share: float
+    """Share of the computed positions that hold nothing."""
+
+
+def run_slots(work: Work) -> SlotRun:
+    """(c) A freed slot takes the next prompt."""
+    run = SlotRun([], 0.0, 0.0)
+    busy = room = padding = columns = 0
+    for length, indices in work.buckets.items():
+        engine = Engine(work.model, work.config, work.slots, length)
+        for request in work.requests(indices):
+            engine.submit(request)
+        found: list[Sample] = []
+        while engine.busy:
+            before = engine.num_slot_passes
+            found += engine.step()
+            if engine.num_waiting:
+                busy += engine.num_slot_passes - before
+                room += work.slots
+        for sample in found:
+            padding += sample.num_forwards * (length - len(work.prompts[sample.key]))
+        columns += engine.num_slot_passes * engine.num_columns
+        run.samples += found
+    run.samples.sort(key=lambda sample: int(sample.key))
+    run.occupancy = busy / room if room else 1.0
+    run.padding_share = padding / columns
+    return run
+
+
+def drain(engine: Engine, requests: list[Request]) -> list[Sample]:
+    """All of a queue."""
+    for request in requests:
+        engine.submit(request)
+    samples = []
+    while engine.busy:
+        samples += engine.step()
+    return samples
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds, and what came back."""
+    began = time.perf_counter()
+    found = call()
+    return time.perf_counter() - began, found
+
+
+def shares_of_time(work: Work) -> dict[str, float]:
+    """Share of (c)'s time in the blocks, the head, the beliefs, and all the rest."""
+    seconds = dict.fromkeys(("model", "head", "read"), 0.0)
+
+    @contextmanager
+    def clocked(owner: Any, name: str, part: str) -> Iterator[None]:
+        plain = getattr(owner, name)
+
+        def clock(*args: Any, **kwargs: Any) -> Any:
+            spent, found = timed(lambda: plain(*args, **kwargs))
+            seconds[part] += spent
+            return found
+
+        with mock.patch.object(owner, name, clock):
+            yield
+
+    with (
+        clocked(LoadedModel, "hidden", "model"),
+        clocked(LoadedModel, "head", "head"),
+        clocked(decoding, "read_block", "read"),
+    ):
+        total, _ = timed(lambda: run_slots(work))
+    beliefs = seconds["read"] - seconds["model"] - seconds["head"]
+    rest = total - seconds["read"]
+    parts = {"model": seconds["model"], "head": seconds["head"], "beliefs": beliefs, "rest": rest}
+    return {part: spent / total for part, spent in parts.items()}
+
+
+def decisions(sample: Sample | PlainSample) -> tuple[Any, ...]:
+    """What must be equal: ids, counts and the stop reason."""
+    return (
+        sample.canvas,
+        sample.num_forwards,
+        sample.refine_steps,
+        sample.decode_steps,
+        sample.stop_reason,
+    )
+
+
+def accuracy(work: Work, canvases: list[list[int]]) -> float:
+    """Share of prompts whose final answer is right."""
+    tokenizer, eos = work.model.tokenizer, work.model.eos_id
+    right = 0
+    for canvas, answer in zip(canvases, work.answers, strict=True):
+        written = canvas[: canvas.index(eos)] if eos in canvas else canvas
+        right += final_answer(tokenizer.decode(written, skip_special_tokens=True)) == answer
+    return right / len(canvases)
+
+
+def read_work(args: argparse.Namespace, dtype: str) -> Work:
+    """The example problems and the embedded model."""
+    rows = [row for file in sorted(EXAMPLES.glob("*.parquet")) for row in read_rows(file)]
+    rows = rows[: args.prompts]
+    model = load_model("tiny", dtype=dtype)
+    assert isinstance(model, LoadedModel)
+    config = DecodingConfig.preset(args.preset, gen_length=args.gen_length)
+    check(config)
+    prompts = [encode_prompt(model, row["prompt"]) for row in rows]
+    return Work(model, config, prompts, [row["answer"] for row in rows], args.slots)
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """A Parquet file's rows."""
+    rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+    return rows
+
+
+def throughput(args: argparse.Namespace) -> dict[str, Any]:
+    """Rows/s of every variant, and whether their results are equal."""
+    work, half = read_work(args, "float32"), read_work(args, "bfloat16")
+    variants: dict[str, Callable[[], Any]] = {
+        "plain": lambda: run_plain(work),
+        "static_wait": lambda: run_static_wait(work),
+        "static_drop": lambda: run_static_drop(work),
+        "slots": lambda: run_slots(work),
+        "slots_bfloat16": lambda: run_slots(half),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    found: dict[str, Any] = {}
+    decode_plain(work.model, work.prompts[0], work.config)  # warm
+    for _ in range(args.repeats):
+        for name, variant in variants.items():
+            spent, found[name] = timed(variant)
+            seconds[name].append(spent)
+    num_rows = len(work.prompts)
+    rates = {name: num_rows / median(taken) for name, taken in seconds.items()}
+    plain, slots, low = found["plain"], found["slots"], found["slots_bfloat16"]
+    equal = [decisions(a) == decisions(b) for a, b in zip(plain, slots.samples, strict=True)]
+    agree = [a.canvas == b.canvas for a, b in zip(plain, low.samples, strict=True)]
+    return {
+        "rows": num_rows,
+        "rows_per_second": {n: round(r, 2) for n, r in rates.items() if n != "slots_bfloat16"},
+        "rows_per_second_bfloat16": round(rates["slots_bfloat16"], 2),
+        "occupancy": round(slots.occupancy, 4),
+        "padding_share": round(slots.padding_share, 4),
+        "forwards_per_row": round(sum(s.num_forwards for s in slots.samples) / num_rows, 2),
+        "identical": sum(equal),
+        "agree_bfloat16": round(sum(agree) / num_rows, 4),
+        "accuracy": round(accuracy(work, [s.canvas for s in slots.samples]), 4),
+        "accuracy_bfloat16": round(accuracy(half, [s.canvas for s in low.samples]), 4),
+        "shares": {part: round(share, 3) for part, share in shares_of_time(work).items()},
+        "prompt_lengths": list(work.buckets),
+    }
+
+
+def costs(args: argparse.Namespace) -> dict[str, StepCost]:
+    """LRD step ÷ baseline step: the embedded model, then random ones of real vocabularies."""
+    work = read_work(args, "float32")
+    longest = sorted(work.prompts, key=len)[-args.slots :]
+    found = {
+        str(work.model.embedding_table.shape[0]): step_cost(
+            work.model, longest, args.gen_length, args.gen_length, args.gen_length, args.repeats
+        )
+    }
+    shapes = {str(n): real_shape(n) for n in (32_768, 126_464, 152_064)}
+    shapes["126464 vague"] = real_shape(126_464, sharpness=3.0)
+    if args.quick:
+        shapes = {"20480": Shape(20_480, 64, 1, 64, 2, 8, 8)}
+    for name, shape in shapes.items():
+        found[name] = random_step_cost(shape, num_passes=3, repeats=args.repeats)
+    return found
+
+
+def table(results: dict[str, Any], step_costs: dict[str, StepCost]) -> str:
+    """What a person reads."""
+    rates = {**results["rows_per_second"], "slots bf16": results["rows_per_second_bfloat16"]}
+    shares = ", ".join(f"{part} {share:.1%}" for part, share in results["shares"].items())
+    lines = [f"{'variant':14} {'rows/s':>8} {'x plain':>8}"]
+    lines += [f"{name:14} {r:8.2f} {r / rates['plain']:8.2f}" for name, r in rates.items()]
+    lines += [
+        f"identical to plain: {results['identical']} of {results['rows']} rows (float32), "
+        f"{results['agree_bfloat16']:.1%} (bf16)",
+        f"final answers right: {results['accuracy']:.1%} (float32), "
+        f"{results['accuracy_bfloat16']:.1%} (bf16)",
+        f"forwards a row {results['forwards_per_row']}, occupancy {results['occupancy']:.1%}, "
+        f"padding {results['padding_share']:.1%}, prompt lengths {results['prompt_lengths']}",
+        f"time of slots: {shares}",
+        "",
+        f"{'columns':14} {'baseline ms':>12} {'LRD ms':>8} {'ratio':>6} {'entropy':>8}",
+    ]
+    lines += [
+        f"{name:14} {1e3 * cost.baseline_seconds:12.1f} {1e3 * cost.refined_seconds:8.1f} "
+        f"{cost.ratio:6.3f} {cost.entropy:8.2f}"
+        for name, cost in step_costs.items()
+    ]
+    lines.append(f"peak memory of beliefs: {results['belief_peak_bytes'] / 2**30:.3f} GiB")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.bench", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=512)
+    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--gen-length", type=int, default=64)
+    parser.add_argument("--preset", default="fast")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--quick", action="store_true", help="one turn, few prompts, small shapes")
+    args = parser.parse_args()
+    if args.quick:
+        args.repeats, args.prompts, args.slots = 1, 12, 4
+    torch.set_num_threads(args.threads)
+    results = throughput(args)
+    step_costs = costs(args)
+    peak = Shape(126_464, 64, 1, 64, 8, 16, 512)
+    results["belief_peak_bytes"] = belief_peak_bytes(
+        Shape(20_480, 64, 1, 64, 2, 8, 64) if args.quick else peak
+    )
+    results["lrd_over_baseline"] = {n: round(cost.ratio, 4) for n, cost in step_costs.items()}
+    print(table(results, step_costs))
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
