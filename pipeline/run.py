@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
@@ -36,7 +38,7 @@ class Summary:
     num_rows: int
     num_failed: int
     errors: dict[str, int]
-    """Reasons of failed rows, most frequent first."""
+    """Reasons of failed rows with their numbers as N, most frequent first."""
     num_forwards: int
     num_output_tokens: int
     stop_reasons: dict[str, int]
@@ -201,15 +203,17 @@ def summarize(output: Storage) -> Summary:
     for name in output.names("data"):
         with output.filesystem.open_input_file(output.path(f"data/{name}")) as source:
             table = pq.ParquetFile(source).read(columns=columns)
-        for row in table.to_pylist():
-            num_rows += 1
-            if row["status"] != "ok":
-                errors[row["error"]] += 1
-                continue
-            stops[row["stop_reason"]] += 1
-            num_forwards += row["num_forwards"]
-            num_output_tokens += row["num_output_tokens"]
-            num_unsure += row["max_entropy_at_stop"] > UNSURE_ENTROPY
+        num_rows += table.num_rows
+        decoded = pc.equal(table["status"], "ok")
+        ok, failed = table.filter(decoded), table.filter(pc.invert(decoded))
+        for entry in failed["error"].value_counts().to_pylist():
+            errors[re.sub(r"\d+", "N", entry["values"])] += entry["counts"]
+        for entry in ok["stop_reason"].value_counts().to_pylist():
+            stops[entry["values"]] += entry["counts"]
+        num_forwards += pc.sum(ok["num_forwards"]).as_py() or 0
+        num_output_tokens += pc.sum(ok["num_output_tokens"]).as_py() or 0
+        unsure = pc.greater(ok["max_entropy_at_stop"], UNSURE_ENTROPY)
+        num_unsure += pc.sum(unsure).as_py() or 0
     return Summary(
         num_rows=num_rows,
         num_failed=errors.total(),
