@@ -61,7 +61,9 @@ class Work:
         for length in sorted(lengths, reverse=True):
             self.buckets[length] = []
         for index, prompt in enumerate(self.prompts):
-            self.buckets[fitting(len(prompt), lengths)].append(index)
+            held = fitting(len(prompt), lengths)
+            assert held is not None
+            self.buckets[held].append(index)
 
     def requests(self, indices: list[int]) -> list[Request]:
         return [Request(i, self.prompts[i], row_seed(self.config.seed, i)) for i in indices]

@@ -70,8 +70,8 @@ def random_model(shape: Shape) -> LoadedModel:
     return LoadedModel(transformer, ids, None)
 
 
-BASELINE = DecodingConfig(r_f=0.0, max_refine_steps=0, stop_at_eos=False)
-REFINED = DecodingConfig(r_f=0.15, top_p=0.9, max_refine_steps=0, stop_at_eos=False)
+BASELINE = DecodingConfig.preset("baseline", stop_at_eos=False)
+REFINED = DecodingConfig.preset("baseline", stop_at_eos=False, r_f=0.15, top_p=0.9)
 """Both commit one position a pass, so that their passes have equally many open positions."""
 
 
@@ -81,7 +81,7 @@ def time_passes(
     prompts: list[list[int]],
     num_passes: int,
 ) -> tuple[float, float]:
-    """Seconds a pass after the first, which allocates; and the mean entropy, in nats."""
+    """Seconds a pass after the first, which allocates; the first one's mean entropy, in nats."""
     engine = Engine(model, config, len(prompts), max(map(len, prompts)))
     for index, prompt in enumerate(prompts):
         engine.submit(Request(index, prompt, index))
@@ -91,8 +91,9 @@ def time_passes(
         samples += engine.step()
         passes += 1
     seconds = (time.perf_counter() - began) / passes
-    trace = engine.canvases.entropy_trace_BT[:, 1] if engine.busy else torch.zeros(1)
-    return seconds, float(trace.mean())
+    if samples:
+        return seconds, sum(s.entropy_trace[0] for s in samples) / len(samples)
+    return seconds, float(engine.canvases.entropy_trace_BT[:, 0].mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +135,7 @@ def random_step_cost(shape: Shape, num_passes: int, repeats: int) -> StepCost:
     model = random_model(shape)
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randint(2, shape.num_columns, (shape.slots, shape.prompt), generator=generator)
-    return step_cost(
-        model, prompts.tolist(), 2 * shape.block, shape.block, num_passes, repeats
-    )
+    return step_cost(model, prompts.tolist(), 2 * shape.block, shape.block, num_passes, repeats)
 
 
 def belief_peak_bytes(shape: Shape) -> int:

@@ -114,7 +114,7 @@ class Engine:
         self._slots: list[Request | None] = []
         self._placed_at: list[float] = []
         self._generators: list[torch.Generator | None] = []
-        self._canvases = Canvases.empty(model, config, 0, self.num_columns)
+        self.canvases = Canvases.empty(model, config, 0, self.num_columns)
 
     @property
     def busy(self) -> bool:
@@ -159,7 +159,7 @@ class Engine:
         setback = None
         try:
             self._fill_slots()
-            step(self.model, self.config, self._canvases, self._draw())
+            step(self.model, self.config, self.canvases, self._draw())
         except RuntimeError as error:
             if not _is_out_of_memory(error) or len(self._slots) == 1:
                 raise
@@ -182,7 +182,7 @@ class Engine:
         self._waiting.extendleft(request for request in reversed(self._slots) if request)
         self._slots, self._placed_at, self._generators = [], [], []
         device = self.model.embedding_table.device
-        self._canvases = Canvases.empty(self.model, self.config, 0, self.num_columns)
+        self.canvases = Canvases.empty(self.model, self.config, 0, self.num_columns)
         if device.type == "cuda":
             torch.cuda.empty_cache()
         self.setbacks.append(
@@ -195,29 +195,25 @@ class Engine:
         num_free = self._slots.count(None)
         num_new = min(self.num_slots - len(self._slots), len(self._waiting) - num_free)
         if num_new > 0:
-            self._canvases.append(
-                Canvases.empty(self.model, self.config, num_new, self.num_columns)
-            )
+            self.canvases.append(Canvases.empty(self.model, self.config, num_new, self.num_columns))
             self._slots += [None] * num_new
             self._placed_at += [0.0] * num_new
             self._generators += [None] * num_new
         for row, request in enumerate(self._slots):
             if request is None and self._waiting:
                 request = self._waiting.popleft()
-                self._canvases.place(
-                    row, request.prompt, self.model, self.config, self.padding_side
-                )
+                self.canvases.place(row, request.prompt, self.model, self.config, self.padding_side)
                 self._slots[row] = request
                 self._placed_at[row] = time.monotonic()
                 self._generators[row] = self._generator(request.seed)
         busy = [row for row, request in enumerate(self._slots) if request]
         if len(busy) < len(self._slots):
-            self._canvases.keep(busy)
+            self.canvases.keep(busy)
             self._slots = [self._slots[row] for row in busy]
             self._placed_at = [self._placed_at[row] for row in busy]
             self._generators = [self._generators[row] for row in busy]
         prompt_room = self.num_columns - self.config.gen_length
-        self._canvases.has_padding = any(
+        self.canvases.has_padding = any(
             len(request.prompt) < prompt_room for request in self._slots if request
         )
 
@@ -241,7 +237,7 @@ class Engine:
         return torch.stack(draws).clamp(min=torch.finfo(torch.float64).tiny)
 
     def _take_finished(self) -> list[Sample]:
-        reasons = self._canvases.stop_B.tolist()
+        reasons = self.canvases.stop_B.tolist()
         samples = []
         for row, request in enumerate(self._slots):
             if request is not None and reasons[row] != StopReason.RUNNING:
@@ -250,7 +246,7 @@ class Engine:
         return samples
 
     def _sample(self, row: int, request: Request, reason: StopReason) -> Sample:
-        state, model = self._canvases, self.model
+        state, model = self.canvases, self.model
         canvas = state.canvas_BG[row].tolist()
         length = canvas.index(model.eos_id) if model.eos_id in canvas else len(canvas)
         refine_steps, decode_steps = int(state.refine_steps_B[row]), int(state.decode_steps_B[row])

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FIRST_CANDIDATES = 64
+FIRST_CANDIDATES = 128
 """Beliefs of trained models reach top_p with fewer tokens, nearly always."""
 GROUP = 64
 """Tokens that share a maximum. A large vocabulary's maxima are found in one vectorised pass,
@@ -59,26 +59,30 @@ def expected_embedding(p_NV: Tensor, token_N: Tensor, top_p: float, table_VD: Te
     expected_ND = table_VD[token_N]
     alone_N = p_NV.gather(-1, token_N[:, None])[:, 0] >= top_p
     left = (~alone_N).nonzero()[:, 0]
-    k = FIRST_CANDIDATES
+    V = p_NV.shape[1]
+    k = min(FIRST_CANDIDATES, -(-V // 16))
     while len(left):
         left_NV = p_NV[left]
-        if 4 * k > p_NV.shape[1]:
+        if 2 * k > V:
             expected_ND[left] = nucleus(left_NV, top_p).to(table_VD.dtype) @ table_VD
             break
         ids_Nk, weight_Nk, proven_N = nucleus_of_top_k(left_NV, top_p, k)
+        weight_Nk = weight_Nk[proven_N].to(table_VD.dtype)
+        largest = max([1, *(weight_Nk > 0).sum(-1).tolist()])
         expected_ND[left[proven_N]] = F.embedding_bag(
-            ids_Nk[proven_N],
+            ids_Nk[proven_N, :largest].contiguous(),
             table_VD,
             mode="sum",
-            per_sample_weights=weight_Nk[proven_N].to(table_VD.dtype),
+            per_sample_weights=weight_Nk[:, :largest].contiguous(),
         )
         left = left[~proven_N]
-        k *= 16
+        k *= 8
     return expected_ND
 
 
 def nucleus_of_top_k(p_NV: Tensor, top_p: float, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids [N, k] and weights p̄ [N, k] of the top k tokens, and where they prove to hold T [N].
+    """Ids [N, k] and weights p̄ [N, k] of the top k tokens in order, and where they prove to hold
+    T [N].
 
     They do where the mass is reached before the last of them, and that one is less probable
     than all of T: no other token can then belong to T, equal ones included.
@@ -103,14 +107,16 @@ _LARGEST = 2**32 - 1
 def top_k(p_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest values [N, k] and their ids, in no order; which of equals is not said."""
     N, V = p_NV.shape
-    num_groups = V // GROUP
-    if not has_groups(V) or 4 * k > num_groups:
+    size = GROUP
+    while size > 1 and 4 * k > V // size:
+        size //= 4
+    if not has_groups(V) or size == 1:
         return p_NV.topk(k, dim=-1, sorted=False)
-    grouped_NGg = p_NV.view(N, num_groups, GROUP)
+    grouped_NGg = p_NV.view(N, V // size, size)
     group_Nk = grouped_NGg.amax(-1).topk(k, dim=-1, sorted=False).indices
-    candidate_Nkg = grouped_NGg.gather(1, group_Nk[..., None].expand(-1, -1, GROUP))
+    candidate_Nkg = grouped_NGg.gather(1, group_Nk[..., None].expand(-1, -1, size))
     value_Nk, place_Nk = candidate_Nkg.view(N, -1).topk(k, dim=-1, sorted=False)
-    return value_Nk, group_Nk.gather(1, place_Nk // GROUP) * GROUP + place_Nk % GROUP
+    return value_Nk, group_Nk.gather(1, place_Nk // size) * size + place_Nk % size
 
 
 def has_groups(num_columns: int) -> bool:

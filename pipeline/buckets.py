@@ -6,8 +6,8 @@ prompts share a pass only with prompts of about their length, so little of it is
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 
 from pipeline.rows import Prompt
 
@@ -21,6 +21,53 @@ def bucket_of(num_tokens: int, max_tokens: int) -> int:
     assert 0 < num_tokens <= max_tokens
     step = max(16, (1 << (num_tokens - 1).bit_length()) // 8)
     return min(-(-num_tokens // step) * step, max_tokens)
+
+
+MAX_LENGTHS = 128
+"""Distinct lengths that are told apart when shapes are chosen; the work grows with its square."""
+
+
+def choose_lengths(num_tokens: Iterable[int], max_shapes: int) -> list[int]:
+    """At most max_shapes buckets, ascending, that leave these prompts the least padding.
+
+    By dynamic programming over the lengths that occur; of more than `MAX_LENGTHS` neighbours
+    count as the longest of them. Empty where there are no prompts.
+    """
+    counts = Counter(num_tokens)
+    if not counts:
+        return []
+    assert max_shapes >= 1
+    step = -(-max(counts) // MAX_LENGTHS) if len(counts) > MAX_LENGTHS else 1
+    coarse: Counter[int] = Counter()
+    for length, count in counts.items():
+        coarse[min(-(-length // step) * step, max(counts))] += count
+    lengths = sorted(coarse)
+    # prompts[j]: how many are among the first j lengths.
+    prompts = [0]
+    for length in lengths:
+        prompts.append(prompts[-1] + coarse[length])
+    # best[j]: tokens that slots hold for the first j lengths, and where the last bucket begins.
+    best = [0.0] + [float("inf")] * len(lengths)
+    begins: list[list[int]] = []
+    for _ in range(min(max_shapes, len(lengths))):
+        options = [
+            min((best[i] + lengths[j - 1] * (prompts[j] - prompts[i]), i) for i in range(j))
+            for j in range(1, len(lengths) + 1)
+        ]
+        best = [0.0] + [cost for cost, _ in options]
+        begins.append([0] + [i for _, i in options])
+    chosen, j = [], len(lengths)
+    for begin in reversed(begins):
+        if j == 0:
+            break
+        chosen.append(lengths[j - 1])
+        j = begin[j]
+    return sorted(chosen)
+
+
+def fitting(num_tokens: int, lengths: Sequence[int]) -> int | None:
+    """The shortest of these buckets that holds a prompt."""
+    return min((length for length in lengths if length >= num_tokens), default=None)
 
 
 class Buckets:
