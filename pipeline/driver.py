@@ -16,15 +16,18 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from lrd.prompts import encode_prompt, fit_prompt
-from pipeline.buckets import Buckets, bucket_of
+from pipeline.buckets import Buckets, bucket_of, choose_lengths, fitting
 from pipeline.config import RunConfig
 from pipeline.ledger import Ledger, OpenShard
 from pipeline.replica import UNITS_IN_FLIGHT, Replica, ReplicaSettings
-from pipeline.rows import Prompt, Result, row_id
+from pipeline.rows import Notice, Prompt, Result, row_id
 
 MAX_FAILED_STARTS = 3
 """Starts in a row that may fail before any replica has come up."""
 TICK_SECONDS = 0.5
+MAX_BUCKETS = 6
+"""Shapes of slots that are chosen from the first shard. Fewer leave more padding, more leave
+buckets that fill no unit."""
 
 
 class RunStoppedError(Exception):
@@ -86,6 +89,8 @@ class Driver:
         self._workers = [_Worker(f"replica-{n}") for n in range(num_replicas)]
         self._owed = deque(ledger.owed())
         self._buckets = Buckets(config.slots)
+        self._lengths: list[int] = []
+        """Buckets that the first shard's prompts need; longer prompts get their own."""
         self._suspects: deque[Prompt] = deque()
         """Rows that were in a replica that died: each is tried alone."""
         self._stopping = False
@@ -143,7 +148,7 @@ class Driver:
         """The shard's prompts that are still owed; rows that cannot be decoded fail here."""
         config = self._config
         max_tokens = self._max_length - config.decoding.gen_length
-        prompts = []
+        encoded: dict[int, list[int]] = {}
         for index, text in enumerate(shard.prompts[config.prompt_column].to_pylist()):
             if index in shard.results:
                 continue
@@ -166,9 +171,15 @@ class Driver:
                     ),
                 )
                 continue
-            bucket = bucket_of(len(ids), max_tokens)
-            prompts.append(Prompt(shard.number, index, ids, bucket))
-        return prompts
+            encoded[index] = ids
+        self._lengths = self._lengths or choose_lengths(map(len, encoded.values()), MAX_BUCKETS)
+        return [
+            Prompt(shard.number, index, ids, self._bucket_of(len(ids), max_tokens))
+            for index, ids in encoded.items()
+        ]
+
+    def _bucket_of(self, num_tokens: int, max_tokens: int) -> int:
+        return fitting(num_tokens, self._lengths) or bucket_of(num_tokens, max_tokens)
 
     # Feeding.
 
@@ -241,10 +252,13 @@ class Driver:
     def _take_next(self, worker: _Worker, stream: Any) -> None:
         owed = worker.units[stream]
         try:
-            results: list[Result] = ray.get(next(stream))
+            results: list[Result] | Notice = ray.get(next(stream))
         except StopIteration:
             assert not owed
             del worker.units[stream]
+            return
+        if isinstance(results, Notice):
+            self._ledger.event("replica notice", replica=worker.name, text=results.text)
             return
         for result in results:
             prompt = owed.pop(result.row_id)

@@ -16,7 +16,7 @@ import torch
 
 from lrd import DecodingConfig, Engine, Request, Sample, load_model
 from lrd.engine import row_seed
-from pipeline.rows import Prompt, Result
+from pipeline.rows import Notice, Prompt, Result
 
 UNITS_IN_FLIGHT = 2
 """Units a replica holds at a time: the one it decodes and the one that fills free slots."""
@@ -45,6 +45,8 @@ class Replica:
         self._model = load_model(settings.model, settings.device, settings.dtype, settings.revision)
         self._lock = threading.Lock()
         self._engines: dict[int, Engine] = {}
+        self._slots: dict[int, int] = {}
+        """Bucket → slots that there was memory for."""
         self._units = count()
         self._finished: dict[int, list[Sample]] = {}
 
@@ -52,8 +54,9 @@ class Replica:
         """The replica's name, once its model is loaded."""
         return self._name
 
-    def decode(self, unit: list[Prompt]) -> Iterator[list[Result]]:
-        """Decode prompts of one bucket; the rows that each pass finished, as they do.
+    def decode(self, unit: list[Prompt]) -> Iterator[list[Result] | Notice]:
+        """Decode prompts of one bucket; the rows that each pass finished, as they do, and a
+        notice where the engine had to give up slots for want of memory.
 
         Whichever unit's thread finds none of its own rows finished runs the next pass, for
         all units of its bucket.
@@ -72,7 +75,10 @@ class Replica:
                 if not self._finished[number]:
                     for sample in engine.step():
                         self._finished[sample.key[0]].append(sample)
+                setbacks, engine.setbacks = engine.setbacks, []
+                self._slots[unit[0].bucket] = engine.num_slots
                 samples, self._finished[number] = self._finished[number], []
+            yield from map(Notice, setbacks)
             if samples:
                 num_left -= len(samples)
                 yield [
@@ -89,7 +95,8 @@ class Replica:
                 del self._engines[other]
         if bucket not in self._engines:
             settings = self._settings
+            slots = self._slots.get(bucket, settings.slots)
             self._engines[bucket] = Engine(
-                self._model, settings.decoding, settings.slots, prompt_length=bucket
+                self._model, settings.decoding, slots, prompt_length=bucket
             )
         return self._engines[bucket]

@@ -137,6 +137,13 @@ class Result:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What a replica has to tell beside rows; the driver keeps it among the run's events."""
+
+    text: str
+
+
 def row_id(shard: int, index: int) -> str:
     """A row's name in the whole run: shard and row number, in the input's order."""
     return f"{shard:05d}-{index:08d}"
