@@ -6,6 +6,7 @@ Knows nothing of loading them: any LLaDA or Dream checkpoint loads, listed or no
 from __future__ import annotations
 
 import argparse
+import sys
 
 from lrd.models.registry import KNOWN
 
@@ -27,3 +28,12 @@ def run(args: argparse.Namespace) -> int:
         print(f"{known.hub_id:42} {known.family:7} {kind:5} {tasks or known.canvas or ''}")
     print("Any folder or hub id with a LLaDA or Dream config.json works: --model FOLDER|OWNER/NAME")
     return 0
+
+
+def main() -> None:
+    """`python -m jobs.models`."""
+    sys.exit(run(argparse.Namespace()))
+
+
+if __name__ == "__main__":
+    main()
