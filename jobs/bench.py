@@ -211,7 +211,7 @@ def read_work(args: argparse.Namespace, dtype: str) -> Work:
     """The example problems and the embedded model."""
     rows = [row for file in sorted(EXAMPLES.glob("*.parquet")) for row in read_rows(file)]
     rows = rows[: args.prompts]
-    model = load_model("tiny", dtype=dtype)
+    model = load_model(args.model, dtype=dtype)
     assert isinstance(model, LoadedModel)
     config = DecodingConfig.preset(args.preset, gen_length=args.gen_length)
     check(config)
@@ -314,6 +314,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--gen-length", type=int, default=64)
+    parser.add_argument("--model", default="tiny", help="a checkpoint folder, or tiny")
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--quick", action="store_true", help="one turn, few prompts, small shapes")
