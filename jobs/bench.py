@@ -186,6 +186,19 @@ def shares_of_time(work: Work) -> dict[str, float]:
     return {part: spent / total for part, spent in parts.items()}
 
 
+def profile(work: Work) -> str:
+    """The ten operations of (c) that take most time of their own."""
+    run_slots(work)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        run_slots(work)
+    averages = sorted(profiler.key_averages(), key=lambda row: -row.self_cpu_time_total)
+    total = sum(row.self_cpu_time_total for row in averages)
+    return "\n".join(
+        f"{row.key[:48]:48} {row.self_cpu_time_total / total:6.1%} {row.count:7} calls"
+        for row in averages[:10]
+    )
+
+
 def decisions(sample: Sample | PlainSample) -> tuple[Any, ...]:
     """What must be equal: ids, counts and the stop reason."""
     return (
@@ -303,7 +316,9 @@ def table(results: dict[str, Any], step_costs: dict[str, StepCost]) -> str:
         f"{cost.ratio:6.3f} {cost.entropy:8.2f}"
         for name, cost in step_costs.items()
     ]
-    lines.append(f"peak memory of beliefs: {results['belief_peak_bytes'] / 2**30:.3f} GiB")
+    peak = results["belief_peak_bytes"]
+    found = "not known here" if peak is None else f"{peak / 2**30:.3f} GiB"
+    lines.append(f"peak memory of beliefs: {found}")
     return "\n".join(lines)
 
 
@@ -318,10 +333,14 @@ def main() -> None:
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--quick", action="store_true", help="one turn, few prompts, small shapes")
+    parser.add_argument("--profile", action="store_true", help="where slots spend their time")
     args = parser.parse_args()
     if args.quick:
         args.repeats, args.prompts, args.slots = 1, 12, 4
     torch.set_num_threads(args.threads)
+    if args.profile:
+        print(profile(read_work(args, "float32")))
+        return
     results = throughput(args)
     step_costs = costs(args)
     peak = Shape(126_464, 64, 1, 64, 8, 16, 512)

@@ -70,6 +70,8 @@ def random_model(shape: Shape) -> LoadedModel:
     return LoadedModel(transformer, ids, None)
 
 
+RESET = Path("/proc/self/clear_refs")
+"""A 5 written here resets the peak to what is resident (Linux)."""
 BASELINE = DecodingConfig.preset("baseline", stop_at_eos=False)
 REFINED = DecodingConfig.preset("baseline", stop_at_eos=False, r_f=0.15, top_p=0.9)
 """Both commit one position a pass, so that their passes have equally many open positions."""
@@ -138,8 +140,11 @@ def random_step_cost(shape: Shape, num_passes: int, repeats: int) -> StepCost:
     return step_cost(model, prompts.tolist(), 2 * shape.block, shape.block, num_passes, repeats)
 
 
-def belief_peak_bytes(shape: Shape) -> int:
-    """Peak memory of two LRD passes beside the weights, in a process of its own."""
+def belief_peak_bytes(shape: Shape) -> int | None:
+    """Peak memory of two LRD passes beside the weights, in a process of its own; None where the
+    system does not tell a process its peak."""
+    if not RESET.exists():
+        return None
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_peak, (shape, torch.get_num_threads()))
@@ -153,8 +158,7 @@ def _peak(shape: Shape, num_threads: int) -> int:
     for index in range(shape.slots):
         engine.submit(Request(index, [2 + index] * shape.prompt, index))
     before = _status_bytes("VmRSS")
-    # Resets the peak to what is resident now.
-    Path("/proc/self/clear_refs").write_text("5")
+    RESET.write_text("5")
     for _ in range(2):
         engine.step()
     return _status_bytes("VmHWM") - before
