@@ -21,6 +21,11 @@ GROUP = 64
 and its top k tokens lie in the k groups of largest maxima."""
 
 
+def on_cpu(x: Tensor) -> bool:
+    """Whether a tensor may be looked at for free, so that shapes may depend on what it holds."""
+    return x.device.type == "cpu"
+
+
 def nucleus(p_NV: Tensor, top_p: float) -> Tensor:
     """p̄ [N, V]: beliefs renormalised on T; 0 outside.
 
@@ -62,7 +67,7 @@ def expected_embedding(p_NV: Tensor, token_N: Tensor, top_p: float, table_VD: Te
     as suffice, and the whole table only where most of it is needed. Elsewhere shapes are fixed
     and one matrix product serves all.
     """
-    if p_NV.device.type != "cpu" or top_p >= 1:
+    if not on_cpu(p_NV) or top_p >= 1:
         return nucleus(p_NV, top_p).to(table_VD.dtype) @ table_VD
     expected_ND = table_VD[token_N]
     alone_N = p_NV.gather(-1, token_N[:, None])[:, 0] >= top_p
@@ -135,7 +140,7 @@ def has_groups(num_columns: int) -> bool:
 def argmax(x_NV: Tensor) -> Tensor:
     """Ids [N] of the largest values, the lowest among equals (a plain argmax takes 5 passes)."""
     N, V = x_NV.shape
-    if x_NV.device.type != "cpu" or not has_groups(V):
+    if not on_cpu(x_NV) or not has_groups(V):
         return x_NV.argmax(-1)
     grouped_NGg = x_NV.view(N, V // GROUP, GROUP)
     group_N = grouped_NGg.amax(-1).argmax(-1)

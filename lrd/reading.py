@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lrd import nucleus
 from lrd.beliefs import Belief, entropy, log_beliefs
 from lrd.canvases import Canvases
 from lrd.config import DecodingConfig
 from lrd.models.protocol import DiffusionModel, is_split
-from lrd.nucleus import expected_embedding
 from lrd.sampling import choose_tokens, is_any_of, token_confidence, without_tokens
 
 HEAD_ELEMENTS = 1 << 24
@@ -58,11 +58,10 @@ def read_block(
     """The forward pass, and the beliefs of the block's positions; `state.past` becomes theirs."""
     B, K = open_BK.shape
     table = model.embedding_table
-    on_cpu = table.device.type == "cpu"
-    # Elsewhere shapes stay fixed: how many are open is known to the device alone.
-    rows_N = (
-        open_BK.flatten().nonzero()[:, 0] if on_cpu else torch.arange(B * K, device=table.device)
-    )
+    if nucleus.on_cpu(table):
+        rows_N = open_BK.flatten().nonzero()[:, 0]
+    else:  # How many are open is known to the device alone.
+        rows_N = torch.arange(B * K, device=table.device)
 
     def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
         return torch.zeros(B, K, *shape, dtype=dtype, device=table.device)
@@ -88,7 +87,7 @@ def logits_in_chunks(
     """The forward pass: rows of B·K and their logits [n, V], a chunk at a time."""
     logits_of = forward(model, config, state, column_BK, rows_N)
     num_columns = model.embedding_table.shape[0]
-    cached = CACHED_ELEMENTS if rows_N.device.type == "cpu" else HEAD_ELEMENTS
+    cached = CACHED_ELEMENTS if nucleus.on_cpu(rows_N) else HEAD_ELEMENTS
     place_N = torch.arange(len(rows_N), device=rows_N.device)
     for place_n in torch.split(place_N, max(1, HEAD_ELEMENTS // num_columns)):
         logits_nV = logits_of(place_n)
@@ -164,7 +163,7 @@ def _read(
     ):
         field_BK.view(-1)[rows_n] = value_n
     if reading.expected_BKD is not None:
-        reading.expected_BKD.flatten(0, 1)[rows_n] = expected_embedding(
+        reading.expected_BKD.flatten(0, 1)[rows_n] = nucleus.expected_embedding(
             belief.p_NV, belief.token_N, config.top_p, model.embedding_table
         )
 

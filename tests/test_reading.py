@@ -12,7 +12,7 @@ from test_engine import SETTINGS, assert_same, requests, run
 from torch import Tensor
 
 import lrd
-from lrd import reading
+from lrd import nucleus, reading
 from lrd.models.checkpoint import LoadedModel
 from lrd.models.protocol import is_split
 
@@ -64,6 +64,23 @@ def test_chunks_say_the_same(
         monkeypatch.setattr(reading, "HEAD_ELEMENTS", head)
         monkeypatch.setattr(reading, "CACHED_ELEMENTS", cached)
         assert_same(run(chosen, SETTINGS[setting], requests())[0], expected(setting))
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_fixed_shapes_say_the_same(
+    setting: str, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way that accelerators go, where nothing may be looked at between passes."""
+    monkeypatch.setattr(nucleus, "on_cpu", lambda x: False)
+    asked = requests()
+    for passes_a_read in (1, 3):
+        engine = lrd.Engine(model, SETTINGS[setting], 3, 9, passes_a_read=passes_a_read)
+        for request in asked:
+            engine.submit(request)
+        samples = []
+        while engine.busy:
+            samples += engine.step()
+        assert_same({sample.key: sample for sample in samples}, expected(setting))
 
 
 def test_the_head_is_asked_for_open_positions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
