@@ -84,11 +84,6 @@ class Buckets:
         for prompt in prompts:
             self._waiting.setdefault(prompt.bucket, deque()).append(prompt)
 
-    def put_back(self, prompts: Iterable[Prompt]) -> None:
-        """Prompts that a dead replica left go first, in their order."""
-        for prompt in reversed(list(prompts)):
-            self._waiting.setdefault(prompt.bucket, deque()).appendleft(prompt)
-
     def take(self, last_bucket: int | None, *, partial: bool) -> list[Prompt]:
         """The next work unit, empty where none is due.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from lrd.prompts import encode_prompt, fit_prompt
+from pipeline import parquet
 from pipeline.buckets import Buckets, bucket_of, choose_lengths, fitting
 from pipeline.config import RunConfig
 from pipeline.ledger import Ledger, OpenShard
@@ -26,8 +28,9 @@ MAX_FAILED_STARTS = 3
 """Starts in a row that may fail before any replica has come up."""
 TICK_SECONDS = 0.5
 MAX_BUCKETS = 6
-"""Shapes of slots that are chosen from the first shard. Fewer leave more padding, more leave
-buckets that fill no unit."""
+"""Shapes of slots at most. Fewer leave more padding, more leave buckets that fill no unit."""
+SAMPLE_ROWS = 500
+"""Prompts of a shard that are looked at when the shapes are chosen."""
 
 
 class RunStoppedError(Exception):
@@ -89,7 +92,7 @@ class Driver:
         self._workers = [_Worker(f"replica-{n}") for n in range(num_replicas)]
         self._owed = deque(ledger.owed())
         self._buckets = Buckets(config.slots)
-        self._lengths: list[int] = []
+        self._lengths = self._choose_lengths()
         """Buckets that the first shard's prompts need; longer prompts get their own."""
         self._suspects: deque[Prompt] = deque()
         """Rows that were in a replica that died: each is tried alone."""
@@ -148,38 +151,48 @@ class Driver:
         """The shard's prompts that are still owed; rows that cannot be decoded fail here."""
         config = self._config
         max_tokens = self._max_length - config.decoding.gen_length
-        encoded: dict[int, list[int]] = {}
+        prompts = []
         for index, text in enumerate(shard.prompts[config.prompt_column].to_pylist()):
             if index in shard.results:
                 continue
             num_tokens = None
             try:
-                if text is None or not text.strip():
-                    raise ValueError(
-                        "the prompt is null" if text is None else "the prompt is empty"
-                    )
-                ids = encode_prompt(
-                    self._tokenizer_of, text, config.prompt_format, config.system_prompt
-                )
+                ids = self._encode(text)
                 num_tokens = len(ids)
                 ids = fit_prompt(ids, max_tokens, config.truncation)
             except ValueError as error:
-                self._take(
-                    shard.number,
-                    Result.failed(
-                        row_id(shard.number, index), str(error), num_prompt_tokens=num_tokens
-                    ),
+                failed = Result.failed(
+                    row_id(shard.number, index), str(error), num_prompt_tokens=num_tokens
                 )
+                self._take(shard.number, failed)
                 continue
-            encoded[index] = ids
-        self._lengths = self._lengths or choose_lengths(map(len, encoded.values()), MAX_BUCKETS)
-        return [
-            Prompt(shard.number, index, ids, self._bucket_of(len(ids), max_tokens))
-            for index, ids in encoded.items()
-        ]
+            bucket = fitting(len(ids), self._lengths) or bucket_of(len(ids), max_tokens)
+            prompts.append(Prompt(shard.number, index, ids, bucket))
+        return prompts
 
-    def _bucket_of(self, num_tokens: int, max_tokens: int) -> int:
-        return fitting(num_tokens, self._lengths) or bucket_of(num_tokens, max_tokens)
+    def _encode(self, text: str | None) -> list[int]:
+        if text is None or not text.strip():
+            raise ValueError("the prompt is null" if text is None else "the prompt is empty")
+        config = self._config
+        return encode_prompt(self._tokenizer_of, text, config.prompt_format, config.system_prompt)
+
+    def _choose_lengths(self) -> list[int]:
+        """Bucket lengths from the prompts of the first, the middle and the last shard.
+
+        Equal at every start of a run, so that a row's bucket does not tell where an earlier
+        driver was interrupted.
+        """
+        files = self._ledger.plan.files
+        max_tokens = self._max_length - self._config.decoding.gen_length
+        lengths = []
+        for number in sorted({0, len(files) // 2, len(files) - 1}):
+            texts = parquet.read_prompts(
+                self._ledger.inputs, files[number].name, self._config.prompt_column, SAMPLE_ROWS
+            )
+            for text in texts:
+                with suppress(ValueError):
+                    lengths.append(min(len(self._encode(text)), max_tokens))
+        return choose_lengths(lengths, MAX_BUCKETS)
 
     # Feeding.
 

@@ -151,6 +151,14 @@ def read_shard(storage: Storage, name: str) -> pa.Table:
         return pq.ParquetFile(source).read().replace_schema_metadata(None)
 
 
+def read_prompts(storage: Storage, name: str, column: str, limit: int) -> list[str | None]:
+    """The first prompts of a shard, at most `limit`."""
+    with storage.filesystem.open_input_file(storage.path(name)) as source:
+        batches = pq.ParquetFile(source).iter_batches(batch_size=limit, columns=[column])
+        first = next(batches, None)
+        return [] if first is None else first.column(0).to_pylist()[:limit]
+
+
 def results_table(results: Sequence[Result]) -> pa.Table:
     """Results as a table of `RESULT_SCHEMA`."""
     arrays = [

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import fields, replace
+from itertools import combinations
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import parquet
-from pipeline.buckets import Buckets, bucket_of
+from pipeline.buckets import Buckets, bucket_of, choose_lengths, fitting
 from pipeline.ledger import Ledger, Plan
 from pipeline.rows import Prompt, Result, row_id
 from pipeline.storage import Storage
@@ -193,6 +195,33 @@ def test_buckets_hold_their_prompts_with_little_padding(max_tokens: int) -> None
     assert buckets == sorted(buckets)
     assert all(b - n < max(16, n / 4 + 1) for n, b in enumerate(buckets, start=1))
     assert len(set(buckets)) <= 40
+
+
+@pytest.mark.parametrize("max_shapes", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_chosen_lengths_leave_the_least_padding(max_shapes: int, seed: int) -> None:
+    rng = random.Random(seed)
+    found = [rng.choice((5, 6, 7, 30, 31, 60, 61, 90)) for _ in range(40)]
+
+    def held(lengths: tuple[int, ...] | list[int]) -> int:
+        return sum(fitting(n, lengths) or 10**9 for n in found)
+
+    chosen = choose_lengths(found, max_shapes)
+    assert len(chosen) <= max_shapes
+    assert max(chosen) == max(found)
+    options = combinations(sorted(set(found)), max_shapes)
+    assert held(chosen) == min(held(option) for option in options)
+
+
+def test_lengths_of_nothing_and_of_very_many() -> None:
+    assert choose_lengths([], 3) == []
+    found = list(range(1, 2001))
+    chosen = choose_lengths(found, 4)
+    assert len(chosen) == 4
+    assert max(chosen) == 2000
+    # Four equal steps are best; lengths are told apart to an 128th.
+    assert sum((fitting(n, chosen) or 0) - n for n in found) < 1.1 * 2000 * 250
+    assert fitting(2001, chosen) is None
 
 
 def prompt(shard: int, index: int, bucket: int) -> Prompt:

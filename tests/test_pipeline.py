@@ -210,6 +210,7 @@ def test_an_interrupted_run_continues(
     assert kept or list((output / "data").iterdir())
     run(source, output, on_progress=seen.append, **settings)
     assert_same(read(output), alone)
+    assert read(output)["bucket"].tolist() == alone["bucket"].tolist()
     assert seen[-1].num_done == len(QUESTIONS)
     assert seen[-1].num_done_before >= 5, "finished rows must not be decoded again"
 
