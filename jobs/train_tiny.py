@@ -341,9 +341,9 @@ def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--output", required=True)
-    parser.add_argument("--steps", type=int, default=4200)
+    parser.add_argument("--steps", type=int, default=5600)
     parser.add_argument("--tokens", type=int, default=8192, help="tokens a step, all processes")
-    parser.add_argument("--soft-from", type=float, default=0.35, help="share of the steps")
+    parser.add_argument("--soft-from", type=float, default=0.27, help="share of the steps")
     parser.add_argument("--suffix-from", type=float, default=0.0, help="share of the steps")
     parser.add_argument("--decay", type=float, default=0.7, help="share of the steps")
     parser.add_argument("--ema", type=float, default=0.998)
