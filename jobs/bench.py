@@ -3,7 +3,8 @@
     python -m jobs.bench            # about 15 minutes on two cores; --quick: a smoke test
 
 Everything in one run, on the same prompts and settings, in alternating turns; medians. Prints
-a table, then as its last line one JSON object. Knows nothing of Ray.
+a table, then as its last line one JSON object. On a machine that does other work, threads wait
+for each other: give it cores of its own, or --threads 1. Knows nothing of Ray.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -251,11 +253,13 @@ def throughput(args: argparse.Namespace) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     found: dict[str, Any] = {}
     decode_plain(work.model, work.prompts[0], work.config)  # warm
-    for _ in range(args.repeats):
+    num_rows = len(work.prompts)
+    for turn in range(1, args.repeats + 1):
         for name, variant in variants.items():
             spent, found[name] = timed(variant)
             seconds[name].append(spent)
-    num_rows = len(work.prompts)
+        latest = ", ".join(f"{name} {num_rows / taken[-1]:.1f}" for name, taken in seconds.items())
+        print(f"turn {turn} of {args.repeats}, rows/s: {latest}", file=sys.stderr, flush=True)
     rates = {name: num_rows / median(taken) for name, taken in seconds.items()}
     plain, slots, low = found["plain"], found["slots"], found["slots_bfloat16"]
     equal = [decisions(a) == decisions(b) for a, b in zip(plain, slots.samples, strict=True)]
