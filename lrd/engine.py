@@ -101,6 +101,8 @@ class Engine:
             )
         self.model, self.config = model, config
         self.num_slots = num_slots
+        self.max_busy = num_slots
+        """Slots that may be filled now; whoever runs several engines shares them out."""
         self.num_columns = prompt_length + config.gen_length
         self.padding_side = padding_side
         self.num_passes = 0
@@ -122,9 +124,20 @@ class Engine:
         return bool(self._waiting) or any(self._slots)
 
     @property
+    def num_busy(self) -> int:
+        """Slots that hold a prompt."""
+        return sum(request is not None for request in self._slots)
+
+    @property
     def num_waiting(self) -> int:
         """Prompts that no slot has taken yet."""
         return len(self._waiting)
+
+    def give_back(self) -> list[Request]:
+        """Take back the prompts that no slot has taken yet, in their order."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        return waiting
 
     def submit(self, request: Request) -> None:
         """Queue a prompt. A [MASK] in it is context like any token and is never written.
@@ -159,6 +172,8 @@ class Engine:
         setback = None
         try:
             self._fill_slots()
+            if not self._slots:
+                return []
             step(self.model, self.config, self.canvases, self._draw())
         except RuntimeError as error:
             if not _is_out_of_memory(error) or len(self._slots) == 1:
@@ -193,14 +208,15 @@ class Engine:
     def _fill_slots(self) -> None:
         """Waiting prompts into free slots; a slot that stays free is not computed."""
         num_free = self._slots.count(None)
-        num_new = min(self.num_slots - len(self._slots), len(self._waiting) - num_free)
+        num_slots = min(self.num_slots, self.max_busy)
+        num_new = min(num_slots - len(self._slots), len(self._waiting) - num_free)
         if num_new > 0:
             self.canvases.append(Canvases.empty(self.model, self.config, num_new, self.num_columns))
             self._slots += [None] * num_new
             self._placed_at += [0.0] * num_new
             self._generators += [None] * num_new
         for row, request in enumerate(self._slots):
-            if request is None and self._waiting:
+            if request is None and self._waiting and self.num_busy < num_slots:
                 request = self._waiting.popleft()
                 self.canvases.place(row, request.prompt, self.model, self.config, self.padding_side)
                 self._slots[row] = request

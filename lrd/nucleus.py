@@ -20,6 +20,17 @@ GROUP = 64
 """Tokens that share a maximum. A large vocabulary's maxima are found in one vectorised pass,
 and its top k tokens lie in the k groups of largest maxima."""
 
+FEWEST_ROWS = 4
+"""A CPU multiplies fewer rows by other kernels, which round otherwise: what a position gets
+would depend on how many it is computed with."""
+
+
+def enough_rows(rows_N: Tensor) -> Tensor:
+    """Indices, the first one repeated where there are some but fewer than `FEWEST_ROWS`."""
+    if not on_cpu(rows_N) or not 0 < len(rows_N) < FEWEST_ROWS:
+        return rows_N
+    return torch.cat([rows_N, rows_N[:1].expand(FEWEST_ROWS - len(rows_N))])
+
 
 def on_cpu(x: Tensor) -> bool:
     """Whether a tensor may be looked at for free, so that shapes may depend on what it holds."""
@@ -75,11 +86,11 @@ def expected_embedding(p_NV: Tensor, token_N: Tensor, top_p: float, table_VD: Te
     V = p_NV.shape[1]
     k = min(FIRST_CANDIDATES, -(-V // 16))
     while len(left):
-        left_NV = p_NV[left]
         if 2 * k > V:
-            expected_ND[left] = nucleus(left_NV, top_p).to(table_VD.dtype) @ table_VD
+            left = enough_rows(left)
+            expected_ND[left] = nucleus(p_NV[left], top_p).to(table_VD.dtype) @ table_VD
             break
-        ids_Nk, weight_Nk, proven_N = nucleus_of_top_k(left_NV, top_p, k)
+        ids_Nk, weight_Nk, proven_N = nucleus_of_top_k(p_NV[left], top_p, k)
         weight_Nk = weight_Nk[proven_N].to(table_VD.dtype)
         largest = max([1, *(weight_Nk > 0).sum(-1).tolist()])
         expected_ND[left[proven_N]] = F.embedding_bag(

@@ -89,13 +89,17 @@ def logits_in_chunks(
     num_columns = model.embedding_table.shape[0]
     cached = CACHED_ELEMENTS if nucleus.on_cpu(rows_N) else HEAD_ELEMENTS
     place_N = torch.arange(len(rows_N), device=rows_N.device)
-    for place_n in torch.split(place_N, max(1, HEAD_ELEMENTS // num_columns)):
+    for place_n in _even_parts(place_N, HEAD_ELEMENTS // num_columns):
         logits_nV = logits_of(place_n)
         if config.logits_eos_inf:
             logits_nV[:, model.eos_id] = -torch.inf
-        size = max(1, cached // num_columns)
-        rows_n = rows_N[place_n]
-        yield from zip(torch.split(rows_n, size), torch.split(logits_nV, size), strict=True)
+        parts = (_even_parts(x, cached // num_columns) for x in (rows_N[place_n], logits_nV))
+        yield from zip(*parts, strict=True)
+
+
+def _even_parts(x: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Parts of at most `size` rows, none much smaller than the others: see FEWEST_ROWS."""
+    return x.tensor_split(-(-len(x) // max(1, size)) or 1)
 
 
 def forward(
@@ -129,8 +133,9 @@ def _forward(
     if is_split(model):
         B, L, _ = embeds_BLD.shape
         at_BK = torch.arange(B, device=column_BK.device)[:, None] * L + column_BK
-        hidden_ND = model.hidden(embeds_BLD, state.mask, at_BK.flatten()[rows_N])
-        return lambda place_n: model.head(hidden_ND[place_n])
+        at_N = at_BK.flatten()[nucleus.enough_rows(rows_N)]
+        hidden_ND = model.hidden(embeds_BLD, state.mask, at_N)
+        return lambda place_n: model.head(hidden_ND[nucleus.enough_rows(place_n)])[: len(place_n)]
     logits_BKV = model.logits(embeds_BLD, state.mask, column_BK)
     return lambda place_n: logits_BKV.flatten(0, 1)[rows_N[place_n]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+from itertools import islice
 from typing import Any, Literal
 
 import pytest
@@ -12,6 +13,7 @@ from random_model import LIVELY, MASK, random_model
 from torch import Tensor
 
 import lrd
+from jobs.word_problems import problems
 from lrd.models.checkpoint import LoadedModel
 
 PROMPTS = [
@@ -87,6 +89,40 @@ def test_results_do_not_depend_on_the_company(setting: str, model: LoadedModel) 
     assert_same(run(model, config, requests()[::-1])[0], alone)
     assert_same(run(model, config, requests(), padding_side="right")[0], alone)
     assert_same(run(model, config, requests(), prompt_length=30)[0], alone)
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_on_a_cpu_every_bit_is_the_samples_own(preset: str) -> None:
+    tiny = lrd.load_model("tiny")
+    texts = [problem.question for problem in islice(problems("test", seed=7), 12)]
+    prompts = [tiny.tokenizer.encode(text)[: 30 + 5 * (n % 3)] for n, text in enumerate(texts)]
+    config = lrd.DecodingConfig.preset(preset, gen_length=32, block_length=16)
+    alone, _ = run(tiny, config, requests(prompts), num_slots=1, prompt_length=40)
+    for num_slots in (3, 7):
+        together, _ = run(tiny, config, requests(prompts)[::-1], num_slots, prompt_length=40)
+        for key, sample in alone.items():
+            ours, theirs = (dataclasses.asdict(s) for s in (together[key], sample))
+            # As text, since NaN, a trace's first value, is equal to nothing.
+            assert all(str(ours[k]) == str(theirs[k]) for k in ours if k != "seconds")
+
+
+def test_slots_are_shared_out_and_waiting_prompts_come_back(model: LoadedModel) -> None:
+    engine = lrd.Engine(model, UNEVEN, 4, 9)
+    for request in requests():
+        engine.submit(request)
+    engine.max_busy = 2
+    engine.step()
+    assert (engine.num_busy, engine.num_waiting) == (2, 5)
+    assert [request.key for request in engine.give_back()] == [2, 3, 4, 5, 6]
+    engine.max_busy = 4
+    keys = []
+    while engine.busy:
+        keys += [sample.key for sample in engine.step()]
+    assert sorted(keys) == [0, 1]
+    engine.submit(requests()[0])
+    engine.max_busy = 0
+    assert engine.step() == []
+    assert engine.num_waiting == 1
 
 
 def test_a_seed_decides_what_is_drawn(model: LoadedModel) -> None:
