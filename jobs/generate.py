@@ -25,7 +25,7 @@ from jobs.flags import add_model_flags, given, one_line
 from lrd.config import PRESETS, DecodingConfig
 from pipeline.config import RunConfig
 from pipeline.driver import Driver, RunStoppedError
-from pipeline.driver import Progress as RunProgress
+from pipeline.progress import Progress as RunProgress
 from pipeline.run import Summary, generate
 
 OK, BAD_SETTINGS, FAILED_ROWS, INTERRUPTED = 0, 2, 3, 75

@@ -30,6 +30,23 @@ def encode_prompt(
     Raises ValueError where the model has no tokenizer, `chat` has no template or the template
     refuses the turns, and where a system prompt is given to a raw prompt.
     """
+    (ids,) = encode_prompts(model, [text], prompt_format, system_prompt)
+    if isinstance(ids, ValueError):
+        raise ids
+    return ids
+
+
+def encode_prompts(
+    model: DiffusionModel,
+    texts: Sequence[str],
+    prompt_format: PromptFormat = "auto",
+    system_prompt: str | None = None,
+) -> list[list[int] | ValueError]:
+    """Token ids of many prompts at once, as `encode_prompt` has them.
+
+    Where the template refuses a prompt's turns, the error stands in its place. Raises ValueError
+    for what is wrong with all of them.
+    """
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ValueError("the model has no tokenizer; give token ids instead of text")
@@ -42,13 +59,13 @@ def encode_prompt(
             "chat_template.jinja beside its tokenizer files"
         )
     if has_template and prompt_format != "raw":
-        return _chat_ids(tokenizer, text, system_prompt)
+        return _chat_ids(tokenizer, texts, system_prompt)
     if system_prompt is not None:
         raise ValueError(
             "a raw prompt has no system turn; drop the system prompt, write it into the prompt, "
             "or use prompt format chat with a chat model"
         )
-    return _raw_ids(tokenizer, text)
+    return _raw_ids(tokenizer, texts)
 
 
 def fit_prompt(ids: Sequence[int], max_tokens: int, truncation: Truncation) -> list[int]:
@@ -71,32 +88,46 @@ def fit_prompt(ids: Sequence[int], max_tokens: int, truncation: Truncation) -> l
     return list(ids[-max_tokens:])
 
 
-def _chat_ids(tokenizer: Any, text: str, system_prompt: str | None) -> list[int]:
+def _chat_ids(
+    tokenizer: Any, texts: Sequence[str], system_prompt: str | None
+) -> list[list[int] | ValueError]:
     """The rendered chat writes its own bos and headers, so the tokenizer must add none."""
     # transformers renders templates with jinja2, so it is there wherever a template is.
     from jinja2 import TemplateError
 
-    turns = [{"role": "user", "content": text}]
-    if system_prompt is not None:
-        turns.insert(0, {"role": "system", "content": system_prompt})
-    try:
-        rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-        raise ValueError(
-            f"the chat template refuses these turns ({error}); "
-            "drop the system prompt or use prompt format raw"
-        ) from error
-    ids: list[int] = tokenizer.encode(rendered, add_special_tokens=False)
+    rendered: list[str] = []
+    refused: dict[int, ValueError] = {}
+    for index, text in enumerate(texts):
+        turns = [{"role": "user", "content": text}]
+        if system_prompt is not None:
+            turns.insert(0, {"role": "system", "content": system_prompt})
+        try:
+            rendered.append(
+                tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            )
+        except TemplateError as error:
+            refused[index] = ValueError(
+                f"the chat template refuses these turns ({error}); "
+                "drop the system prompt or use prompt format raw"
+            )
+    ids = iter(_ids(tokenizer, rendered))
+    return [refused[n] if n in refused else next(ids) for n in range(len(texts))]
+
+
+def _raw_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int] | ValueError]:
+    bos: list[int] = []
+    if getattr(tokenizer, "add_bos_token", False):
+        if tokenizer.bos_token_id is None:
+            raise ValueError(
+                "the tokenizer's settings ask for a bos (add_bos_token) but name none; "
+                "set bos_token in tokenizer_config.json, or add_bos_token to false"
+            )
+        bos = [int(tokenizer.bos_token_id)]
+    return [[*bos, *ids] for ids in _ids(tokenizer, texts)]
+
+
+def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     return ids
-
-
-def _raw_ids(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-    if not getattr(tokenizer, "add_bos_token", False):
-        return ids
-    if tokenizer.bos_token_id is None:
-        raise ValueError(
-            "the tokenizer's settings ask for a bos (add_bos_token) but name none; "
-            "set bos_token in tokenizer_config.json, or add_bos_token to false"
-        )
-    return [int(tokenizer.bos_token_id), *ids]

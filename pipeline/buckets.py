@@ -84,6 +84,11 @@ class Buckets:
         for prompt in prompts:
             self._waiting.setdefault(prompt.bucket, deque()).append(prompt)
 
+    def put_back(self, prompts: Sequence[Prompt]) -> None:
+        """Prompts that were given out and not begun, before all others."""
+        for prompt in reversed(prompts):
+            self._waiting.setdefault(prompt.bucket, deque()).appendleft(prompt)
+
     def take(self, last_bucket: int | None, *, partial: bool) -> list[Prompt]:
         """The next work unit, empty where none is due.
 
@@ -97,9 +102,9 @@ class Buckets:
         elif full:
             bucket = max(full)
         elif partial and self._waiting:
-            bucket = min(
-                self._waiting, key=lambda b: min((p.shard, p.index) for p in self._waiting[b])
-            )
+            # Each bucket's first prompt is its oldest, or was given out before.
+            firsts = {b: waiting[0] for b, waiting in self._waiting.items()}
+            bucket = min(firsts, key=lambda b: (firsts[b].shard, firsts[b].index))
         else:
             return []
         assert bucket is not None

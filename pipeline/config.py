@@ -50,10 +50,18 @@ class RunConfig(BaseModel):
     lookahead_shards: int = Field(4, ge=1, description="input shards held in memory at a time")
     flush_seconds: float = Field(5.0, gt=0, description="finished rows reach storage this often")
     max_attempts: int = Field(
-        3, ge=1, description="times a row may be in a replica that dies before it is set aside"
+        3, ge=1, description="replicas that may die with a row alone in them until it is set aside"
     )
     max_restarts: int = Field(
         20, ge=0, description="replica deaths in a row, without a finished row, that end the run"
+    )
+    hang_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="a replica silent for this long, and for 20 of its longest passes, is replaced",
+    )
+    start_seconds: float = Field(
+        1800.0, gt=0, description="a replica that has not loaded its model by then is replaced"
     )
     address: str | None = Field(
         None, description="Ray cluster; `auto` inside one [RAY_ADDRESS, else a local one]"

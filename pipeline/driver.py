@@ -9,65 +9,33 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError
 
-from lrd.prompts import encode_prompt, fit_prompt
 from pipeline import parquet
-from pipeline.buckets import Buckets, bucket_of, choose_lengths, fitting
+from pipeline.buckets import Buckets
 from pipeline.config import RunConfig
-from pipeline.ledger import Ledger, OpenShard
-from pipeline.replica import UNITS_IN_FLIGHT, Replica, ReplicaSettings
-from pipeline.rows import Notice, Prompt, Result, row_id
+from pipeline.fleet import Fleet, Worker
+from pipeline.ledger import Ledger
+from pipeline.progress import Meter, Progress
+from pipeline.reader import Reader
+from pipeline.replica import UNITS_IN_FLIGHT
+from pipeline.rows import HandedBack, Notice, Prompt, Pulse, Result
+from pipeline.suspects import Suspects
 
 MAX_FAILED_STARTS = 3
 """Starts in a row that may fail before any replica has come up."""
 TICK_SECONDS = 0.5
-MAX_BUCKETS = 6
-"""Shapes of slots at most. Fewer leave more padding, more leave buckets that fill no unit."""
-SAMPLE_ROWS = 500
-"""Prompts of a shard that are looked at when the shapes are chosen."""
+FETCH_SECONDS = 60.0
+"""A result that cannot be fetched for as long counts as its replica's death."""
 
 
 class RunStoppedError(Exception):
     """The run cannot go on now; what is finished is safe and the same command continues."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a run stands, for whoever shows it."""
-
-    num_rows: int
-    num_done: int
-    num_done_before: int
-    """Rows that an earlier driver had finished."""
-    num_failed: int
-    num_forwards: int
-    """Forwards of the rows decoded now."""
-    seconds: float
-
-
-@dataclass(slots=True, eq=False)
-class _Worker:
-    """A replica as the driver sees it."""
-
-    name: str
-    actor: Any = None
-    starting: Any = None
-    """Reference that is due once the model is loaded; None afterwards."""
-    units: dict[Any, dict[str, Prompt]] = field(default_factory=dict)
-    """Stream → its prompts that are not back, by row id."""
-    last_bucket: int | None = None
-    start_at: float = 0.0
-    deaths: int = 0
-
-    @property
-    def num_in_flight(self) -> int:
-        return sum(map(len, self.units.values()))
 
 
 class Driver:
@@ -77,34 +45,22 @@ class Driver:
         self,
         config: RunConfig,
         ledger: Ledger,
-        tokenizer_of: Any,
-        max_length: int,
-        settings: ReplicaSettings,
-        num_replicas: int,
-        resources: dict[str, float],
+        reader: Reader,
+        fleet: Fleet,
         on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
-        """tokenizer_of: anything with the model's `.tokenizer`. resources: options of an actor."""
-        self._config, self._ledger = config, ledger
-        self._tokenizer_of, self._max_length = tokenizer_of, max_length
-        self._settings, self._resources = settings, resources
+        self._config, self._ledger, self._reader = config, ledger, reader
+        self.fleet = fleet
         self._on_progress = on_progress
-        self._workers = [_Worker(f"replica-{n}") for n in range(num_replicas)]
         self._owed = deque(ledger.owed())
         self._buckets = Buckets(config.slots)
-        self._lengths = self._choose_lengths()
-        """Buckets that the first shard's prompts need; longer prompts get their own."""
-        self._suspects: deque[Prompt] = deque()
-        """Rows that were in a replica that died: each is tried alone."""
+        self._suspects = Suspects(config.max_attempts)
         self._stopping = False
-        self._any_ready = False
         self._failed_starts = 0
         self._deaths_without_row = 0
-        self._num_done = self._num_failed = self._num_forwards = 0
-        self._began = time.monotonic()
-        self._flushed = self._began
-        owed_rows = sum(ledger.plan.files[n].num_rows for n in self._owed)
-        self._num_done_before = ledger.plan.num_rows - owed_rows
+        owed_rows = sum(ledger.plan.files[number].num_rows for number in self._owed)
+        self._meter = Meter(ledger.plan.num_rows, ledger.plan.num_rows - owed_rows)
+        self._flushed_at = time.monotonic()
 
     def stop(self) -> None:
         """Ask the loop to end: nothing more is fed, what is finished is kept."""
@@ -124,190 +80,139 @@ class Driver:
                 if not self._owed and not self._ledger.shards:
                     self._ledger.event("driver finished")
                     return
+                for worker, error in self.fleet.tend():
+                    self._bury(worker, error)
                 self._feed()
                 self._collect()
+            self._ledger.event("driver stopped")
             raise RunStoppedError("stopped on request")
         finally:
-            self._ledger.flush()
-            for worker in self._workers:
-                if worker.actor is not None:
-                    ray.kill(worker.actor)
+            self._reader.close()
+            self.fleet.end()
 
     # Reading.
 
     def _read_ahead(self) -> None:
         """Open shards while the window has room and no bucket fills a unit for every worker."""
-        enough = len(self._workers) * UNITS_IN_FLIGHT * self._config.slots
+        enough = self.fleet.capacity * UNITS_IN_FLIGHT
         while (
             self._owed
             and len(self._ledger.shards) < self._config.lookahead_shards
             and len(self._buckets) < enough
         ):
-            shard = self._ledger.open_shard(self._owed.popleft())
-            self._num_done_before += len(shard.results)
-            self._buckets.add(self._prompts_of(shard))
-
-    def _prompts_of(self, shard: OpenShard) -> list[Prompt]:
-        """The shard's prompts that are still owed; rows that cannot be decoded fail here."""
-        config = self._config
-        max_tokens = self._max_length - config.decoding.gen_length
-        prompts = []
-        for index, text in enumerate(shard.prompts[config.prompt_column].to_pylist()):
-            if index in shard.results:
-                continue
-            num_tokens = None
-            try:
-                ids = self._encode(text)
-                num_tokens = len(ids)
-                ids = fit_prompt(ids, max_tokens, config.truncation)
-            except ValueError as error:
-                failed = Result.failed(
-                    row_id(shard.number, index), str(error), num_prompt_tokens=num_tokens
-                )
-                self._take(shard.number, failed)
-                continue
-            bucket = fitting(len(ids), self._lengths) or bucket_of(len(ids), max_tokens)
-            prompts.append(Prompt(shard.number, index, ids, bucket))
-        return prompts
-
-    def _encode(self, text: str | None) -> list[int]:
-        if text is None or not text.strip():
-            raise ValueError("the prompt is null" if text is None else "the prompt is empty")
-        config = self._config
-        return encode_prompt(self._tokenizer_of, text, config.prompt_format, config.system_prompt)
-
-    def _choose_lengths(self) -> list[int]:
-        """Bucket lengths from the prompts of the first, the middle and the last shard.
-
-        Equal at every start of a run, so that a row's bucket does not tell where an earlier
-        driver was interrupted.
-        """
-        files = self._ledger.plan.files
-        max_tokens = self._max_length - self._config.decoding.gen_length
-        lengths = []
-        for number in sorted({0, len(files) // 2, len(files) - 1}):
-            texts = parquet.read_prompts(
-                self._ledger.inputs, files[number].name, self._config.prompt_column, SAMPLE_ROWS
-            )
-            for text in texts:
-                with suppress(ValueError):
-                    lengths.append(min(len(self._encode(text)), max_tokens))
-        return choose_lengths(lengths, MAX_BUCKETS)
+            found = self._reader.ahead(self._owed[0])
+            if found is None:
+                return
+            self._owed.popleft()
+            shard = found.shard
+            self._ledger.open(shard)
+            self._meter.shard_read(shard.prompts.num_rows, shard.num_done, found.prompts)
+            self._take(shard.number, found.failed)
+            self._buckets.add(found.prompts)
 
     # Feeding.
 
     def _feed(self) -> None:
-        """Start workers that are due, and give every ready one its next units."""
-        now = time.monotonic()
-        for worker in self._workers:
-            if worker.actor is None and now >= worker.start_at:
-                self._start(worker)
-        # Round robin, so that near the end of a run no worker hoards the last units.
+        """Give every ready worker its next units, round robin, so that near the end of a run no
+        worker hoards the last ones."""
         for num_units in range(UNITS_IN_FLIGHT):
-            for worker in self._workers:
-                ready = worker.actor is not None and worker.starting is None
-                if ready and len(worker.units) <= num_units:
-                    self._feed_one(worker)
+            for worker in self.fleet:
+                if worker.ready and len(worker.units) <= num_units:
+                    unit = self._next_unit(worker)
+                    if unit:
+                        self.fleet.feed(worker, unit)
 
-    def _feed_one(self, worker: _Worker) -> None:
+    def _next_unit(self, worker: Worker) -> list[Prompt]:
+        """Suspects go to a worker that holds nothing, and nothing joins them."""
+        if any(prompt.suspect for prompt in worker.in_flight):
+            return []
         if self._suspects:
-            if worker.units:
-                return
-            unit = [self._suspects.popleft()]
-        elif any(p.deaths for prompts in worker.units.values() for p in prompts.values()):
-            return
-        else:
-            window_full = not self._owed or (
-                len(self._ledger.shards) >= self._config.lookahead_shards
-            )
-            unit = self._buckets.take(worker.last_bucket, partial=window_full)
-            if not unit:
-                return
-            worker.last_bucket = unit[0].bucket
-        stream = worker.actor.decode.options(num_returns="streaming").remote(unit)
-        worker.units[stream] = {prompt.row_id: prompt for prompt in unit}
-
-    def _start(self, worker: _Worker) -> None:
-        actor_class = ray.remote(Replica).options(
-            max_concurrency=UNITS_IN_FLIGHT + 1, max_restarts=0, **self._resources
-        )
-        worker.actor = actor_class.remote(worker.name, self._settings)
-        worker.starting = worker.actor.ready.remote()
+            return [] if worker.units else self._suspects.take()
+        window_full = not self._owed or (len(self._ledger.shards) >= self._config.lookahead_shards)
+        return self._buckets.take(worker.last_bucket, partial=window_full)
 
     # Collecting.
 
     def _collect(self) -> None:
         """Wait a moment for rows, ends of units, and deaths; take them."""
-        owners = {stream: worker for worker in self._workers for stream in worker.units}
-        owners |= {w.starting: w for w in self._workers if w.starting is not None}
+        owners = {ref: worker for worker in self.fleet for ref in worker.references}
         if not owners:
             time.sleep(TICK_SECONDS / 10)
         else:
-            ready, _ = ray.wait(
-                list(owners), num_returns=len(owners), timeout=0.0, fetch_local=False
-            )
-            if not ready:
-                ready, _ = ray.wait(
-                    list(owners), num_returns=1, timeout=TICK_SECONDS, fetch_local=False
-                )
-            for reference in ready:
+            for reference in self._ready(list(owners)):
                 worker = owners[reference]
                 try:
-                    if reference is worker.starting:
-                        ray.get(reference)
-                        worker.starting, self._any_ready = None, True
-                    elif reference in worker.units:
+                    if reference in worker.units:
                         self._take_next(worker, reference)
-                except (RayActorError, RayTaskError) as error:
+                    elif reference is worker.placing or reference is worker.loading:
+                        self.fleet.step_up(worker, reference)
+                except RayError as error:
                     self._bury(worker, error)
-        self._report()
+        progress = self._meter.progress({worker.name: worker.state for worker in self.fleet})
+        self._ledger.lease.publish(progress.to_json)
+        self._on_progress(progress)
 
-    def _take_next(self, worker: _Worker, stream: Any) -> None:
+    def _ready(self, references: list[Any]) -> list[Any]:
+        """All that are due now, else the first that is within a tick."""
+        ready, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
+        if not ready:
+            ready, _ = ray.wait(references, num_returns=1, timeout=TICK_SECONDS, fetch_local=False)
+        return ready
+
+    def _take_next(self, worker: Worker, stream: Any) -> None:
         owed = worker.units[stream]
         try:
-            results: list[Result] | Notice = ray.get(next(stream))
+            item = ray.get(next(stream), timeout=FETCH_SECONDS)
         except StopIteration:
             assert not owed
             del worker.units[stream]
             return
-        if isinstance(results, Notice):
-            self._ledger.event("replica notice", replica=worker.name, text=results.text)
+        if isinstance(item, Notice):
+            self._ledger.event("replica notice", replica=worker.name, text=item.text)
+        elif isinstance(item, Pulse):
+            self.fleet.heard(worker, item.longest_pass)
+        elif isinstance(item, HandedBack):
+            self.fleet.heard(worker)
+            self._return([owed.pop(row_id) for row_id in item.row_ids])
+        else:
+            self.fleet.heard(worker)
+            prompts = [owed.pop(row_id) for row_id in item["row_id"].to_pylist()]
+            self._take_rows(prompts, item)
+            self._deaths_without_row = worker.deaths = 0
+
+    def _take_rows(self, prompts: list[Prompt], results: pa.Table) -> None:
+        """Rows of a unit, which may come from several shards."""
+        shards = [prompt.shard for prompt in prompts]
+        if len(set(shards)) == 1:
+            self._take(shards[0], results)
             return
-        for result in results:
-            prompt = owed.pop(result.row_id)
-            self._take(prompt.shard, result)
-        self._deaths_without_row = worker.deaths = 0
+        for shard in set(shards):
+            self._take(shard, results.filter(pa.array([number == shard for number in shards])))
 
-    def _take(self, shard: int, result: Result) -> None:
-        if self._ledger.add(shard, result):
-            self._num_done += 1
-            self._num_failed += result.status == "failed"
-            self._num_forwards += result.num_forwards or 0
+    def _take(self, shard: int, results: pa.Table) -> None:
+        self._meter.rows_done(self._ledger.add(shard, results))
 
-    def _bury(self, worker: _Worker, error: Exception) -> None:
-        """A replica died: its rows are tried alone, a new one starts after a pause."""
+    def _bury(self, worker: Worker, error: Exception) -> None:
+        """A replica died. What it had not begun goes back; what was in its slots is suspected,
+        unless its machine was lost."""
         if worker.actor is None:
             return
         reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
-        in_flight = [p for prompts in worker.units.values() for p in prompts.values()]
-        self._ledger.event(
-            "replica died", replica=worker.name, error=reason, rows=[p.row_id for p in in_flight]
-        )
-        ray.kill(worker.actor)
-        failed_start = worker.starting is not None
-        worker.actor, worker.starting = None, None
-        worker.units.clear()
-        worker.deaths += 1
-        worker.start_at = time.monotonic() + min(30.0, 0.5 * 2 ** (worker.deaths - 1))
-        for prompt in in_flight:
-            tried = replace(prompt, deaths=prompt.deaths + 1)
-            if tried.deaths >= self._config.max_attempts:
-                self._set_aside(tried, reason)
-            else:
-                self._suspects.append(tried)
+        lost_machine = self.fleet.lost_machine(worker, error)
+        in_flight = worker.in_flight
+        # Slots are filled in the order of submission, so no other row can have been in one.
+        begun = [replace(p, begun=p.begun + 1) for p in in_flight[: self._config.slots]]
+        failed_start = worker.placing is not None or worker.loading is not None
+        self.fleet.bury(worker, reason, lost_machine=lost_machine)
+        self._return(in_flight[self._config.slots :])
+        if lost_machine:
+            self._return(begun)
+            return
+        for prompt in self._suspect(begun, alone=len(in_flight) == 1):
+            self._set_aside(prompt, reason)
         self._failed_starts += failed_start
         self._deaths_without_row += 1
-        if not self._any_ready and self._failed_starts >= MAX_FAILED_STARTS:
+        if not self.fleet.any_ready and self._failed_starts >= MAX_FAILED_STARTS:
             raise RunStoppedError(f"no replica could start: {reason}")
         if self._deaths_without_row > self._config.max_restarts:
             raise RunStoppedError(
@@ -315,35 +220,39 @@ class Driver:
                 f"row; the last: {reason}"
             )
 
+    def _return(self, prompts: list[Prompt]) -> None:
+        """What nobody blames, back to where it came from."""
+        self._suspects.put_back([prompt for prompt in prompts if prompt.suspect])
+        self._buckets.put_back([prompt for prompt in prompts if not prompt.suspect])
+
+    def _suspect(self, begun: list[Prompt], *, alone: bool) -> list[Prompt]:
+        """Rows to try apart, bucket by bucket; those that are given up."""
+        given_up = []
+        for bucket in dict.fromkeys(prompt.bucket for prompt in begun):
+            group = [replace(p, suspect=True) for p in begun if p.bucket == bucket]
+            given_up += self._suspects.add(group, alone=alone)
+        return given_up
+
     def _set_aside(self, prompt: Prompt, reason: str) -> None:
-        error = f"its replica died {prompt.deaths} times with this row in flight; last: {reason}"
+        error = (
+            f"{prompt.begun} replicas died with this row in a slot, {prompt.deaths_alone} of them "
+            f"with this row alone; the last: {reason}"
+        )
         self._ledger.event("row set aside", row=prompt.row_id, error=error)
         result = Result.failed(
             prompt.row_id,
             error,
             num_prompt_tokens=len(prompt.token_ids),
             bucket=prompt.bucket,
-            attempts=prompt.deaths,
+            attempts=prompt.begun,
         )
-        self._take(prompt.shard, result)
+        self._take(prompt.shard, parquet.results_table([result]))
 
     # Storing.
 
     def _store(self) -> None:
         """Commit shards that are complete; flush the others every few seconds."""
         self._ledger.commit_complete()
-        if time.monotonic() - self._flushed >= self._config.flush_seconds:
+        if time.monotonic() - self._flushed_at >= self._config.flush_seconds:
             self._ledger.flush()
-            self._flushed = time.monotonic()
-
-    def _report(self) -> None:
-        self._on_progress(
-            Progress(
-                num_rows=self._ledger.plan.num_rows,
-                num_done=self._num_done_before + self._num_done,
-                num_done_before=self._num_done_before,
-                num_failed=self._num_failed,
-                num_forwards=self._num_forwards,
-                seconds=time.monotonic() - self._began,
-            )
-        )
+            self._flushed_at = time.monotonic()

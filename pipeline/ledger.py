@@ -2,7 +2,9 @@
 
     OUT/data/train-00000-of-00012.parquet   a committed shard: all its rows, in order
     OUT/.run/manifest.json                  written once: settings, fingerprint, plan
-    OUT/.run/segments/00003/000001.parquet  finished rows of a shard not committed yet
+    OUT/.run/driver.json                    the lease of the driver that writes here
+    OUT/.run/commits/00003.json             digest and counts of a shard, written before it
+    OUT/.run/segments/00003/000001-….parquet  finished rows of a shard not committed yet
     OUT/.run/events.jsonl                   restarts, quarantines, starts and ends
 
 Knows nothing of Ray or models.
@@ -10,22 +12,31 @@ Knows nothing of Ray or models.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from pipeline import parquet
+from pipeline.lease import Lease
 from pipeline.parquet import InputFile
-from pipeline.rows import Result, row_index
+from pipeline.shards import OpenShard
 from pipeline.storage import Storage
 
 MANIFEST = ".run/manifest.json"
 EVENTS = ".run/events.jsonl"
+COMMITS = ".run/commits"
+SEGMENTS = ".run/segments"
+NOT_REPLACED = "its rows were retried, and the shard that holds them was not written yet"
+READS_AT_A_TIME = 8
+"""Files that are checked together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +54,17 @@ class Plan:
         return sum(file.num_rows for file in self.files)
 
 
-@dataclass(slots=True)
-class OpenShard:
-    """A shard in memory: its prompts, and the results that are in."""
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The record of a shard, written before the shard: what its file must hold."""
 
-    number: int
-    prompts: pa.Table
-    results: dict[int, Result] = field(default_factory=dict)
-    unflushed: list[Result] = field(default_factory=list)
-    num_segments: int = 0
-
-    @property
-    def complete(self) -> bool:
-        return len(self.results) == int(self.prompts.num_rows)
+    sha256: str
+    replaces: str | None
+    """Digest of the file that was there before, which stays good until the new one is whole."""
+    rows: int
+    failed: int
+    num_forwards: int
+    num_output_tokens: int
 
 
 class Ledger:
@@ -69,7 +78,13 @@ class Ledger:
         """
         self.output, self.inputs, self.plan = output, inputs, plan
         self.shards: dict[int, OpenShard] = {}
+        self.lease = Lease(output)
+        self.retry_failed = False
+        """Whether rows that failed are owed again."""
+        self._session = uuid.uuid4().hex[:8]
+        self._commits: dict[int, Commit] = {}
         self._events: list[str] = []
+        self._events_written = 0
         self.is_new = output.kind(MANIFEST) == "missing"
         if self.is_new:
             if output.kind() == "file" or self._has_content():
@@ -77,41 +92,70 @@ class Ledger:
                     f"{output.uri}: is there and holds no run of ours; name a new --output"
                 )
             return
-        manifest = json.loads(output.read(MANIFEST))
-        differences = list(_differences(manifest["fingerprint"], plan.fingerprint))
+        differences = list(_differences(read_manifest(output)["fingerprint"], plan.fingerprint))
         if differences:
             raise ValueError(
                 f"{output.uri}: holds another run; {'; '.join(differences)}. Name another "
                 "--output, or use the settings it was started with"
             )
-        if output.kind(EVENTS) == "file":
-            self._events = output.read(EVENTS).decode().splitlines()
 
     def _has_content(self) -> bool:
-        return bool(self.output.names() or self.output.names("data") or self.output.names(".run"))
+        names = [*self.output.names(), *self.output.names("data"), *self.output.names(".run")]
+        return bool(set(names) - {"driver.json"})
 
     def begin(self) -> None:
-        """Write the manifest of a new run."""
+        """Take the lease and write the manifest of a new run.
+
+        Raises ValueError where another driver is at work.
+        """
+        self.lease.acquire()
+        self.output.on_retry = lambda error: self.event("storage retry", error=error)
+        if self.output.kind(EVENTS) == "file":
+            self._events = self.output.read(EVENTS).decode().splitlines()
+            self._events_written = len(self._events)
         if self.is_new:
             manifest = {
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "created": _now(),
                 "fingerprint": self.plan.fingerprint,
                 "settings": self.plan.settings,
                 "files": [asdict(file) for file in self.plan.files],
             }
             self.output.write(MANIFEST, json.dumps(manifest, indent=1).encode())
 
-    def shard_name(self, number: int) -> str:
-        return f"data/train-{number:05d}-of-{len(self.plan.files):05d}.parquet"
+    def end(self) -> None:
+        """Write what is left to write, and let the next driver in."""
+        try:
+            self.flush()
+        finally:
+            self.lease.release()
 
     def owed(self) -> list[int]:
-        """Numbers of the shards that are not committed."""
-        done = set(self.output.names("data"))
-        numbers = range(len(self.plan.files))
-        return [n for n in numbers if self.shard_name(n).removeprefix("data/") not in done]
+        """Numbers of the shards that are to be decoded.
 
-    def open_shard(self, number: int) -> OpenShard:
-        """Read a shard's prompts and whatever segments an earlier driver left of it.
+        Every committed shard is read once: one whose bytes are not those of its record, or are
+        gone, is owed again, and an event says so.
+        """
+        records = read_commits(self.output)
+        owed = []
+
+        def check(number: int) -> tuple[int, str | None]:
+            name = shard_name(number, len(self.plan.files))
+            if number not in records:
+                return number, ""
+            return number, damage(self.output, name, records[number])
+
+        with ThreadPoolExecutor(READS_AT_A_TIME) as pool:
+            for number, wrong in pool.map(check, range(len(self.plan.files))):
+                if wrong is None or wrong == NOT_REPLACED:
+                    self._commits[number] = records[number]
+                elif wrong:
+                    self.event("shard damaged", shard=number, error=wrong)
+                if wrong is not None or (self.retry_failed and records[number].failed):
+                    owed.append(number)
+        return owed
+
+    def read_shard(self, number: int) -> OpenShard:
+        """A shard's prompts and whatever results of it are on storage.
 
         Raises ValueError where the file has changed since the run was planned.
         """
@@ -122,59 +166,136 @@ class Ledger:
                 f"{self.inputs.path(planned.name)}: has {shard.prompts.num_rows} rows, "
                 f"{planned.num_rows} when the run began; restore the file"
             )
-        folder = f".run/segments/{number:05d}"
+        if number in self._commits:
+            name = shard_name(number, len(self.plan.files))
+            results = parquet.results_in(self.output.read(name))
+            shard.add(_good(results), stored=True)
+        folder = f"{SEGMENTS}/{number:05d}"
         for name in self.output.names(folder):
-            shard.num_segments = int(name.removesuffix(".parquet"))
+            shard.num_segments = max(shard.num_segments, int(name[:6]))
             try:
-                content = pa.BufferReader(self.output.read(f"{folder}/{name}"))
-                results = parquet.results_of(pq.read_table(content))
-            except (pa.ArrowException, OSError) as error:
-                self.event("segment unreadable", segment=f"{folder}/{name}", error=str(error))
+                results = parquet.results_in(self.output.read(f"{folder}/{name}"))
+            except pa.ArrowException as error:
+                self.event("segment damaged", segment=f"{folder}/{name}", error=str(error))
                 continue
-            for result in results:
-                shard.results.setdefault(row_index(result.row_id), result)
-        self.shards[number] = shard
+            # A stored success beats a failure; where failures are retried, they count for nothing.
+            shard.add(_good(results), stored=True)
+            if not self.retry_failed:
+                shard.add(results, stored=True)
         return shard
 
-    def add(self, number: int, result: Result) -> bool:
-        """Take a finished row; False for one that is there already."""
-        shard, index = self.shards[number], row_index(result.row_id)
-        if index in shard.results:
-            return False
-        shard.results[index] = result
-        shard.unflushed.append(result)
-        return True
+    def open(self, shard: OpenShard) -> None:
+        """From here on the shard takes results."""
+        self.shards[shard.number] = shard
+
+    def add(self, number: int, results: pa.Table) -> pa.Table:
+        """Take finished rows; those that are new."""
+        return self.shards[number].add(results)
 
     def flush(self) -> None:
-        """Write the finished rows of open shards that storage does not have yet."""
+        """Write events and the finished rows of open shards that storage does not have yet."""
+        self.lease.check()
         for shard in self.shards.values():
-            if shard.unflushed:
-                name = f".run/segments/{shard.number:05d}/{shard.num_segments + 1:06d}.parquet"
-                table = parquet.results_table(shard.unflushed)
-                self.output.write(name, parquet.parquet_bytes(table))
-                shard.num_segments += 1
-                shard.unflushed.clear()
+            results = shard.unflushed()
+            if results is not None:
+                number = shard.num_segments + 1
+                name = f"{SEGMENTS}/{shard.number:05d}/{number:06d}-{self._session}.parquet"
+                self.output.write(name, parquet.parquet_bytes(results))
+                shard.num_segments = number
+                shard.flushed()
+        if len(self._events) > self._events_written:
+            num_events = len(self._events)
+            self.output.write(EVENTS, ("\n".join(self._events) + "\n").encode())
+            self._events_written = num_events
 
     def commit_complete(self) -> int:
         """Write every shard whose rows are all in, and forget it; how many there were."""
         complete = [shard for shard in self.shards.values() if shard.complete]
         for shard in complete:
-            results = [shard.results[index] for index in range(shard.prompts.num_rows)]
-            provenance = {
-                "lrd.fingerprint": json.dumps(self.plan.fingerprint),
-                "lrd.input": self.plan.files[shard.number].name,
-            }
-            content = parquet.shard_bytes(shard.prompts, parquet.results_table(results), provenance)
-            self.output.write(self.shard_name(shard.number), content)
-            self.output.delete_folder(f".run/segments/{shard.number:05d}")
+            self.lease.check()
+            self._commit(shard)
             del self.shards[shard.number]
         return len(complete)
 
+    def _commit(self, shard: OpenShard) -> None:
+        results = shard.whole()
+        provenance = {
+            "lrd.fingerprint": json.dumps(self.plan.fingerprint),
+            "lrd.input": self.plan.files[shard.number].name,
+        }
+        content = parquet.shard_bytes(shard.prompts, results, provenance)
+        before = self._commits.get(shard.number)
+        commit = Commit(
+            sha256=hashlib.sha256(content).hexdigest(),
+            replaces=before.sha256 if before else None,
+            rows=results.num_rows,
+            failed=pc.sum(pc.equal(results["status"], "failed")).as_py() or 0,
+            num_forwards=pc.sum(results["num_forwards"]).as_py() or 0,
+            num_output_tokens=pc.sum(results["num_output_tokens"]).as_py() or 0,
+        )
+        # The record first: a shard without one would be trusted unread, a record without its
+        # shard is owed.
+        self.output.write(commit_name(shard.number), json.dumps(asdict(commit)).encode())
+        self.output.write(shard_name(shard.number, len(self.plan.files)), content)
+        self._commits[shard.number] = commit
+        self.output.delete_folder(f"{SEGMENTS}/{shard.number:05d}")
+
     def event(self, what: str, **facts: Any) -> None:
-        """Record what happened; on storage at once."""
-        time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._events.append(json.dumps({"time": time, "event": what, **facts}))
-        self.output.write(EVENTS, ("\n".join(self._events) + "\n").encode())
+        """Record what happened; on storage with the next flush."""
+        self._events.append(json.dumps({"time": _now(), "event": what, **facts}))
+
+
+def shard_name(number: int, num_shards: int) -> str:
+    """A result shard's name under the output."""
+    return f"data/train-{number:05d}-of-{num_shards:05d}.parquet"
+
+
+def commit_name(number: int) -> str:
+    """The name of a shard's record under the output."""
+    return f"{COMMITS}/{number:05d}.json"
+
+
+def read_manifest(output: Storage) -> dict[str, Any]:
+    """A run's manifest. Raises ValueError where the folder holds no run."""
+    try:
+        manifest: dict[str, Any] = json.loads(output.read(MANIFEST))
+    except FileNotFoundError as error:
+        raise ValueError(f"{output.uri}: holds no run; check the folder") from error
+    except ValueError as error:
+        raise ValueError(f"{output.path(MANIFEST)}: is no JSON ({error}); restore it") from error
+    return manifest
+
+
+def read_commits(output: Storage) -> dict[int, Commit]:
+    """The records of shards by number; one that cannot be read counts as missing."""
+    commits = {}
+    for name in output.names(COMMITS):
+        try:
+            commits[int(name[:5])] = Commit(**json.loads(output.read(f"{COMMITS}/{name}")))
+        except (ValueError, TypeError):
+            continue
+    return commits
+
+
+def damage(output: Storage, name: str, commit: Commit) -> str | None:
+    """What is wrong with a committed shard's bytes; None where nothing is."""
+    try:
+        digest = hashlib.sha256(output.read(name)).hexdigest()
+    except FileNotFoundError:
+        return f"{name}: is missing"
+    if digest == commit.sha256:
+        return None
+    if digest == commit.replaces:
+        return NOT_REPLACED
+    return f"{name}: its bytes are not those that were written"
+
+
+def _good(results: pa.Table) -> pa.Table:
+    return results.filter(pc.equal(results["status"], "ok"))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:

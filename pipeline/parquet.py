@@ -168,10 +168,18 @@ def results_table(results: Sequence[Result]) -> pa.Table:
     return pa.table(arrays, schema=RESULT_SCHEMA)
 
 
-def results_of(table: pa.Table) -> list[Result]:
-    """The inverse of `results_table`."""
-    columns = [table[name].to_pylist() for name in RESULT_SCHEMA.names]
-    return [Result(*values) for values in zip(*columns, strict=True)]
+def results_in(content: bytes) -> pa.Table:
+    """The results in a segment's or shard's bytes.
+
+    Raises pa.ArrowException where they are no whole Parquet file with these columns.
+    """
+    source = pa.BufferReader(content)
+    try:
+        file = pq.ParquetFile(source, page_checksum_verification=True)
+        table = file.read(columns=RESULT_SCHEMA.names)
+        return table.select(RESULT_SCHEMA.names).replace_schema_metadata(None).cast(RESULT_SCHEMA)
+    except (OSError, KeyError) as error:  # What pyarrow raises for a page whose checksum is wrong.
+        raise pa.ArrowInvalid(str(error)) from error
 
 
 def shard_bytes(prompts: pa.Table, results: pa.Table, provenance: dict[str, str]) -> pa.Buffer:

@@ -21,8 +21,12 @@ class Prompt:
     token_ids: list[int]
     bucket: int
     """Prompt tokens that its slot holds."""
-    deaths: int = 0
-    """Replicas that died with this row in flight."""
+    begun: int = 0
+    """Replicas that ended while it was in one of their slots, whoever's fault that was."""
+    suspect: bool = False
+    """Whether it was in a slot at a death that no lost machine explains: it is tried apart."""
+    deaths_alone: int = 0
+    """Deaths of replicas that held nothing else, and that no lost machine explains."""
 
     @property
     def row_id(self) -> str:
@@ -67,7 +71,7 @@ class Result:
     """Wall time in its slot, shared with the slot's neighbours."""
     replica: str | None
     attempts: int
-    """Times the row was given to a replica; 0 where it never could be."""
+    """Times the row got a slot; 0 where it never could."""
 
     @classmethod
     def of_sample(cls, sample: Sample, prompt: Prompt, *, replica: str) -> Result:
@@ -96,7 +100,7 @@ class Result:
             bucket=prompt.bucket,
             seconds=sample.seconds,
             replica=replica,
-            attempts=prompt.deaths + 1,
+            attempts=prompt.begun + 1,
         )
 
     @classmethod
@@ -142,6 +146,21 @@ class Notice:
     """What a replica has to tell beside rows; the driver keeps it among the run's events."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """A sign of life between rows: a pass has ended."""
+
+    longest_pass: float
+    """Seconds, over all passes of the replica."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandedBack:
+    """Rows of a unit that a drained replica has not begun and will not."""
+
+    row_ids: list[str]
 
 
 def row_id(shard: int, index: int) -> str:

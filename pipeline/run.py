@@ -11,8 +11,10 @@ import re
 import socket
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -20,13 +22,19 @@ import ray
 
 from lrd import load_model
 from lrd.models.checkpoint import fingerprint
-from pipeline import parquet
+from pipeline import faults, parquet
 from pipeline.config import RunConfig
-from pipeline.driver import Driver, Progress
+from pipeline.driver import Driver, RunStoppedError
+from pipeline.fleet import Fleet
+from pipeline.lease import LeaseLostError
 from pipeline.ledger import Ledger, Plan
+from pipeline.parquet import InputFile
+from pipeline.progress import Progress
+from pipeline.reader import Reader
 from pipeline.replica import ReplicaSettings
 from pipeline.storage import Storage
 
+LAST_TRY_SECONDS = 5.0
 UNSURE_ENTROPY = 0.5
 """An early stop that committed a position above this entropy (nats) is called unsure."""
 
@@ -54,22 +62,28 @@ def package_version() -> str:
         return "unknown"
 
 
-def generate(
-    config: RunConfig,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-    on_driver: Callable[[Driver], None] = lambda driver: None,
-) -> Summary:
-    """Run `config` to its end; on_driver receives the driver, whose `stop` ends it early.
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A run whose settings, input and checkpoint hold; nothing has been written."""
 
-    Raises ValueError for bad settings or input before anything is written, RunStoppedError
-    where the run was interrupted and can be continued.
+    inputs: Storage
+    output: Storage
+    face: Any
+    """The model without weights: tokenizer, positions, special ids."""
+    files: list[InputFile]
+
+
+def check(config: RunConfig) -> Checked:
+    """Look at all that a run needs but the cluster.
+
+    Raises ValueError for what is wrong with settings, input or checkpoint.
     """
     inputs, names = parquet.input_storage(config.input)
     output = Storage(config.output)
     _check_places(inputs, output)
     files, _ = parquet.inspect_inputs(inputs, names, config.prompt_column)
-    dtype_checked = "bfloat16" if config.dtype == "auto" else config.dtype
-    face = load_model(config.model, "meta", dtype_checked, config.revision)
+    dtype = "bfloat16" if config.dtype == "auto" else config.dtype
+    face = load_model(config.model, "meta", dtype, config.revision)
     if face.tokenizer is None:
         raise ValueError(f"{config.model}: has no tokenizer.json; put its tokenizer files beside")
     if config.prompt_format == "chat" and not face.tokenizer.chat_template:
@@ -79,10 +93,27 @@ def generate(
             f"gen_length {config.decoding.gen_length} leaves no room for a prompt in the "
             f"model's {face.max_length} positions"
         )
+    return Checked(inputs, output, face, files)
+
+
+def generate(
+    config: RunConfig,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_driver: Callable[[Driver], None] = lambda driver: None,
+    *,
+    retry_failed: bool = False,
+) -> Summary:
+    """Run `config` to its end; on_driver receives the driver, whose `stop` ends it early.
+
+    retry_failed: decode rows that failed once more; what succeeds replaces the failure.
+    Raises ValueError for bad settings or input before anything is written, RunStoppedError
+    where the run was interrupted and can be continued.
+    """
+    run = check(config)
     cluster = _connect(config)
-    device, dtype, num_replicas, resources = _place(config, cluster)
+    device, dtype, size, resources = _place(config, cluster)
     plan = Plan(
-        files=files,
+        files=run.files,
         fingerprint={
             "version": package_version(),
             "model": fingerprint(config.model, config.revision),
@@ -91,12 +122,12 @@ def generate(
             "prompts": config.model_dump(
                 include={"prompt_column", "prompt_format", "system_prompt", "truncation"}
             ),
-            "input": {file.name: file.sha256 for file in files},
+            "input": {file.name: file.sha256 for file in run.files},
         },
         settings=config.model_dump(),
     )
-    ledger = Ledger(output, inputs, plan)
-    ledger.begin()
+    ledger = Ledger(run.output, run.inputs, plan)
+    ledger.retry_failed = retry_failed
     settings = ReplicaSettings(
         model=config.model,
         revision=config.revision,
@@ -105,13 +136,27 @@ def generate(
         decoding=config.decoding,
         slots=config.slots,
         threads=max(1, int(resources["num_cpus"])),
+        faults=os.environ.get(faults.VARIABLE),
     )
-    driver = Driver(
-        config, ledger, face, face.max_length, settings, num_replicas, resources, on_progress
-    )
-    on_driver(driver)
-    driver.run()
-    return summarize(output)
+    ledger.begin()
+    try:
+        reader = Reader(config, ledger, run.face, run.face.max_length)
+        fleet = Fleet(
+            settings, resources, size, ledger.event, config.hang_seconds, config.start_seconds
+        )
+        driver = Driver(config, ledger, reader, fleet, on_progress)
+        on_driver(driver)
+        driver.run()
+    except LeaseLostError as error:
+        raise RunStoppedError(str(error)) from error
+    except OSError:
+        # Storage has been given its time; what is left to write gets one more try.
+        ledger.output.patience = LAST_TRY_SECONDS
+        raise
+    finally:
+        with suppress(LeaseLostError, OSError):
+            ledger.end()
+    return summarize(run.output)
 
 
 def _check_places(inputs: Storage, output: Storage) -> None:
@@ -155,9 +200,12 @@ def _check_answers(address: str | None) -> None:
         ) from error
 
 
-def _place(config: RunConfig, cluster: dict[str, float]) -> tuple[str, str, int, dict[str, float]]:
+def _place(
+    config: RunConfig, cluster: dict[str, float]
+) -> tuple[str, str, int | Callable[[], int], dict[str, float]]:
     """Device, dtype, number of replicas and each one's resources.
 
+    Where no number is set there are as many replicas as the cluster has room for, now and later.
     Raises ValueError with the numbers where the cluster cannot hold the replicas.
     """
     num_gpus, num_cpus = cluster.get("GPU", 0.0), cluster.get("CPU", 0.0)
@@ -167,13 +215,19 @@ def _place(config: RunConfig, cluster: dict[str, float]) -> tuple[str, str, int,
     dtype = config.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
-    fitting = int(num_gpus / config.gpus_per_replica) if device == "cuda" else 1
-    num_replicas = config.replicas or max(1, fitting)
+
+    def room(cluster: dict[str, float]) -> int:
+        if device == "cuda":
+            return int(cluster.get("GPU", 0.0) / config.gpus_per_replica)
+        share = config.cpus_per_replica
+        return 1 if share is None else int(cluster.get("CPU", 0.0) / share + 1e-9)
+
+    num_replicas = config.replicas or max(1, room(cluster))
     cpus = config.cpus_per_replica or min(num_cpus / num_replicas, 8.0)
     resources = {"num_cpus": cpus}
     if device == "cuda":
         resources["num_gpus"] = config.gpus_per_replica
-        if num_replicas > fitting:
+        if num_replicas > room(cluster):
             raise ValueError(
                 f"{num_replicas} replicas with {config.gpus_per_replica:g} GPUs each need "
                 f"{num_replicas * config.gpus_per_replica:g}, the cluster has {num_gpus:g}; "
@@ -184,7 +238,10 @@ def _place(config: RunConfig, cluster: dict[str, float]) -> tuple[str, str, int,
             f"{num_replicas} replicas with {cpus:g} CPUs each need {num_replicas * cpus:g}, "
             f"the cluster has {num_cpus:g}; lower --replicas or --cpus-per-replica"
         )
-    return device, dtype, num_replicas, resources
+    if config.replicas is not None:
+        return device, dtype, config.replicas, resources
+    # At least one, so that an autoscaler sees what is wanted.
+    return device, dtype, lambda: max(1, room(ray.cluster_resources())), resources
 
 
 def summarize(output: Storage) -> Summary:

@@ -1,0 +1,124 @@
+"""Faults on demand: what the tests of failures break, and how. Does nothing unless asked.
+
+The environment variable LRD_FAULTS holds a JSON list of rules; the driver hands it on to its
+replicas. A rule says where, what for, and what happens:
+
+    {"at": "replica.place", "match": "*Zoe*", "do": "kill"}
+    {"at": "storage.write", "match": "data/*", "do": "raise", "chance": 0.05}
+
+| at | subject that `match` (a shell pattern) is held against |
+|---|---|
+| `replica.start` | the replica's name |
+| `replica.place` | the text of a prompt that gets its slot |
+| `replica.pass` | the replica's name, once a pass |
+| `storage.read`, `storage.write` | the file's name, before it is read or written |
+| `storage.partial` | a local file's name, when all is written and it has not got its name yet |
+| `storage.written` | the file's name, once it is whole |
+
+| do | what happens |
+|---|---|
+| `kill` | the process ends as by kill -9 |
+| `hang` | the call never returns |
+| `slow` | the call takes `seconds` longer |
+| `raise` | OSError with `error` as its errno's name (default EIO) |
+| `nan` | the prompt's embeddings are no numbers (`replica.place` alone) |
+| `log` | a line with the subject is appended to the file `path` |
+
+`chance` (default 1) and `times` (default: no limit; counted in one process) bound how often.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import time
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+VARIABLE = "LRD_FAULTS"
+
+
+@dataclass(slots=True)
+class _Rule:
+    at: str
+    do: Literal["kill", "hang", "slow", "raise", "nan", "log"]
+    match: str = "*"
+    chance: float = 1.0
+    times: int | None = None
+    seconds: float = 0.0
+    error: str = "EIO"
+    path: str = ""
+
+    def applies(self, at: str, subject: str) -> bool:
+        if self.at != at or self.times == 0 or not fnmatchcase(subject, self.match):
+            return False
+        if self.chance < 1 and random.random() >= self.chance:
+            return False
+        if self.times is not None:
+            self.times -= 1
+        return True
+
+
+_rules: list[_Rule] = []
+
+
+def load(text: str | None) -> None:
+    """Take the rules of `LRD_FAULTS`; None or empty: no faults."""
+    _rules[:] = [_Rule(**rule) for rule in json.loads(text or "[]")]
+
+
+load(os.environ.get(VARIABLE))
+
+
+def wanted() -> bool:
+    """Whether any fault may happen."""
+    return bool(_rules)
+
+
+def at(point: str, subject: str) -> bool:
+    """Let happen here what the rules say; True where the caller is to make NaN of its numbers."""
+    make_nan = False
+    for rule in _rules:
+        if not rule.applies(point, subject):
+            continue
+        if rule.do == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif rule.do == "hang":
+            while True:
+                time.sleep(3600)
+        elif rule.do == "slow":
+            time.sleep(rule.seconds)
+        elif rule.do == "raise":
+            number = getattr(errno, rule.error)
+            raise OSError(number, f"{os.strerror(number)} (a fault that was asked for)", subject)
+        elif rule.do == "log":
+            with open(rule.path, "a", encoding="utf-8") as log:
+                log.write(subject.replace("\n", " ") + "\n")
+        else:
+            make_nan = True
+    return make_nan
+
+
+class WatchedModel:
+    """A model whose prompts pass `replica.place` when they are embedded, that is when they get
+    their slots."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        embeds: Tensor = self._model.embed(ids)
+        if self._model.tokenizer is None:
+            return embeds
+        text = self._model.tokenizer.decode(ids.flatten().tolist())
+        return torch.full_like(embeds, torch.nan) if at("replica.place", text) else embeds

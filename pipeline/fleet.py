@@ -1,0 +1,269 @@
+"""The replicas as the driver sees them: started, watched, buried, moved.
+
+Knows nothing of shards or results. Ray restarts no actor here and repeats no call: a replica
+that ends in any way is replaced by a new actor after a pause, and what it held is the driver's
+to decide.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError
+
+from pipeline.replica import UNITS_IN_FLIGHT, Replica, ReplicaSettings
+from pipeline.rows import Prompt
+
+LONGEST_PAUSE = 30.0
+LOOK_SECONDS = 2.0
+"""Time between two looks at the cluster's nodes."""
+PASSES_OF_SILENCE = 20
+"""A replica that is silent for as many of the longest pass seen hangs."""
+FIRST_PASS_FACTOR = 10
+"""Before any pass was seen, a replica may be silent for as many times `hang_seconds`: kernels
+are compiled in the first one."""
+STARTS_A_NODE = 2
+"""Failed starts on a node after which it is avoided."""
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """A replica."""
+
+    name: str
+    actor: Any = None
+    placing: Any = None
+    """Reference that is due once the actor has a process; None afterwards."""
+    loading: Any = None
+    """Reference that is due once the model is loaded; None before and afterwards."""
+    node: str | None = None
+    pid: int | None = None
+    units: dict[Any, dict[str, Prompt]] = field(default_factory=dict)
+    """Stream → its prompts that are not back, by row id, in the order of submission."""
+    last_bucket: int | None = None
+    start_at: float = 0.0
+    deaths: int = 0
+    """In a row, without a finished row in between."""
+    heard_at: float = 0.0
+    draining: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may be given units."""
+        up = self.actor is not None and self.placing is None and self.loading is None
+        return up and not self.draining
+
+    @property
+    def state(self) -> str:
+        """In a word."""
+        if self.actor is None:
+            return "waiting"
+        if self.placing is not None or self.loading is not None:
+            return "starting"
+        return "draining" if self.draining else "busy" if self.units else "idle"
+
+    @property
+    def references(self) -> list[Any]:
+        """What the driver waits for."""
+        return [ref for ref in (self.placing, self.loading, *self.units) if ref is not None]
+
+    @property
+    def in_flight(self) -> list[Prompt]:
+        """Prompts that are not back, in the order of submission."""
+        return [prompt for prompts in self.units.values() for prompt in prompts.values()]
+
+
+class Fleet:
+    """All replicas of a run."""
+
+    def __init__(
+        self,
+        settings: ReplicaSettings,
+        resources: dict[str, Any],
+        size: int | Callable[[], int],
+        on_event: Callable[..., None],
+        hang_seconds: float,
+        start_seconds: float,
+        replica_class: type = Replica,
+    ) -> None:
+        """resources: options of an actor. size: how many replicas, or a function that says how
+        many the cluster holds now. on_event: as `Ledger.event`."""
+        self._settings, self._resources = settings, resources
+        self._replica_class = replica_class
+        self._size = size
+        self._event = on_event
+        self._hang_seconds, self._start_seconds = hang_seconds, start_seconds
+        self.longest_pass = 0.0
+        """Seconds, of all passes that replicas told of."""
+        self.any_ready = False
+        self._looked_at = 0.0
+        self._failed_on: Counter[str] = Counter()
+        self._num_named = 0
+        self.workers: list[Worker] = []
+        self._resize()
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self.workers)
+
+    @property
+    def capacity(self) -> int:
+        """Rows that are in slots when all replicas are busy."""
+        return len(self.workers) * self._settings.slots
+
+    def tend(self) -> list[tuple[Worker, Exception]]:
+        """Start those that are due, move those whose node is going; those that hang or start too
+        slowly, for the driver to bury."""
+        now = time.monotonic()
+        if now - self._looked_at >= LOOK_SECONDS:
+            self._looked_at = now
+            self._resize()
+            self._drain()
+        for worker in self.workers:
+            if worker.actor is None and now >= worker.start_at:
+                self._start(worker)
+        return [(w, error) for w in self.workers if (error := self._stuck(w, now)) is not None]
+
+    def feed(self, worker: Worker, unit: list[Prompt]) -> None:
+        """Give a replica a unit of one bucket."""
+        if not worker.units:
+            worker.heard_at = time.monotonic()
+        worker.last_bucket = unit[0].bucket
+        stream = worker.actor.decode.options(num_returns="streaming").remote(unit)
+        worker.units[stream] = {prompt.row_id: prompt for prompt in unit}
+
+    def heard(self, worker: Worker, longest_pass: float = 0.0) -> None:
+        """A replica gave a sign of life."""
+        worker.heard_at = time.monotonic()
+        self.longest_pass = max(self.longest_pass, longest_pass)
+
+    def step_up(self, worker: Worker, reference: Any) -> None:
+        """A start has come one step further; raises what went wrong in it."""
+        if reference is worker.placing:
+            worker.node, worker.pid = ray.get(reference)
+            worker.placing, worker.loading = None, worker.actor.load.remote()
+            worker.heard_at = time.monotonic()
+            return
+        ray.get(reference)
+        worker.loading = None
+        self.any_ready = True
+        self._failed_on.pop(str(worker.node), None)
+        self._event("replica up", replica=worker.name, node=worker.node, pid=worker.pid)
+
+    def bury(self, worker: Worker, reason: str, *, lost_machine: bool) -> None:
+        """End what is left of a replica; a new one starts after a pause that grows."""
+        if worker.loading is not None and worker.node is not None and not lost_machine:
+            self._failed_on[worker.node] += 1
+        self._end(worker)
+        worker.deaths += not lost_machine
+        pause = min(LONGEST_PAUSE, 0.5 * 2 ** max(0, worker.deaths - 1))
+        worker.start_at = time.monotonic() + pause
+        self._event(
+            "replica died",
+            replica=worker.name,
+            error=reason,
+            machine_lost=lost_machine,
+            rows=[prompt.row_id for prompt in worker.in_flight],
+        )
+        worker.units.clear()
+
+    def retire(self, worker: Worker) -> None:
+        """End an idle replica on a node that is going; a new one starts elsewhere."""
+        self._event("replica retired", replica=worker.name, node=worker.node)
+        self._end(worker)
+
+    def lost_machine(self, worker: Worker, error: Exception) -> bool:
+        """Whether a node's end explains a replica's."""
+        if isinstance(error, ActorDiedError) and error.preempted:
+            return True
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        return (worker.node is not None and worker.node not in alive) or "node died" in str(error)
+
+    def end(self) -> None:
+        """End all replicas."""
+        for worker in self.workers:
+            self._end(worker)
+
+    def _start(self, worker: Worker) -> None:
+        options = dict(self._resources)
+        avoided = self._avoided()
+        if avoided:
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
+        actor_class: Any = ray.remote(self._replica_class)
+        actor_class = actor_class.options(
+            max_concurrency=UNITS_IN_FLIGHT + 2, max_restarts=0, **options
+        )
+        worker.actor = actor_class.remote(worker.name, self._settings)
+        worker.placing = worker.actor.whereabouts.remote()
+
+    def _avoided(self) -> set[str]:
+        """Nodes where replicas failed to start, unless there are no others."""
+        avoided = {node for node, failed in self._failed_on.items() if failed >= STARTS_A_NODE}
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        if not avoided or alive <= avoided:
+            self._failed_on.clear()
+            return set()
+        return avoided
+
+    def _end(self, worker: Worker) -> None:
+        if worker.actor is not None:
+            with suppress(ray.exceptions.RayError):
+                ray.kill(worker.actor)
+        worker.actor = worker.placing = worker.loading = worker.node = worker.pid = None
+        worker.draining = False
+
+    def _stuck(self, worker: Worker, now: float) -> Exception | None:
+        silence = now - worker.heard_at
+        if worker.loading is not None and silence > self._start_seconds:
+            return TimeoutError(f"the model was not loaded within {self._start_seconds:g} s")
+        if not worker.units:
+            return None
+        limit = max(self._hang_seconds, PASSES_OF_SILENCE * self.longest_pass)
+        if not self.longest_pass:
+            limit *= FIRST_PASS_FACTOR
+        if silence <= limit:
+            return None
+        return TimeoutError(
+            f"no pass ended within {silence:.0f} s; the longest before took "
+            f"{self.longest_pass:.1f} s"
+        )
+
+    def _resize(self) -> None:
+        size = self._size() if callable(self._size) else self._size
+        if size != len(self.workers) and self.workers:
+            self._event("replicas", wanted=size, before=len(self.workers))
+        while len(self.workers) < size:
+            self.workers.append(Worker(f"replica-{self._num_named}"))
+            self._num_named += 1
+        spare = len(self.workers) - size
+        # Only those that hold nothing go; a lost node's replicas have died by themselves.
+        for worker in [w for w in reversed(self.workers) if not w.units][: max(0, spare)]:
+            if worker.placing is not None or worker.actor is None:
+                self._end(worker)
+                self.workers.remove(worker)
+
+    def _drain(self) -> None:
+        going = draining_nodes()
+        for worker in self.workers:
+            if worker.node in going and worker.ready:
+                worker.draining = True
+                self._event("replica drained", replica=worker.name, node=worker.node)
+                worker.actor.drain.remote()
+            if worker.draining and not worker.units:
+                self.retire(worker)
+
+
+def draining_nodes() -> set[str]:
+    """Ids of nodes that will be taken away, as far as Ray knows."""
+    try:
+        # No public call tells it in Ray 2.60.
+        from ray._private.state import state
+
+        return set(state.get_draining_nodes())
+    except (ImportError, AttributeError):
+        return set()
