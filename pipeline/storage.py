@@ -26,11 +26,15 @@ PARTIAL = ".part"
 PATIENCE_SECONDS = 300.0
 """How long one call goes on trying."""
 LONGEST_PAUSE = 15.0
-FOR_GOOD = {
-    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
-    *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
-}
-"""What waiting does not mend."""
+FOR_GOOD = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    FileExistsError,
+)
+"""What waiting does not mend. fsspec raises these without a number."""
+FOR_GOOD_NUMBERS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
 FOR_GOOD_WORDS = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY", "SIGNATURE", "expired")
 """The same in object stores' words, which come without a number."""
 
@@ -120,6 +124,11 @@ class Storage:
             Path(partial).unlink(missing_ok=True)
             raise
 
+    def delete_file(self, name: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+        if self.kind(name) == "file":
+            self._again(lambda: self.filesystem.delete_file(self.path(name)))
+
     def delete_folder(self, folder: str) -> None:
         """Remove a folder and all in it; nothing happens where there is none."""
         if self.kind(folder) == "folder":
@@ -143,6 +152,8 @@ class Storage:
 
 def _may_pass(error: BaseException) -> bool:
     """Whether trying again may help."""
-    if not isinstance(error, OSError) or error.errno in FOR_GOOD:
+    if not isinstance(error, OSError) or isinstance(error, FOR_GOOD):
+        return False
+    if error.errno in FOR_GOOD_NUMBERS:
         return False
     return not any(word.lower() in str(error).lower() for word in FOR_GOOD_WORDS)

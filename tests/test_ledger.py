@@ -14,8 +14,10 @@ import pytest
 
 from pipeline import parquet
 from pipeline.buckets import Buckets, bucket_of, choose_lengths, fitting
-from pipeline.ledger import Ledger, Plan
+from pipeline.lease import LEASE, Lease, LeaseLostError
+from pipeline.ledger import EVENTS, SEGMENTS, Ledger, Plan, commit_name, shard_name
 from pipeline.rows import Prompt, Result, row_id
+from pipeline.shards import OpenShard
 from pipeline.storage import Storage
 
 
@@ -51,74 +53,215 @@ def place(tmp_path: Path) -> tuple[Storage, Storage, Plan]:
 
 
 def begin(place: tuple[Storage, Storage, Plan]) -> Ledger:
+    """The next driver, the last one having ended in whatever way."""
     ledger = Ledger(*place)
+    ledger.lease = Lease(place[0], beat_seconds=60)
+    # Its owner's process is this one, and alive.
+    place[0].delete_file(LEASE)
     ledger.begin()
     return ledger
 
 
+def opened(ledger: Ledger, number: int) -> OpenShard:
+    shard = ledger.read_shard(number)
+    ledger.open(shard)
+    return shard
+
+
+def add(ledger: Ledger, *results: Result) -> int:
+    """How many of the rows were new."""
+    number = int(results[0].row_id[:5])
+    return int(ledger.add(number, parquet.results_table(results)).num_rows)
+
+
+def rows_of(shard: OpenShard) -> list[int]:
+    return [index for index in range(shard.prompts.num_rows) if shard.has(index)]
+
+
+def finish(ledger: Ledger, number: int = 0, text: str = "four") -> None:
+    shard = opened(ledger, number)
+    for index in range(3):
+        if not shard.has(index):
+            add(ledger, result(number, index, text))
+    assert ledger.commit_complete() == 1
+
+
 def test_flushed_rows_survive_the_driver(place: tuple[Storage, Storage, Plan]) -> None:
     ledger = begin(place)
-    ledger.open_shard(0)
-    assert ledger.add(0, result(0, 2))
+    opened(ledger, 0)
+    add(ledger, result(0, 2))
     ledger.flush()
-    assert ledger.add(0, result(0, 0))
+    add(ledger, result(0, 0))
     # The driver dies here: row 2 was flushed, row 0 was not.
     again = begin(place)
     assert again.owed() == [0, 1]
-    assert sorted(again.open_shard(0).results) == [2]
-    assert again.shards[0].results[2] == result(0, 2)
-    for index in (0, 1):
-        again.add(0, result(0, index))
+    assert rows_of(opened(again, 0)) == [2]
+    add(again, result(0, 0), result(0, 1))
     again.flush()
     third = begin(place)
-    assert sorted(third.open_shard(0).results) == [0, 1, 2]
+    assert rows_of(opened(third, 0)) == [0, 1, 2]
     assert third.commit_complete() == 1
     assert third.owed() == [1]
-    table = pq.read_table(place[0].path(third.shard_name(0)))
+    table = pq.read_table(place[0].path(shard_name(0, 2)))
     assert table["row_id"].to_pylist() == [row_id(0, n) for n in range(3)]
+    assert table["prompt"].to_pylist() == ["0 0", "0 1", "0 2"]
     assert place[0].names(".run/segments/00000") == []
 
 
 def test_a_row_is_taken_once(place: tuple[Storage, Storage, Plan]) -> None:
     ledger = begin(place)
-    ledger.open_shard(0)
-    assert ledger.add(0, result(0, 1, "first"))
-    assert not ledger.add(0, result(0, 1, "second"))
+    opened(ledger, 0)
+    assert add(ledger, result(0, 1, "first")) == 1
+    assert add(ledger, result(0, 1, "second"), result(0, 0)) == 1
     ledger.flush()
-    assert not ledger.add(0, result(0, 1, "third"))
-    assert ledger.shards[0].results[1].output_text == "first"
+    assert add(ledger, result(0, 1, "third")) == 0
+    add(ledger, result(0, 2))
+    ledger.commit_complete()
+    table = pq.read_table(place[0].path(shard_name(0, 2)))
+    assert table["output_text"].to_pylist() == ["four", "first", "four"]
 
 
-def test_an_unreadable_segment_costs_its_rows_alone(place: tuple[Storage, Storage, Plan]) -> None:
+def test_a_damaged_segment_costs_its_rows_alone(place: tuple[Storage, Storage, Plan]) -> None:
     ledger = begin(place)
-    ledger.open_shard(0)
+    opened(ledger, 0)
     for index in (0, 1):
-        ledger.add(0, result(0, index))
+        add(ledger, result(0, index))
         ledger.flush()
     output = place[0]
     first, second = output.names(".run/segments/00000")
     output.write(f".run/segments/00000/{first}", b"PAR1 broken")
     again = begin(place)
-    assert sorted(again.open_shard(0).results) == [1]
-    assert "segment unreadable" in output.read(".run/events.jsonl").decode()
-    again.add(0, result(0, 0))
+    assert rows_of(opened(again, 0)) == [1]
+    add(again, result(0, 0))
     again.flush()
+    assert "segment damaged" in output.read(".run/events.jsonl").decode()
     names = output.names(".run/segments/00000")
-    assert names == [first, second, "000003.parquet"], "no segment may be overwritten"
+    assert names[:2] == [first, second], "no segment may be overwritten"
+    assert names[2].startswith("000003-")
+
+
+@pytest.mark.parametrize("place_in_file", [0.1, 0.5, 0.98])
+def test_a_flipped_bit_is_found_and_the_shard_owed(
+    place: tuple[Storage, Storage, Plan], place_in_file: float
+) -> None:
+    ledger = begin(place)
+    finish(ledger)
+    output, name = place[0], shard_name(0, 2)
+    assert begin(place).owed() == [1]
+    content = bytearray(output.read(name))
+    content[int(len(content) * place_in_file)] ^= 1
+    output.write(name, bytes(content))
+    again = begin(place)
+    assert again.owed() == [0, 1]
+    again.flush()
+    assert "its bytes are not those that were written" in output.read(EVENTS).decode()
+    finish(again, text="anew")
+    assert begin(place).owed() == [1]
+    assert pq.read_table(output.path(name))["output_text"].to_pylist() == ["anew"] * 3
+
+
+def test_a_shard_without_its_record_and_a_record_without_its_shard_are_owed(
+    place: tuple[Storage, Storage, Plan],
+) -> None:
+    finish(begin(place))
+    output = place[0]
+    content = output.read(shard_name(0, 2))
+    output.delete_file(shard_name(0, 2))
+    assert begin(place).owed() == [0, 1]
+    output.write(shard_name(0, 2), content)
+    assert begin(place).owed() == [1]
+    output.write(commit_name(0), b"{")
+    assert begin(place).owed() == [0, 1]
+
+
+def test_a_stored_success_beats_a_failure(place: tuple[Storage, Storage, Plan]) -> None:
+    ledger = begin(place)
+    opened(ledger, 0)
+    bad = Result.failed(row_id(0, 1), "no numbers")
+    add(ledger, result(0, 0, "kept"), bad, result(0, 2, "kept"))
+    ledger.commit_complete()
+    assert begin(place).owed() == [1], "a plain rerun does not retry"
+
+    retry = begin(place)
+    retry.retry_failed = True
+    assert retry.owed() == [0, 1]
+    assert rows_of(opened(retry, 0)) == [0, 2]
+    add(retry, result(0, 1, "now"))
+    retry.flush()
+    # The driver dies here; the row that succeeded is not decoded a third time.
+    again = begin(place)
+    again.retry_failed = True
+    assert again.owed() == [0, 1]
+    assert rows_of(opened(again, 0)) == [0, 1, 2]
+    assert again.commit_complete() == 1
+    table = pq.read_table(place[0].path(shard_name(0, 2)))
+    assert table["output_text"].to_pylist() == ["kept", "now", "kept"]
+    assert begin(place).owed() == [1]
+
+
+def test_a_retried_row_that_fails_again_can_be_retried(
+    place: tuple[Storage, Storage, Plan],
+) -> None:
+    ledger = begin(place)
+    opened(ledger, 0)
+    bad = Result.failed(row_id(0, 1), "no numbers")
+    add(ledger, result(0, 0), bad, result(0, 2))
+    ledger.commit_complete()
+    for _ in range(2):
+        retry = begin(place)
+        retry.retry_failed = True
+        retry.owed()
+        assert rows_of(opened(retry, 0)) == [0, 2]
+        add(retry, bad)
+        retry.flush()
+    assert retry.commit_complete() == 1
+    table = pq.read_table(place[0].path(shard_name(0, 2)))
+    assert table["status"].to_pylist() == ["ok", "failed", "ok"]
+
+
+def test_a_replacement_that_was_not_written_leaves_the_old_shard_good(
+    place: tuple[Storage, Storage, Plan],
+) -> None:
+    ledger = begin(place)
+    opened(ledger, 0)
+    bad = Result.failed(row_id(0, 1), "no numbers")
+    add(ledger, result(0, 0, "kept"), bad, result(0, 2, "kept"))
+    ledger.commit_complete()
+    retry = begin(place)
+    retry.retry_failed = True
+    retry.owed()
+    opened(retry, 0)
+    add(retry, result(0, 1, "now"))
+    retry.flush()
+    old = place[0].read(shard_name(0, 2))
+    segments = {
+        n: place[0].read(f"{SEGMENTS}/00000/{n}") for n in place[0].names(f"{SEGMENTS}/00000")
+    }
+    retry.commit_complete()
+    # As if it had died between the record and the shard.
+    place[0].write(shard_name(0, 2), old)
+    for name, content in segments.items():
+        place[0].write(f"{SEGMENTS}/00000/{name}", content)
+    again = begin(place)
+    assert again.owed() == [0, 1]
+    assert rows_of(opened(again, 0)) == [0, 1, 2]
+    again.commit_complete()
+    table = pq.read_table(place[0].path(shard_name(0, 2)))
+    assert table["output_text"].to_pylist() == ["kept", "now", "kept"]
 
 
 def test_a_partial_file_is_never_read(place: tuple[Storage, Storage, Plan]) -> None:
     ledger = begin(place)
-    ledger.open_shard(0)
-    ledger.add(0, result(0, 0))
+    opened(ledger, 0)
+    add(ledger, result(0, 0))
     ledger.flush()
-    for folder, name in (("data", ledger.shard_name(0)), ("", ".run/segments/00000/000002")):
+    for folder, name in (("data", shard_name(0, 2)), ("", ".run/segments/00000/000002-x")):
         path = Path(place[0].path(name if folder else f"{name}.parquet"))
         path.parent.mkdir(exist_ok=True)
         path.with_name(path.name + ".77.part").write_bytes(b"half")
     again = begin(place)
     assert again.owed() == [0, 1]
-    assert sorted(again.open_shard(0).results) == [0]
+    assert rows_of(opened(again, 0)) == [0]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -157,7 +300,7 @@ def test_a_changed_input_is_noticed(place: tuple[Storage, Storage, Plan]) -> Non
     ledger = begin(place)
     pq.write_table(pa.table({"prompt": ["one"]}), place[1].path("0.parquet"))
     with pytest.raises(ValueError, match=r"0\.parquet: has 1 rows, 3 when the run began"):
-        ledger.open_shard(0)
+        ledger.read_shard(0)
 
 
 def test_a_shard_without_rows_is_a_shard(tmp_path: Path) -> None:
@@ -165,27 +308,43 @@ def test_a_shard_without_rows_is_a_shard(tmp_path: Path) -> None:
     inputs, names = parquet.input_storage(str(tmp_path / "a.parquet"))
     files, _ = parquet.inspect_inputs(inputs, names, "prompt")
     ledger = begin((Storage(str(tmp_path / "out")), inputs, Plan(files, {}, {})))
-    ledger.open_shard(0)
+    opened(ledger, 0)
     assert ledger.commit_complete() == 1
-    written = pq.read_table(tmp_path / "out" / ledger.shard_name(0))
+    written = pq.read_table(tmp_path / "out" / shard_name(0, 1))
     assert written.schema.names == ["prompt", *parquet.RESULT_SCHEMA.names]
 
 
 def test_events_are_kept_by_later_drivers(place: tuple[Storage, Storage, Plan]) -> None:
-    begin(place).event("one", row="00000-00000001")
-    begin(place).event("two")
-    lines = place[0].read(".run/events.jsonl").decode().splitlines()
+    for what in ("one", "two"):
+        ledger = begin(place)
+        ledger.event(what, row="00000-00000001")
+        ledger.flush()
+    lines = place[0].read(EVENTS).decode().splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["one", "two"]
 
 
-def test_results_survive_parquet(tmp_path: Path) -> None:
+def test_results_survive_parquet() -> None:
     results = [result(0, 0), Result.failed("00000-00000001", "why", attempts=2)]
     table = parquet.results_table(results)
     assert table.schema == parquet.RESULT_SCHEMA
     assert [f.name for f in fields(Result)] == parquet.RESULT_SCHEMA.names
     buffer = parquet.parquet_bytes(table)
-    assert parquet.results_of(pq.read_table(pa.BufferReader(buffer))) == results
+    back = parquet.results_in(buffer.to_pybytes())
+    assert [Result(**row) for row in back.to_pylist()] == results
     assert parquet.results_table([]).schema == parquet.RESULT_SCHEMA
+
+
+def test_a_lost_lease_stops_every_write(place: tuple[Storage, Storage, Plan]) -> None:
+    ledger = begin(place)
+    opened(ledger, 0)
+    add(ledger, *(result(0, index) for index in range(3)))
+    other = begin(place)
+    ledger.lease._beaten_at -= 3600  # It stood still for an hour.
+    for write in (ledger.flush, ledger.commit_complete, ledger.end):
+        with pytest.raises(LeaseLostError, match="another driver"):
+            write()
+    assert place[0].names("data") == place[0].names(f"{SEGMENTS}/00000") == []
+    other.end()
 
 
 @pytest.mark.parametrize("max_tokens", [17, 200, 4000])

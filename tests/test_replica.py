@@ -1,15 +1,21 @@
-"""A replica without Ray: what it streams where memory is short."""
+"""A replica without Ray: what it streams, what it hands back, and whose slots are whose."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
 import pytest
 import torch
 from random_model import LIVELY, random_model
 from test_engine import PROMPTS, UNEVEN, Cramped
 
-from pipeline import replica
+from pipeline import faults, replica
 from pipeline.replica import Replica, ReplicaSettings
-from pipeline.rows import Notice, Prompt, Result
+from pipeline.rows import HandedBack, Notice, Prompt, Pulse
 
 SETTINGS = ReplicaSettings(
     model="random", revision=None, device="cpu", dtype="float32", decoding=UNEVEN, slots=5,
@@ -18,31 +24,99 @@ SETTINGS = ReplicaSettings(
 UNIT = [Prompt(0, index, ids, bucket=9) for index, ids in enumerate(PROMPTS)]
 
 
-def stream(name: str) -> tuple[list[Result], list[Notice], Replica]:
-    actor = Replica(name, SETTINGS)
-    results, notices = [], []
-    for item in actor.decode(UNIT):
-        if isinstance(item, Notice):
-            notices.append(item)
-        else:
-            results += item
-    return sorted(results, key=lambda result: result.row_id), notices, actor
+@pytest.fixture(autouse=True)
+def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(replica, "load_model", lambda *_: random_model(**LIVELY))
+    yield
+    faults.load(None)
+
+
+def started(**settings: Any) -> Replica:
+    actor = Replica("it", replace(SETTINGS, **settings))
+    actor.load()
+    return actor
+
+
+def rows_of(items: list[Any]) -> list[dict[str, Any]]:
+    rows = [row for item in items if isinstance(item, pa.Table) for row in item.to_pylist()]
+    return sorted(rows, key=lambda row: str(row["row_id"]))
 
 
 def test_want_of_memory_is_a_notice_and_costs_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica, "load_model", lambda *_: random_model(**LIVELY))
-    expected, notices, _ = stream("roomy")
-    assert not notices
+    roomy = list(started().decode(UNIT))
+    assert not any(isinstance(item, Notice) for item in roomy)
     cramped = random_model(**LIVELY)
     cramped.__class__ = Cramped
     cramped.error = torch.OutOfMemoryError("no memory")  # type: ignore[attr-defined]
     monkeypatch.setattr(replica, "load_model", lambda *_: cramped)
-    results, notices, actor = stream("cramped")
-    assert [r.row_id for r in results] == [prompt.row_id for prompt in UNIT]
-    assert [r.output_token_ids for r in results] == [r.output_token_ids for r in expected]
-    assert [n.text.partition(" positions")[0] for n in notices] == [
+    actor = started()
+    items = list(actor.decode(UNIT))
+    ours, theirs = rows_of(items), rows_of(roomy)
+    assert [row["row_id"] for row in ours] == [prompt.row_id for prompt in UNIT]
+    ids = "output_token_ids"
+    assert [row[ids] for row in ours] == [row[ids] for row in theirs]
+    notices = [item.text for item in items if isinstance(item, Notice)]
+    assert [text.partition(" positions")[0] for text in notices] == [
         "out of memory with 5 slots of 21"
     ]
     # What was learnt is not learnt again by the bucket's next engine.
     actor._engines.clear()
     assert not any(isinstance(item, Notice) for item in actor.decode(UNIT))
+
+
+def test_a_drained_replica_finishes_its_slots_and_hands_back_the_rest() -> None:
+    actor = started(slots=2)
+    stream = actor.decode(UNIT)
+    items = [next(stream)]
+    actor.drain()
+    items += list(stream)
+    back = [row_id for item in items if isinstance(item, HandedBack) for row_id in item.row_ids]
+    done = [row["row_id"] for row in rows_of(items)]
+    assert back
+    assert len(done) >= 2
+    assert sorted(back + done) == [prompt.row_id for prompt in UNIT]
+    assert not actor._finished
+    assert not actor._handed_back
+
+
+def test_two_buckets_share_the_slots_of_one() -> None:
+    actor = started(slots=3)
+    long, short = (
+        [replace(p, bucket=9) for p in UNIT],
+        [Prompt(1, index, ids[:4], bucket=4) for index, ids in enumerate(PROMPTS)],
+    )
+    streams = [actor.decode(long), actor.decode(short)]
+    busiest, order = 0, []
+    done: list[Any] = []
+    for stream in streams:
+        done.append(next(stream))
+    while streams:
+        for stream in list(streams):
+            item = next(stream, None)
+            if item is None:
+                streams.remove(stream)
+            elif isinstance(item, pa.Table):
+                done.append(item)
+                order += item["row_id"].to_pylist()
+            busy = [engine.num_busy for engine in actor._engines.values()]
+            busiest = max(busiest, sum(busy))
+    assert busiest <= 3, "a replica that dies loses what is in its slots and no more"
+    assert len(rows_of(done)) == 2 * len(UNIT)
+    assert order.index(short[0].row_id) > order.index(long[3].row_id)
+
+
+def test_a_pulse_is_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica, "PULSE_SECONDS", 0.0)
+    pulses = [item for item in started().decode(UNIT) if isinstance(item, Pulse)]
+    assert pulses
+    assert all(pulse.longest_pass > 0 for pulse in pulses)
+
+
+def test_faults_reach_the_replica(capsys: pytest.CaptureFixture[str]) -> None:
+    rules = [{"at": "replica.pass", "do": "raise", "times": 1}]
+    actor = started(faults=json.dumps(rules))
+    with pytest.raises(OSError, match="asked for"):
+        list(actor.decode(UNIT))
+    start = [{"at": "replica.start", "match": "it", "do": "raise", "error": "EACCES"}]
+    with pytest.raises(PermissionError):
+        started(faults=json.dumps(start))
