@@ -145,10 +145,10 @@ def _difference(first: pa.Schema, other: pa.Schema) -> str:
     return "; ".join(changed) or "in order or nullability"
 
 
-def read_shard(storage: Storage, name: str) -> pa.Table:
-    """A whole prompt shard."""
+def read_shard(storage: Storage, name: str, columns: list[str] | None = None) -> pa.Table:
+    """A whole prompt shard, or these columns of it."""
     with storage.filesystem.open_input_file(storage.path(name)) as source:
-        return pq.ParquetFile(source).read().replace_schema_metadata(None)
+        return pq.ParquetFile(source).read(columns=columns).replace_schema_metadata(None)
 
 
 def read_prompts(storage: Storage, name: str, column: str, limit: int) -> list[str | None]:

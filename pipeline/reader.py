@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -17,9 +17,10 @@ from lrd.prompts import encode_prompts, fit_prompt
 from pipeline import parquet
 from pipeline.buckets import bucket_of, choose_lengths, fitting
 from pipeline.config import RunConfig
-from pipeline.ledger import Ledger
+from pipeline.ledger import Plan
 from pipeline.rows import Prompt, Result, row_id
 from pipeline.shards import OpenShard
+from pipeline.storage import Storage
 
 MAX_BUCKETS = 6
 """Shapes of slots at most. Fewer leave more padding, more leave buckets that fill no unit."""
@@ -40,11 +41,22 @@ class ReadShard:
     """Results of rows that cannot be decoded."""
 
 
+class Source(Protocol):
+    """What the reader asks of a ledger."""
+
+    inputs: Storage
+    plan: Plan
+
+    def read_shard(self, number: int) -> OpenShard:
+        """A shard's prompts and what is known of their results."""
+        ...
+
+
 class Reader:
     """Opens shards in the order given."""
 
     def __init__(
-        self, config: RunConfig, ledger: Ledger, tokenizer_of: Any, max_length: int
+        self, config: RunConfig, ledger: Source, tokenizer_of: Any, max_length: int
     ) -> None:
         """tokenizer_of: anything with the model's `.tokenizer`. max_length: its positions."""
         self._config, self._ledger = config, ledger

@@ -154,7 +154,9 @@ class Replica:
             return own
         self._engines = {b: engine for b, engine in self._engines.items() if engine.busy}
         if own is None:
-            slots = self._slots.get(bucket, self._settings.slots)
-            own = Engine(self._model, self._settings.decoding, slots, prompt_length=bucket)
+            own = self._new_engine(bucket, self._slots.get(bucket, self._settings.slots))
         self._engines[bucket] = own
         return own
+
+    def _new_engine(self, bucket: int, num_slots: int) -> Engine:
+        return Engine(self._model, self._settings.decoding, num_slots, prompt_length=bucket)

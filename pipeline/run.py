@@ -31,7 +31,7 @@ from pipeline.ledger import Ledger, Plan
 from pipeline.parquet import InputFile
 from pipeline.progress import Progress
 from pipeline.reader import Reader
-from pipeline.replica import ReplicaSettings
+from pipeline.replica import Replica, ReplicaSettings
 from pipeline.storage import Storage
 
 LAST_TRY_SECONDS = 5.0
@@ -102,10 +102,12 @@ def generate(
     on_driver: Callable[[Driver], None] = lambda driver: None,
     *,
     retry_failed: bool = False,
+    replica_class: type[Replica] = Replica,
 ) -> Summary:
     """Run `config` to its end; on_driver receives the driver, whose `stop` ends it early.
 
     retry_failed: decode rows that failed once more; what succeeds replaces the failure.
+    replica_class: what decodes; benchmarks of the driver put something cheaper in its place.
     Raises ValueError for bad settings or input before anything is written, RunStoppedError
     where the run was interrupted and can be continued.
     """
@@ -142,7 +144,13 @@ def generate(
     try:
         reader = Reader(config, ledger, run.face, run.face.max_length)
         fleet = Fleet(
-            settings, resources, size, ledger.event, config.hang_seconds, config.start_seconds
+            settings,
+            resources,
+            size,
+            ledger.event,
+            config.hang_seconds,
+            config.start_seconds,
+            replica_class,
         )
         driver = Driver(config, ledger, reader, fleet, on_progress)
         on_driver(driver)

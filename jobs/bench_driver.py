@@ -1,0 +1,227 @@
+"""What the driver itself can do: replicas that compute nothing, or that only take their time.
+
+    python -m jobs.bench_driver --rows 200000                     # rows/s through 2 null replicas
+    python -m jobs.bench_driver --replicas 64 --latency 4 --rows 20000   # how busy 64 are kept
+
+Everything but the model is real: Parquet in, tokenising, Ray, segments, shards. A simulated
+replica is the pipeline's own with engines whose slots end after a sampled time. Prints a table,
+then one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections import deque
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.word_problems import problems
+from lrd import DecodingConfig, Engine, Request, Sample
+from pipeline import run
+from pipeline.config import RunConfig
+from pipeline.driver import Driver
+from pipeline.progress import Progress
+from pipeline.replica import Replica
+
+GEN_LENGTH = 16
+
+
+class TimedEngine:
+    """Slots that hold each prompt for a sampled time; looks like `lrd.Engine` to a replica."""
+
+    def __init__(self, num_slots: int, mean_latency: float, report: Path | None) -> None:
+        self.num_slots = self.max_busy = num_slots
+        self.setbacks: list[str] = []
+        self._mean, self._report = mean_latency, report
+        self._waiting: deque[Request] = deque()
+        self._ends: dict[Any, tuple[float, float]] = {}
+        """Key → when its slot ends, and how long it was held."""
+        self._began: float | None = None
+        self._slot_seconds = 0.0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self._ends)
+
+    @property
+    def num_busy(self) -> int:
+        return len(self._ends)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def give_back(self) -> list[Request]:
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        return waiting
+
+    def submit(self, request: Request) -> None:
+        now = time.monotonic()
+        self._began = self._began or now
+        self._waiting.append(request)
+        if self._report is not None:
+            # Up to here there was work to be had: what is busy less was kept waiting.
+            held = sum(seconds - max(0.0, end - now) for end, seconds in self._ends.values())
+            facts = {"seconds": now - self._began, "held": self._slot_seconds + held}
+            self._report.write_text(json.dumps(facts))
+
+    def step(self) -> list[Sample]:
+        now = time.monotonic()
+        while self._waiting and len(self._ends) < min(self.num_slots, self.max_busy):
+            request = self._waiting.popleft()
+            seconds = random.Random(request.seed).gammavariate(4.0, self._mean / 4)
+            self._ends[request.key] = now + seconds, seconds
+        if not self._ends:
+            return []
+        if self._mean:
+            time.sleep(max(0.0, min(min(end for end, _ in self._ends.values()) - now, 0.05)))
+        now = time.monotonic()
+        done = [key for key, (end, _) in self._ends.items() if end <= now]
+        return [self._sample(key) for key in done]
+
+    def _sample(self, key: Any) -> Sample:
+        _, seconds = self._ends.pop(key)
+        self._slot_seconds += seconds
+        return Sample(
+            key=key,
+            canvas=[1] * GEN_LENGTH,
+            text="4+3=7",
+            num_output_tokens=0,
+            commit_step=[1] * GEN_LENGTH,
+            num_forwards=4,
+            refine_steps=1,
+            decode_steps=3,
+            blocks=1,
+            stop_reason="complete",
+            open_at_stop=0,
+            max_entropy_at_stop=0.0,
+            refine_converged=True,
+            kl_trace=[float("nan"), 0.3, 0.2, 0.1],
+            entropy_trace=[0.4, 0.3, 0.2, 0.1],
+            mean_mix_weight=0.1,
+            error=None,
+            seconds=seconds,
+        )
+
+
+class SimulatedReplica(Replica):
+    """A replica without a model. The mean latency and the folder of reports come in the name of
+    the revision, the one setting that nothing else here uses."""
+
+    def load(self) -> None:
+        pass
+
+    def _new_engine(self, bucket: int, num_slots: int) -> Engine:
+        mean, _, folder = str(self._settings.revision).partition("@")
+        report = Path(folder) / f"{self._name}-{bucket}.json" if folder else None
+        engine: Any = TimedEngine(num_slots, float(mean), report)
+        return engine
+
+
+def write_prompts(folder: Path, num_rows: int, rows_a_shard: int) -> None:
+    """Word problems, the same few thousand again and again."""
+    folder.mkdir()
+    questions = cycle([p.question for p in islice(problems("test", seed=1), 5000)])
+    for number, first in enumerate(range(0, num_rows, rows_a_shard)):
+        part = list(islice(questions, min(rows_a_shard, num_rows - first)))
+        pq.write_table(pa.table({"prompt": part}), folder / f"{number:05d}.parquet")
+
+
+class Watch:
+    """The driver's rate and memory while it runs."""
+
+    def __init__(self) -> None:
+        self.first: tuple[float, int] | None = None
+        self.last = (0.0, 0)
+        self.memory: list[tuple[int, int]] = []
+        """Rows done and resident bytes."""
+        self._process = psutil.Process()
+        self._looked_at = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if not progress.num_done:
+            return
+        self.first = self.first or (now, progress.num_done)
+        self.last = now, progress.num_done
+        if now - self._looked_at >= 1:
+            self._looked_at = now
+            self.memory.append((progress.num_done, self._process.memory_info().rss))
+
+    @property
+    def rows_per_second(self) -> float:
+        assert self.first is not None
+        return (self.last[1] - self.first[1]) / max(1e-9, self.last[0] - self.first[0])
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """One run; what was measured."""
+    watch = Watch()
+    drivers: list[Driver] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_prompts(folder / "in", args.rows, args.rows_a_shard)
+        (folder / "reports").mkdir()
+        reports = f"@{folder / 'reports'}" if args.latency else ""
+        config = RunConfig(
+            input=str(folder / "in"),
+            output=str(folder / "out"),
+            device="cpu",
+            replicas=args.replicas,
+            cpus_per_replica=args.cpus_per_replica,
+            slots=args.slots,
+            revision=f"{args.latency}{reports}",
+            decoding=DecodingConfig.preset("fast", gen_length=GEN_LENGTH),
+        )
+        began = time.monotonic()
+        summary = run.generate(config, watch, drivers.append, replica_class=SimulatedReplica)
+        seconds = time.monotonic() - began
+        assert (summary.num_rows, summary.num_failed) == (args.rows, 0)
+        found = [json.loads(path.read_text()) for path in (folder / "reports").iterdir()]
+    held = sum(fact["held"] for fact in found)
+    could = sum(fact["seconds"] for fact in found) * args.slots
+    return {
+        "rows": args.rows,
+        "replicas": args.replicas,
+        "slots": args.slots,
+        "mean_latency": args.latency,
+        "seconds": round(seconds, 1),
+        "rows_per_second": round(watch.rows_per_second),
+        "busy": round(held / could, 4) if could else None,
+        "memory_mib": {rows: round(size / 2**20) for rows, size in _few(watch.memory)},
+    }
+
+
+def _few(memory: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """About ten of the readings, the first and the last among them."""
+    step = max(1, len(memory) // 10)
+    return memory[::step] + memory[-1:]
+
+
+def main() -> None:
+    """Print a table and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--rows-a-shard", type=int, default=5000)
+    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--cpus-per-replica", type=float, default=0.02)
+    parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--latency", type=float, default=0.0, help="mean seconds a row; 0: none")
+    facts = measure(parser.parse_args())
+    for name, value in facts.items():
+        print(f"{name:16} {value}")
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Kill replicas, nodes and drivers at random instants until enough have died; then compare.
+
+    python tests/chaos.py --kills 100          # `make chaos`; ends with one JSON line
+
+A simulated cluster of several nodes runs `lrd generate` with the embedded model. Whoever is
+killed gets SIGKILL; nodes go without notice; drivers also die while they write segments,
+records and shards (pipeline/faults.py). A driver that is gone is started again by the same
+command. The dataset that comes out must be that of an undisturbed run to the last bit, in every
+column but seconds, replica and attempts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray.cluster_utils import Cluster
+
+from jobs.word_problems import problems
+
+ROOT = Path(__file__).resolve().parents[1]
+SLOTS, REPLICAS, NODES = 4, 2, 3
+NOT_COMPARED = ["seconds", "replica", "attempts"]
+WEIGHTS = {"replica": 6, "driver": 3, "node": 1}
+"""How often each kind is killed; a node's end takes seconds to be noticed."""
+PLACES = ("storage.write", "storage.partial", "storage.written")
+FILES = ("data/*", ".run/segments/*", ".run/commits/*", ".run/events.jsonl")
+
+
+def write_prompts(folder: Path, num_rows: int, num_shards: int) -> None:
+    folder.mkdir(parents=True)
+    questions: dict[str, None] = {}
+    for problem in problems("test", seed=11):
+        questions.setdefault(problem.question)
+        if len(questions) == num_rows:
+            break
+    size = -(-num_rows // num_shards)
+    for number in range(num_shards):
+        part = list(islice(questions, number * size, (number + 1) * size))
+        pq.write_table(pa.table({"prompt": part}), folder / f"{number:03d}.parquet")
+
+
+class Run:
+    """`lrd generate` as a process that is started again and again."""
+
+    def __init__(self, source: Path, output: Path, address: str, log: Path) -> None:
+        self.output, self.placed = output, log.with_suffix(".placed")
+        self._log = log
+        self._command = [
+            *(sys.executable, "-m", "jobs.generate", "--address", address),
+            *("--input", str(source), "--output", str(output), "--gen-length", "32"),
+            *("--replicas", str(REPLICAS), "--cpus-per-replica", "1", "--slots", str(SLOTS)),
+            *("--flush-seconds", "1", "--lookahead-shards", "3", "--max-restarts", "1000"),
+            *("--max-attempts", "10"),
+        ]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, faults: list[dict[str, Any]]) -> None:
+        watch = [{"at": "replica.place", "do": "log", "path": str(self.placed)}]
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        env = {**os.environ, "LRD_FAULTS": json.dumps(watch + faults), "PYTHONPATH": path}
+        with open(self._log, "ab") as log:
+            self.process = subprocess.Popen(
+                self._command, cwd=ROOT, env=env, stdout=log, stderr=log
+            )
+
+    def code(self) -> int | None:
+        """The exit code; None while it runs."""
+        assert self.process is not None
+        return self.process.poll()
+
+    def finish(self, faults: list[dict[str, Any]]) -> None:
+        """To the end, undisturbed."""
+        if self.process is None or self.code() is not None:
+            self.start(faults)
+        assert self.process is not None
+        code = self.process.wait()
+        if code:
+            raise SystemExit(f"chaos: lrd generate ended with {code}:\n{self._log.read_text()}")
+
+
+def replicas() -> list[psutil.Process]:
+    """Processes of replicas that are up."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or [""]
+        if words[0].startswith("ray::Replica"):
+            found.append(process)
+    return found
+
+
+class Chaos:
+    """Kills until there were enough."""
+
+    def __init__(self, run: Run, cluster: Cluster, nodes: list[Any], seed: int) -> None:
+        self._run, self._cluster, self._nodes = run, cluster, nodes
+        self._rng = random.Random(seed)
+        self.kills: Counter[str] = Counter()
+
+    def go_on(self, num_kills: int, deadline: float) -> None:
+        """Until num_kills, the run's end, or the deadline."""
+        self._start()
+        while self.kills.total() < num_kills and time.monotonic() < deadline:
+            time.sleep(self._rng.uniform(0.2, 3.0))
+            code = self._run.code()
+            if code == -signal.SIGKILL:  # It died where it wrote.
+                self.kills["driver"] += 1
+                self._start()
+            elif code == 0:
+                print("the run ended before there were enough kills", file=sys.stderr)
+                return
+            elif code is not None:
+                raise SystemExit(f"chaos: the driver ended with {code}")
+            else:
+                (kind,) = self._rng.choices(list(WEIGHTS), list(WEIGHTS.values()))
+                self.kills[kind] += getattr(self, f"_kill_{kind}")()
+
+    def _start(self) -> None:
+        faults: list[dict[str, Any]] = [{"at": "replica.pass", "do": "slow", "seconds": 0.03}]
+        if self._rng.random() < 0.6:
+            place, file = self._rng.choice(PLACES), self._rng.choice(FILES)
+            faults.append({"at": place, "match": file, "do": "kill", "chance": 0.3})
+        self._run.start(faults)
+
+    def _kill_replica(self) -> bool:
+        up = replicas()
+        if up:
+            self._rng.choice(up).kill()
+        return bool(up)
+
+    def _kill_driver(self) -> bool:
+        # Not before it has begun: nothing would be at stake.
+        if not replicas():
+            return False
+        assert self._run.process is not None
+        self._run.process.kill()
+        self._run.process.wait()
+        self._start()
+        return True
+
+    def _kill_node(self) -> bool:
+        if not replicas():
+            return False
+        node = self._nodes.pop(self._rng.randrange(len(self._nodes)))
+        self._cluster.remove_node(node, allow_graceful=False)
+        self._nodes.append(self._cluster.add_node(num_cpus=1))
+        return True
+
+
+def compare(ours: Path, theirs: Path) -> tuple[int, int, bool]:
+    """Rows lost, rows that are there twice, and whether all columns are equal to the bit."""
+    tables = [
+        [pq.read_table(path) for path in sorted((folder / "data").glob("*.parquet"))]
+        for folder in (ours, theirs)
+    ]
+    ids, expected = ([i for t in some for i in t["row_id"].to_pylist()] for some in tables)
+    lost = len(set(expected) - set(ids))
+    pairs = zip(*tables, strict=False)
+    same = len(tables[0]) == len(tables[1]) and all(
+        a.drop_columns(NOT_COMPARED).equals(b.drop_columns(NOT_COMPARED)) for a, b in pairs
+    )
+    return lost, len(ids) - len(set(ids)), same
+
+
+def main() -> None:
+    """Print what happened; the last line is one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=6000)
+    parser.add_argument("--shards", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--limit", type=float, default=2400, help="seconds")
+    args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray spells it so)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="chaos") as name:
+        folder = Path(name)
+        write_prompts(folder / "in", args.rows, args.shards)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        try:
+            nodes = [cluster.add_node(num_cpus=1) for _ in range(NODES)]
+            calm = Run(folder / "in", folder / "calm", cluster.address, folder / "calm.log")
+            calm.finish([])
+            print(f"undisturbed run: {time.monotonic() - began:.0f} s", file=sys.stderr)
+            run = Run(folder / "in", folder / "out", cluster.address, folder / "out.log")
+            chaos = Chaos(run, cluster, nodes, args.seed)
+            chaos.go_on(args.kills, began + args.limit)
+            run.finish([])
+        finally:
+            cluster.shutdown()
+        lost, duplicated, identical = compare(run.output, calm.output)
+        placed = run.placed.read_text().splitlines()
+        recomputed = len(placed) - len(set(placed))
+    kills = {kind: chaos.kills[kind] for kind in WEIGHTS}
+    for kind, count in kills.items():
+        print(f"{kind:8} killed {count} times")
+    print(f"rows recomputed / rows: {recomputed} / {args.rows} = {recomputed / args.rows:.3f}")
+    print(f"wall time: {time.monotonic() - began:.0f} s")
+    result = {
+        "kills": kills,
+        "rows": args.rows,
+        "rows_recomputed": recomputed,
+        "lost": lost,
+        "duplicated": duplicated,
+        "identical": identical,
+    }
+    print(json.dumps(result), flush=True)
+    sys.exit(0 if identical and not lost and not duplicated else 1)
+
+
+if __name__ == "__main__":
+    main()
