@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jobs import generate, models, prepare
+from jobs import generate, models, plan, prepare, retry_failed, status, verify
 
 JOBS = {
     "generate": (generate, "decode prompt shards into a result dataset"),
+    "plan": (plan, "tell what generate would do, without doing it"),
+    "status": (status, "tell where a run stands, from its files alone"),
+    "verify": (verify, "read a whole result dataset and name all that is wrong with it"),
+    "retry-failed": (retry_failed, "decode a run's failed rows once more"),
     "prepare": (prepare, "make prompt shards from Parquet, JSONL, CSV or a hub dataset"),
     "models": (models, "list the models that are known by name"),
 }

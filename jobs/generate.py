@@ -10,10 +10,12 @@ Knows nothing of decoding or storage.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,43 +67,63 @@ def settings_from(args: argparse.Namespace) -> RunConfig:
 
 def run(args: argparse.Namespace) -> int:
     """The job; its exit code."""
-    stopped = 0
+    return decode("lrd generate", lambda: settings_from(args))
 
-    def remember(driver: Driver) -> None:
-        def stop(signum: int, frame: object) -> None:
-            nonlocal stopped
-            stopped += 1
-            if stopped > 1:
-                raise KeyboardInterrupt
-            driver.stop()
 
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
+def decode(job: str, settings: Callable[[], RunConfig], *, retry_failed: bool = False) -> int:
+    """Decode what is owed with a display and handling of signals; the exit code.
 
+    job: how lines on stderr begin. settings: makes the run's; its ValueError is told in one line.
+    """
     try:
-        config = settings_from(args)
+        config = settings()
         with Display() as show:
             began = time.monotonic()
-            summary = generate(config, show, remember)
+            summary = generate(
+                config, show, lambda driver: handle_signals(job, driver), retry_failed=retry_failed
+            )
     except ValueError as error:
-        print(f"lrd generate: {error}", file=sys.stderr)
+        print(f"{job}: {error}", file=sys.stderr)
         return BAD_SETTINGS
     except (RunStoppedError, KeyboardInterrupt) as error:
         reason = str(error) or "interrupted"
         print(
-            f"lrd generate: {reason}; finished rows are safe, the same command continues",
-            file=sys.stderr,
+            f"{job}: {reason}; finished rows are safe, the same command continues", file=sys.stderr
         )
         return INTERRUPTED
     except OSError as error:
         print(
-            f"lrd generate: storage failed: {error}; what was written before is safe, the same "
-            "command continues",
+            f"{job}: storage failed: {error}; what was written before is safe, the same command "
+            "continues",
             file=sys.stderr,
         )
         return INTERRUPTED
     print(describe(summary, config, time.monotonic() - began))
     return FAILED_ROWS if summary.num_failed else OK
+
+
+def handle_signals(job: str, driver: Driver) -> None:
+    """The first SIGINT or SIGTERM ends the run and keeps what is finished; the second leaves now."""
+    stopped = False
+
+    def stop(signum: int, frame: object) -> None:
+        nonlocal stopped
+        if stopped:
+            _say(f"{job}: left at once; rows since the last flush are decoded again")
+            os._exit(INTERRUPTED)
+        stopped = True
+        _say(f"{job}: keeping what is finished; once more leaves at once")
+        driver.stop()
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _say(line: str) -> None:
+    """A line on stderr from within a signal handler, where a buffered stream may be half way
+    through another; a terminal gets back the cursor that a bar has hidden."""
+    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+    os.write(2, f"{show_cursor}\r{line}\n".encode())
 
 
 def describe(summary: Summary, config: RunConfig, seconds: float) -> str:

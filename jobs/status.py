@@ -113,10 +113,9 @@ def _progress(driver: DriverState) -> list[str]:
     lines = []
     if num_now and seconds:
         left = told["seconds_left"]
+        spent = f"{num_now} rows in {duration(seconds)}"
         ahead = "" if left is None or driver.over else f", {duration(left)} left"
-        lines.append(
-            f"speed     {num_now / seconds:.2f} rows/s, {num_now} rows in {duration(seconds)}{ahead}"
-        )
+        lines.append(f"speed     {num_now / seconds:.2f} rows/s, {spent}{ahead}")
     done = [(int(name), b) for name, b in told["buckets"].items() if b["done"]]
     if done:
         lines.append("bucket    rows done     of read  forwards/row  seconds/row")

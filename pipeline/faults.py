@@ -8,7 +8,7 @@ replicas. A rule says where, what for, and what happens:
 
 | at | subject that `match` (a shell pattern) is held against |
 |---|---|
-| `replica.start` | the replica's name |
+| `replica.start` | `NAME on NODE`: the replica's name, Ray's id of its node |
 | `replica.place` | the text of a prompt that gets its slot |
 | `replica.pass` | the replica's name, once a pass |
 | `storage.read`, `storage.write` | the file's name, before it is read or written |

@@ -159,18 +159,19 @@ class Fleet:
         """End what is left of a replica; a new one starts after a pause that grows."""
         if worker.loading is not None and worker.node is not None and not lost_machine:
             self._failed_on[worker.node] += 1
-        self._end(worker)
-        worker.deaths += not lost_machine
-        pause = min(LONGEST_PAUSE, 0.5 * 2 ** max(0, worker.deaths - 1))
-        worker.start_at = time.monotonic() + pause
         self._event(
             "replica died",
             replica=worker.name,
+            node=worker.node,
             error=reason,
             machine_lost=lost_machine,
             rows=[prompt.row_id for prompt in worker.in_flight],
         )
+        self._end(worker)
         worker.units.clear()
+        worker.deaths += not lost_machine
+        pause = min(LONGEST_PAUSE, 0.5 * 2 ** max(0, worker.deaths - 1))
+        worker.start_at = time.monotonic() + pause
 
     def retire(self, worker: Worker) -> None:
         """End an idle replica on a node that is going; a new one starts elsewhere."""

@@ -53,6 +53,7 @@ class Replica:
         anything can go wrong."""
         self._name = name
         self._settings = settings
+        self._node = "no node"
         self._model: Any = None
         self._lock = threading.Lock()
         self._engines: dict[int, Engine] = {}
@@ -69,14 +70,15 @@ class Replica:
         """Ray's id of its node, and its process."""
         import ray
 
-        return ray.get_runtime_context().get_node_id(), os.getpid()
+        self._node = ray.get_runtime_context().get_node_id()
+        return self._node, os.getpid()
 
     def load(self) -> None:
         """Load the model; raises what that raises."""
         settings = self._settings
         if settings.faults:
             faults.load(settings.faults)
-        faults.at("replica.start", self._name)
+        faults.at("replica.start", f"{self._name} on {self._node}")
         torch.set_num_threads(settings.threads)
         self._model = load_model(settings.model, settings.device, settings.dtype, settings.revision)
         if faults.wanted():

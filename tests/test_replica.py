@@ -121,6 +121,6 @@ def test_faults_reach_the_replica(capsys: pytest.CaptureFixture[str]) -> None:
     actor = started(faults=json.dumps(rules))
     with pytest.raises(OSError, match="asked for"):
         list(actor.decode(UNIT))
-    start = [{"at": "replica.start", "match": "it", "do": "raise", "error": "EACCES"}]
+    start = [{"at": "replica.start", "match": "it on *", "do": "raise", "error": "EACCES"}]
     with pytest.raises(PermissionError):
         started(faults=json.dumps(start))

@@ -1,0 +1,161 @@
+"""Nodes that come, go, are drained, or start no replica: a simulated cluster of several."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from jobs.word_problems import problems
+from lrd import DecodingConfig
+from pipeline.config import RunConfig
+from pipeline.driver import Driver
+from pipeline.fleet import STARTS_A_NODE, draining_nodes
+from pipeline.progress import Progress
+from pipeline.run import generate
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head without cores, joined by this process."""
+    ray.shutdown()
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    ray.init(
+        address=found.address,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    # A pass takes long enough for a node to go meanwhile.
+    slow = {"at": "replica.pass", "do": "slow", "seconds": 0.03}
+    monkeypatch.setenv("LRD_FAULTS", json.dumps([slow]))
+    yield found
+    ray.shutdown()
+    found.shutdown()
+
+
+def write_prompts(folder: Path, num_rows: int) -> None:
+    folder.mkdir()
+    questions = [p.question for p in islice(problems("test", seed=31), num_rows)]
+    pq.write_table(pa.table({"prompt": questions}), folder / "a.parquet")
+
+
+def run(tmp_path: Path, act: Any, **settings: Any) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """A run during which `act(driver)` is called once, when some rows are done."""
+    drivers: list[Driver] = []
+    acted: list[bool] = []
+
+    def watch(progress: Progress) -> None:
+        if progress.num_done >= 10 and not acted:
+            acted.append(True)
+            act(drivers[0])
+
+    config = RunConfig(
+        input=str(tmp_path / "in"),
+        output=str(tmp_path / "out"),
+        cpus_per_replica=1.0,
+        slots=2,
+        decoding=DecodingConfig.preset("fast", gen_length=32),
+        **settings,
+    )
+    summary = generate(config, watch, drivers.append)
+    assert summary.num_failed == 0
+    assert acted
+    lines = (tmp_path / "out" / ".run" / "events.jsonl").read_text().splitlines()
+    return pd.read_parquet(tmp_path / "out" / "data"), [json.loads(line) for line in lines]
+
+
+def test_a_drained_node_is_left(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.add_node(num_cpus=1)
+    write_prompts(tmp_path / "in", 80)
+    drained: list[str] = []
+
+    def drain(driver: Driver) -> None:
+        node = driver.fleet.workers[0].node
+        assert node is not None
+        drained.append(node)
+        cluster.add_node(num_cpus=1)
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "drain-node"),
+                *("--address", cluster.address, "--node-id", node),
+                *(
+                    "--reason",
+                    "DRAIN_NODE_REASON_PREEMPTION",
+                    "--deadline-remaining-seconds",
+                    "600",
+                ),
+                *("--reason-message", "spot"),
+            ],
+            check=True,
+            capture_output=True,
+        )
+        assert draining_nodes() == {node}
+
+    frame, events = run(tmp_path, drain, replicas=1)
+    kinds = [event["event"] for event in events]
+    assert "replica drained" in kinds
+    assert "replica retired" in kinds
+    assert "replica died" not in kinds
+    up = [event["node"] for event in events if event["event"] == "replica up"]
+    assert up[0] == drained[0]
+    assert up[1] != drained[0]
+    assert frame["attempts"].max() == 1, "what was begun was finished"
+
+
+def test_a_node_where_nothing_starts_is_avoided(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where one node cannot read the checkpoint."""
+    cluster.add_node(num_cpus=1)
+    bad = cluster.add_node(num_cpus=1).node_id
+    write_prompts(tmp_path / "in", 160)
+    rules = [
+        {"at": "replica.start", "match": f"* on {bad}", "do": "raise", "error": "EACCES"},
+        {"at": "replica.pass", "do": "slow", "seconds": 0.03},
+    ]
+    monkeypatch.setenv("LRD_FAULTS", json.dumps(rules))
+    frame, events = run(tmp_path, lambda driver: None, replicas=2)
+    assert frame["replica"].nunique() == 1
+    died = [event for event in events if event["event"] == "replica died"]
+    assert [event["node"] for event in died] == [bad] * STARTS_A_NODE
+    assert all("Permission denied" in event["error"] for event in died)
+
+
+def test_replicas_follow_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.add_node(num_cpus=1)
+    write_prompts(tmp_path / "in", 160)
+
+    def grow(driver: Driver) -> None:
+        assert len(driver.fleet.workers) == 1
+        node = cluster.add_node(num_cpus=1)
+        # It goes again later, without notice.
+        threading.Thread(target=lose, args=(driver, node), daemon=True).start()
+
+    def lose(driver: Driver, node: Any) -> None:
+        while sum(worker.state == "busy" for worker in driver.fleet.workers) < 2:
+            time.sleep(0.1)
+        cluster.remove_node(node, allow_graceful=False)
+
+    frame, events = run(tmp_path, grow)
+    assert frame["replica"].nunique() == 2
+    sizes = [event["wanted"] for event in events if event["event"] == "replicas"]
+    assert sizes[0] == 2
+    lost = [event for event in events if event["event"] == "replica died"]
+    assert all(event["machine_lost"] for event in lost)
