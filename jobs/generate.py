@@ -103,7 +103,7 @@ def decode(job: str, settings: Callable[[], RunConfig], *, retry_failed: bool = 
 
 
 def handle_signals(job: str, driver: Driver) -> None:
-    """The first SIGINT or SIGTERM ends the run and keeps what is finished; the second leaves now."""
+    """The first SIGINT or SIGTERM stops feeding and keeps what is finished; the second leaves."""
     stopped = False
 
     def stop(signum: int, frame: object) -> None:
@@ -189,18 +189,20 @@ class Display:
 
 
 def rates(progress: RunProgress) -> str:
-    """Rows a second, mean forwards a row, failed rows and the time left at this rate."""
+    """Rows a second, mean forwards a row, failed rows and the time left."""
     done_now = progress.num_done - progress.num_done_before
     if not done_now or not progress.seconds:
         return "starting"
-    rate = done_now / progress.seconds
     decoded = max(1, done_now - progress.num_failed)
-    left = (progress.num_rows - progress.num_done) / rate
-    failed = f", {progress.num_failed} failed" if progress.num_failed else ""
-    return (
-        f"{rate:.1f} rows/s, {progress.num_forwards / decoded:.1f} forwards/row, "
-        f"{left:.0f} s left{failed}"
-    )
+    parts = [
+        f"{done_now / progress.seconds:.1f} rows/s",
+        f"{progress.num_forwards / decoded:.1f} forwards/row",
+    ]
+    if progress.seconds_left is not None:
+        parts.append(f"{progress.seconds_left:.0f} s left")
+    if progress.num_failed:
+        parts.append(f"{progress.num_failed} failed")
+    return ", ".join(parts)
 
 
 def main() -> None:

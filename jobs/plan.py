@@ -23,7 +23,7 @@ from pipeline.ledger import MANIFEST, read_manifest
 from pipeline.memory import MemoryNeed, memory_need
 from pipeline.pace import pace_of, seconds_for
 from pipeline.parquet import InputFile
-from pipeline.run import Checked, check
+from pipeline.run import check
 from pipeline.storage import Storage
 
 OK, REFUSED = 0, 2

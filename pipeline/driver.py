@@ -9,12 +9,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 
 from pipeline import parquet
 from pipeline.buckets import Buckets
@@ -25,13 +24,17 @@ from pipeline.progress import Meter, Progress
 from pipeline.reader import Reader
 from pipeline.replica import UNITS_IN_FLIGHT
 from pipeline.rows import HandedBack, Notice, Prompt, Pulse, Result
-from pipeline.suspects import Suspects
+from pipeline.suspects import Death, Suspects
 
 MAX_FAILED_STARTS = 3
 """Starts in a row that may fail before any replica has come up."""
 TICK_SECONDS = 0.5
 FETCH_SECONDS = 60.0
 """A result that cannot be fetched for as long counts as its replica's death."""
+
+
+DOUBT_SECONDS = 5.0
+"""How long a replica that cannot be reached may turn out to have been on a lost node."""
 
 
 class RunStoppedError(Exception):
@@ -82,6 +85,7 @@ class Driver:
                     return
                 for worker, error in self.fleet.tend():
                     self._bury(worker, error)
+                self._decide()
                 self._feed()
                 self._collect()
             self._ledger.event("driver stopped")
@@ -193,45 +197,48 @@ class Driver:
         self._meter.rows_done(self._ledger.add(shard, results))
 
     def _bury(self, worker: Worker, error: Exception) -> None:
-        """A replica died. What it had not begun goes back; what was in its slots is suspected,
-        unless its machine was lost."""
+        """A replica died. What it had not begun goes back at once."""
         if worker.actor is None:
             return
-        reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
-        lost_machine = self.fleet.lost_machine(worker, error)
-        in_flight = worker.in_flight
+        in_flight, now = worker.in_flight, time.monotonic()
         # Slots are filled in the order of submission, so no other row can have been in one.
-        begun = [replace(p, begun=p.begun + 1) for p in in_flight[: self._config.slots]]
-        failed_start = worker.placing is not None or worker.loading is not None
-        self.fleet.bury(worker, reason, lost_machine=lost_machine)
-        self._return(in_flight[self._config.slots :])
-        if lost_machine:
-            self._return(begun)
-            return
-        for prompt in self._suspect(begun, alone=len(in_flight) == 1):
+        begun, untouched = in_flight[: self._config.slots], in_flight[self._config.slots :]
+        unreachable = isinstance(error, ActorUnavailableError)
+        death = Death(
+            reason=str(getattr(error, "cause", None) or error).strip().splitlines()[-1],
+            begun=begun,
+            alone=len(in_flight) == 1,
+            node=worker.node,
+            failed_start=worker.placing is not None or worker.loading is not None,
+            decide_at=now + DOUBT_SECONDS if unreachable else now,
+        )
+        self.fleet.bury(worker, death.reason)
+        self._return(untouched)
+        self._suspects.died(death)
+
+    def _decide(self) -> None:
+        """Draw the conclusions from deaths."""
+        verdict = self._suspects.decide(time.monotonic(), self.fleet.is_gone)
+        for node in verdict.lost_nodes:
+            self._ledger.event("machine lost", node=node)
+        self._return(verdict.freed)
+        for prompt, reason in verdict.given_up:
             self._set_aside(prompt, reason)
-        self._failed_starts += failed_start
-        self._deaths_without_row += 1
-        if not self.fleet.any_ready and self._failed_starts >= MAX_FAILED_STARTS:
-            raise RunStoppedError(f"no replica could start: {reason}")
-        if self._deaths_without_row > self._config.max_restarts:
-            raise RunStoppedError(
-                f"replicas died {self._deaths_without_row} times in a row without finishing a "
-                f"row; the last: {reason}"
-            )
+        for death in verdict.blamed:
+            self._failed_starts += death.failed_start
+            self._deaths_without_row += 1
+            if not self.fleet.any_ready and self._failed_starts >= MAX_FAILED_STARTS:
+                raise RunStoppedError(f"no replica could start: {death.reason}")
+            if self._deaths_without_row > self._config.max_restarts:
+                raise RunStoppedError(
+                    f"replicas died {self._deaths_without_row} times in a row without finishing "
+                    f"a row; the last: {death.reason}"
+                )
 
     def _return(self, prompts: list[Prompt]) -> None:
         """What nobody blames, back to where it came from."""
         self._suspects.put_back([prompt for prompt in prompts if prompt.suspect])
         self._buckets.put_back([prompt for prompt in prompts if not prompt.suspect])
-
-    def _suspect(self, begun: list[Prompt], *, alone: bool) -> list[Prompt]:
-        """Rows to try apart, bucket by bucket; those that are given up."""
-        given_up = []
-        for bucket in dict.fromkeys(prompt.bucket for prompt in begun):
-            group = [replace(p, suspect=True) for p in begun if p.bucket == bucket]
-            given_up += self._suspects.add(group, alone=alone)
-        return given_up
 
     def _set_aside(self, prompt: Prompt, reason: str) -> None:
         error = (

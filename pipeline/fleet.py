@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError
 
 from pipeline.replica import UNITS_IN_FLIGHT, Replica, ReplicaSettings
 from pipeline.rows import Prompt
@@ -155,22 +154,21 @@ class Fleet:
         self._failed_on.pop(str(worker.node), None)
         self._event("replica up", replica=worker.name, node=worker.node, pid=worker.pid)
 
-    def bury(self, worker: Worker, reason: str, *, lost_machine: bool) -> None:
+    def bury(self, worker: Worker, reason: str) -> None:
         """End what is left of a replica; a new one starts after a pause that grows."""
-        if worker.loading is not None and worker.node is not None and not lost_machine:
+        if worker.loading is not None and worker.node is not None:
             self._failed_on[worker.node] += 1
         self._event(
             "replica died",
             replica=worker.name,
             node=worker.node,
             error=reason,
-            machine_lost=lost_machine,
             rows=[prompt.row_id for prompt in worker.in_flight],
         )
         self._end(worker)
         worker.units.clear()
-        worker.deaths += not lost_machine
-        pause = min(LONGEST_PAUSE, 0.5 * 2 ** max(0, worker.deaths - 1))
+        worker.deaths += 1
+        pause = min(LONGEST_PAUSE, 0.5 * 2 ** (worker.deaths - 1))
         worker.start_at = time.monotonic() + pause
 
     def retire(self, worker: Worker) -> None:
@@ -178,12 +176,9 @@ class Fleet:
         self._event("replica retired", replica=worker.name, node=worker.node)
         self._end(worker)
 
-    def lost_machine(self, worker: Worker, error: Exception) -> bool:
-        """Whether a node's end explains a replica's."""
-        if isinstance(error, ActorDiedError) and error.preempted:
-            return True
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        return (worker.node is not None and worker.node not in alive) or "node died" in str(error)
+    def is_gone(self, node: str | None) -> bool:
+        """Whether Ray knows that a node is no more."""
+        return node is not None and node not in _alive()
 
     def end(self) -> None:
         """End all replicas."""
@@ -205,8 +200,7 @@ class Fleet:
     def _avoided(self) -> set[str]:
         """Nodes where replicas failed to start, unless there are no others."""
         avoided = {node for node, failed in self._failed_on.items() if failed >= STARTS_A_NODE}
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        if not avoided or alive <= avoided:
+        if not avoided or _alive() <= avoided:
             self._failed_on.clear()
             return set()
         return avoided
@@ -257,6 +251,10 @@ class Fleet:
                 worker.actor.drain.remote()
             if worker.draining and not worker.units:
                 self.retire(worker)
+
+
+def _alive() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def draining_nodes() -> set[str]:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 
 from pipeline.rows import Prompt
-from pipeline.suspects import Suspects
+from pipeline.suspects import Death, Suspects, Verdict
 
 
-def prompts(count: int) -> list[Prompt]:
-    return [Prompt(0, n, [1], 16, suspect=True) for n in range(count)]
+def prompts(count: int, bucket: int = 16) -> list[Prompt]:
+    return [Prompt(0, n, [1], bucket) for n in range(count)]
+
+
+def death(begun: list[Prompt], node: str = "node", decide_at: float = 0.0) -> Death:
+    return Death("killed", begun, len(begun) == 1, node, False, decide_at)
+
+
+def die(suspects: Suspects, begun: list[Prompt]) -> Verdict:
+    """A death that no lost machine explains."""
+    suspects.died(death(begun))
+    return suspects.decide(1.0, lambda node: False)
 
 
 def hunt(poisoned: set[int], count: int, max_attempts: int, chance: float) -> tuple[set[int], int]:
@@ -20,16 +29,16 @@ def hunt(poisoned: set[int], count: int, max_attempts: int, chance: float) -> tu
     has to do with."""
     rng = random.Random(count)
     suspects = Suspects(max_attempts)
-    given_up = {p.index for p in suspects.add(prompts(count), alone=False)}
+    given_up = {p.index for p, _ in die(suspects, prompts(count)).given_up}
     deaths, decoded = 1, set[int]()
     while group := suspects.take():
+        assert all(prompt.suspect for prompt in group)
         sick = [p for p in group if p.index in poisoned]
         if not sick and rng.random() >= chance:
             decoded |= {p.index for p in group}
             continue
         deaths += 1
-        begun = [replace(p, begun=p.begun + 1) for p in group]
-        given_up |= {p.index for p in suspects.add(begun, alone=len(begun) == 1)}
+        given_up |= {p.index for p, _ in die(suspects, group).given_up}
     assert decoded | given_up == set(range(count))
     assert not decoded & given_up
     return given_up, deaths
@@ -57,10 +66,38 @@ def test_other_deaths_accuse_nobody_for_good() -> None:
 
 def test_a_group_comes_back_as_it_was() -> None:
     suspects = Suspects(3)
-    suspects.add(prompts(8), alone=False)
+    die(suspects, prompts(8))
     group = suspects.take()
     suspects.put_back(group)
     assert len(suspects) == 8
     assert suspects.take() == group
     assert len(suspects.take()) == 4
     assert suspects.take() == []
+
+
+def test_a_lost_machine_blames_nobody() -> None:
+    suspects = Suspects(1)
+    suspects.died(death(prompts(1), node="gone", decide_at=5.0))
+    verdict = suspects.decide(1.0, lambda node: node == "gone")
+    assert verdict.lost_nodes == ["gone"]
+    assert [(p.begun, p.suspect, p.deaths_alone) for p in verdict.freed] == [(1, False, 0)]
+    assert not verdict.given_up
+    assert not verdict.blamed
+    assert len(suspects) == 0
+
+
+def test_a_death_is_not_decided_before_its_time() -> None:
+    suspects = Suspects(1)
+    suspects.died(death(prompts(1), decide_at=5.0))
+    assert suspects.decide(4.9, lambda node: False) == Verdict()
+    verdict = suspects.decide(5.0, lambda node: False)
+    assert [(p.index, reason) for p, reason in verdict.given_up] == [(0, "killed")]
+
+
+def test_groups_hold_one_bucket() -> None:
+    suspects = Suspects(3)
+    die(suspects, [*prompts(3, bucket=16), *prompts(1, bucket=48)])
+    buckets = []
+    while group := suspects.take():
+        buckets.append({prompt.bucket for prompt in group})
+    assert buckets == [{16}, {16}, {48}]
