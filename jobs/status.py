@@ -25,6 +25,7 @@ from pipeline.storage import Storage
 
 OK, NO_RUN, STORAGE_FAILED = 0, 2, 75
 WATCH_SECONDS = 3.0
+FACT_WIDTH, LINE_WIDTH = 80, 160
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -153,9 +154,15 @@ def _event(event: dict[str, Any]) -> str:
     facts = {key: value for key, value in event.items() if key not in ("time", "event")}
     if isinstance(facts.get("rows"), list):
         facts["rows"] = len(facts["rows"])
-    told = " ".join(f"{key}={value}" for key, value in facts.items() if value is not None)
-    line = f"{_utc(str(event.get('time', '?')))}  {event.get('event', '?')}  {told}".rstrip()
-    return line if len(line) <= 160 else line[:159] + "…"
+    told = " ".join(
+        f"{key}={_cut(str(value), FACT_WIDTH)}" for key, value in facts.items() if value is not None
+    )
+    line = f"{_utc(str(event.get('time', '?')))}  {event.get('event', '?')}  {told}"
+    return _cut(line.rstrip(), LINE_WIDTH)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _utc(stamp: str) -> str:
