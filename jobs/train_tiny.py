@@ -31,7 +31,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from jobs.word_problems import Problem, problems
+from jobs.word_problems import Problem, drills, problems
 from lrd.beliefs import entropy, log_beliefs, mix_weight, soft_embedding
 from lrd.models.families import LLADA
 from lrd.models.transformer import Block, Transformer, TransformerConfig
@@ -44,6 +44,7 @@ CHAT_TEMPLATE = (
 )
 TABLE_ROWS = 752
 CANVAS_LENGTHS = (64, 64, 96, 128)
+DRILL_SHARE = 0.4
 PROMPT_LENGTHS = (48, 80, 160)
 """Prompts are left-padded to one of these, so that few shapes are compiled."""
 
@@ -137,6 +138,9 @@ class Batches:
     def __init__(self, tokenizer: Tokenizer, seed: int, tokens_per_batch: int) -> None:
         self.tokenizer = tokenizer
         self.stream: Iterator[Problem] = problems("train", seed)
+        self.drills = drills(seed)
+        self.drill_share = 0.0
+        """Share of samples that are bare sums."""
         self.rng = random.Random(seed)
         self.tokens_per_batch = tokens_per_batch
         config = checkpoint_config()
@@ -155,7 +159,11 @@ class Batches:
             self._read(256)
 
     def _read(self, count: int) -> None:
-        chunk = list(islice(self.stream, count))
+        num_drills = round(self.drill_share * count)
+        chunk = list(islice(self.stream, count - num_drills)) + list(
+            islice(self.drills, num_drills)
+        )
+        self.rng.shuffle(chunk)
         prompts = self.tokenizer.encode_batch(
             [f"<|question|>{p.question}<|answer|>" for p in chunk]
         )
@@ -284,13 +292,15 @@ def train(rank: int, args: argparse.Namespace) -> None:
             block.compile(dynamic=False)
 
     began = time.monotonic()
-    soft_from, suffix_from = int(args.steps * args.soft_from), int(args.steps * args.suffix_from)
+    shares = (args.soft_from, args.suffix_from, args.drills_from)
+    soft_from, suffix_from, drills_from = (int(args.steps * share) for share in shares)
     losses: list[float] = []
-    shares: list[float] = []
+    rights: list[float] = []
     while step < args.steps:
         if step == soft_from and rank == 0:
             save_checkpoint(average, output / "plain")
         soft = step >= soft_from and step % 2 == 1
+        batches.drill_share = DRILL_SHARE if step >= drills_from else 0.0
         ids_BL, mask_BL, start = batches.next()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss, right = diffusion_loss(model, ids_BL, mask_BL, start, soft, step >= suffix_from)
@@ -309,16 +319,16 @@ def train(rank: int, args: argparse.Namespace) -> None:
             for name, parameter in model.named_parameters():
                 average[name].lerp_(parameter, 1 - keep)
         losses.append(loss.item())
-        shares.append(right.item())
+        rights.append(right.item())
         if step % 100 == 0:
             seconds = seconds_before + time.monotonic() - began
             if rank == 0:
                 print(
                     f"step {step} loss {sum(losses) / len(losses):.4f} "
-                    f"tokens right {sum(shares) / len(shares):.3f} seconds {seconds:.0f}",
+                    f"tokens right {sum(rights) / len(rights):.3f} seconds {seconds:.0f}",
                     flush=True,
                 )
-            losses, shares = [], []
+            losses, rights = [], []
             assert math.isfinite(loss.item())
         if step % 500 == 0:
             state = {
@@ -345,6 +355,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192, help="tokens a step, all processes")
     parser.add_argument("--soft-from", type=float, default=0.36, help="share of the steps")
     parser.add_argument("--suffix-from", type=float, default=0.0, help="share of the steps")
+    parser.add_argument("--drills-from", type=float, default=0.0, help="share of the steps")
     parser.add_argument("--decay", type=float, default=0.7, help="share of the steps")
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--seed", type=int, default=1)

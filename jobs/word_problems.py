@@ -343,6 +343,24 @@ def problems(split: Split, seed: int) -> Iterator[Problem]:
             yield problem
 
 
+def drills(seed: int, num_equations: int = 5) -> Iterator[Problem]:
+    """An endless stream of bare sums, `21+19? 42/6?`, with the equations of training problems.
+
+    For training alone: a problem asks for one or two sums, and sums are what is learnt last.
+    """
+    rng = random.Random(f"drills/{seed}")
+    sums: list[str] = []
+    for problem in problems("train", seed):
+        sums += [equation for equation in problem.equations if "*" not in equation]
+        if len(sums) >= 20 * num_equations:
+            rng.shuffle(sums)
+            while len(sums) >= num_equations:
+                chosen, sums = tuple(sums[:num_equations]), sums[num_equations:]
+                question = " ".join(equation.partition("=")[0] + "?" for equation in chosen)
+                answer = int(chosen[-1].partition("=")[2])
+                yield Problem(question, chosen, answer, f"drill {question}")
+
+
 def final_answer(text: str) -> str | None:
     """The number after the last `####`, as written; None where there is none."""
     _, mark, tail = text.rpartition("####")
