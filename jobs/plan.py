@@ -18,8 +18,8 @@ from jobs.generate import settings_from
 from jobs.status import duration
 from pipeline.config import RunConfig
 from pipeline.forecast import Forecast, check_output, forecast, padding, rows_left
-from pipeline.inspect import Inspector
-from pipeline.ledger import MANIFEST, read_manifest
+from pipeline.inspect import Inspector, whole_manifest
+from pipeline.ledger import MANIFEST
 from pipeline.memory import MemoryNeed, memory_need
 from pipeline.pace import pace_of, seconds_for
 from pipeline.parquet import InputFile
@@ -69,7 +69,7 @@ def expected_dtype(config: RunConfig, output: Storage) -> str:
     if config.dtype != "auto":
         return config.dtype
     if output.kind(MANIFEST) == "file":
-        return str(read_manifest(output)["fingerprint"]["dtype"])
+        return str(whole_manifest(output)["fingerprint"]["dtype"])
     return "float32" if config.device == "cpu" else "bfloat16"
 
 

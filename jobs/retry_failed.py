@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from jobs.flags import add_model_flags, given, one_line
 from jobs.generate import decode
 from pipeline.config import RunConfig
-from pipeline.ledger import read_manifest
+from pipeline.inspect import whole_manifest
 from pipeline.storage import Storage
 
 FIXED = {
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The job's flags: the output, and every setting that results do not depend on."""
     parser.add_argument("output", metavar="OUT", help="the run's output folder")
     add_model_flags(parser, RunConfig, exclude=FIXED)
+    parser.epilog = "What is not given is as the run had it, whatever stands in brackets."
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,7 +46,7 @@ def settings_from(args: argparse.Namespace) -> RunConfig:
 
     Raises ValueError where there is no run, or its input is not where it was.
     """
-    manifest = read_manifest(Storage(args.output))
+    manifest = whole_manifest(Storage(args.output))
     settings: dict[str, Any] = {**manifest["settings"], "output": args.output}
     # `auto` means another dtype on another device, and rows of two would be mixed.
     settings["dtype"] = manifest["fingerprint"]["dtype"]

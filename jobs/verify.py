@@ -12,7 +12,8 @@ import argparse
 import sys
 
 from pipeline import parquet
-from pipeline.ledger import MANIFEST, read_manifest
+from pipeline.inspect import whole_manifest
+from pipeline.ledger import MANIFEST
 from pipeline.storage import Storage
 from pipeline.verify import Verification
 
@@ -53,7 +54,7 @@ def _inputs(output: Storage, moved_to: str | None) -> Storage | None:
 
     Raises ValueError where a place was named and holds none.
     """
-    uri = moved_to or str(read_manifest(output)["settings"].get("input", ""))
+    uri = moved_to or str(whole_manifest(output)["settings"].get("input", ""))
     try:
         return parquet.input_storage(uri)[0]
     except (ValueError, OSError) as error:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipeline.lease import _is_dead, read_lease
-from pipeline.ledger import COMMITS, EVENTS, SEGMENTS, Commit, read_manifest, shard_name
+from pipeline.ledger import COMMITS, EVENTS, MANIFEST, SEGMENTS, Commit, read_manifest, shard_name
 from pipeline.parquet import InputFile
 from pipeline.state import SILENT_SECONDS, DriverState, Pulse, RunState, ShardState
 from pipeline.storage import Storage
@@ -35,9 +35,9 @@ class Inspector:
     """Looks at a run once or again and again; what cannot have changed is read once."""
 
     def __init__(self, output: Storage) -> None:
-        """Raises ValueError where the folder holds no run."""
+        """Raises ValueError where the folder holds no run, or its manifest is broken."""
         self._output = output
-        self._manifest = read_manifest(output)
+        self._manifest = whole_manifest(output)
         self.files = planned_files(self._manifest)
         self._segments: dict[tuple[str, Stamp], pa.Table | None] = {}
         self._commits: dict[tuple[str, Stamp], Commit | None] = {}
@@ -146,12 +146,22 @@ class Inspector:
         return "beating" if self._beat_changed else "unknown"
 
 
+def whole_manifest(output: Storage) -> dict[str, Any]:
+    """A run's manifest with all its parts.
+
+    Raises ValueError where the folder holds no run, or the manifest lacks one.
+    """
+    manifest = read_manifest(output)
+    parts = {"created": str, "fingerprint": dict, "settings": dict, "files": list}
+    lacking = [name for name, kind in parts.items() if not isinstance(manifest.get(name), kind)]
+    if lacking:
+        raise ValueError(f"{output.path(MANIFEST)}: lacks {', '.join(lacking)}; restore it")
+    return manifest
+
+
 def planned_files(manifest: dict[str, Any]) -> list[InputFile]:
-    """The prompt shards of a manifest, in order. Raises ValueError where it lacks them."""
-    try:
-        return [InputFile(**file) for file in manifest["files"]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the manifest lists no input files ({error!r}); restore it") from error
+    """The prompt shards of a whole manifest, in order."""
+    return [InputFile(**file) for file in manifest["files"]]
 
 
 def listing(storage: Storage, folder: str, *, recursive: bool = False) -> dict[str, Stamp]:

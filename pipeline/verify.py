@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import parquet
-from pipeline.inspect import listing, planned_files, read_commit
+from pipeline.inspect import listing, planned_files, read_commit, whole_manifest
 from pipeline.lease import _is_dead, read_lease
-from pipeline.ledger import SEGMENTS, Commit, commit_name, read_manifest, shard_name
+from pipeline.ledger import SEGMENTS, Commit, commit_name, shard_name
 from pipeline.rows import row_id
 from pipeline.shard_checks import Expected, ShardCheck, contradictions
 from pipeline.storage import PARTIAL, Storage
@@ -66,7 +66,7 @@ class Verification:
         Raises ValueError where the folder holds no run, or its manifest cannot be read.
         """
         self._output, self._inputs = output, inputs
-        manifest = read_manifest(output)
+        manifest = whole_manifest(output)
         self.files = planned_files(manifest)
         self._fingerprint: dict[str, Any] = manifest["fingerprint"]
         self.num_unfinished = self.num_rows = self.num_failed = 0
@@ -92,8 +92,7 @@ class Verification:
     def _check(self, number: int) -> _Shard:
         name, planned = shard_name(number, len(self.files)), self.files[number]
         commit, content, broken = self._read(number, name)
-        # Segments go after the shard is written: where they are, it was never lost.
-        if content is None and (commit is None or self._output.names(segments_of(number))):
+        if broken is None and content is None and (commit is None or self._is_due(number)):
             return _Shard("unfinished")
         if content is None:
             reason = "is missing" if broken is None else f"cannot be read ({broken})"
@@ -114,11 +113,18 @@ class Verification:
                 shard.findings.append(Finding(commit_name(number), None, what, DELETE))
         return shard
 
+    def _is_due(self, number: int) -> bool:
+        """Whether a shard that has a record is still to be written, rather than lost: its segments
+        go after that, and a driver at work may be between the two."""
+        return bool(self._output.names(f"{SEGMENTS}/{number:05d}")) or self._may_be_on()
+
     def _read(self, number: int, name: str) -> tuple[Commit | None, bytes | None, OSError | None]:
         """Record and bytes, read once more where they disagree: a driver may have written both
         in between."""
         for _ in range(2):
-            commit, content, broken = read_commit(self._output, commit_name(number)), None, None
+            content: bytes | None = None
+            broken: OSError | None = None
+            commit = read_commit(self._output, commit_name(number))
             try:
                 content = self._output.read(name)
             except FileNotFoundError:
@@ -216,8 +222,3 @@ class Verification:
         gen_length = self._fingerprint.get("decoding", {}).get("gen_length")
         for what, indices in contradictions(rows, gen_length):
             yield Finding(name, rows["row_id"][indices[0]].as_py(), what, fix)
-
-
-def segments_of(number: int) -> str:
-    """The folder of a shard's segments under the output."""
-    return f"{SEGMENTS}/{number:05d}"

@@ -86,6 +86,15 @@ def test_a_driver_killed_between_record_and_shard(tmp_path: Path, verified: Any)
     assert lines[0].startswith("1 of 3 shards are not committed yet"), lines
 
 
+def test_a_driver_at_work_between_record_and_shard(tmp_path: Path, verified: Any) -> None:
+    run = MadeRun(tmp_path).begin().whole()
+    run.shard(1).unlink()
+    assert verified(run, "--partial")[0] == 0
+    code, lines = verified(run.end(), "--partial")
+    assert code == 1
+    assert "is missing" in lines[0]
+
+
 def test_a_flipped_byte(run: MadeRun, verified: Any) -> None:
     content = bytearray(run.shard(1).read_bytes())
     place = content.index(b"answer") if b"answer" in content else 200
