@@ -81,5 +81,6 @@ def slot_bytes(
     residual = L * D * (2 * num_bytes + 4)
     # Query, key, value and the result, with the rotation of query and key in float32.
     attention = L * D * (4 * num_bytes + 3 * 4)
-    mlp = 3 * L * M * num_bytes
+    # Gate and up, the gate's activation, the product.
+    mlp = 4 * L * M * num_bytes
     return past + states + uniforms + kept + residual + max(attention, mlp)
