@@ -33,8 +33,8 @@ LAST = 1e30
 
 @dataclass(slots=True)
 class Reading:
-    """A pass's beliefs in what is decided by them. On a CPU only open positions are read; the
-    others hold zeros."""
+    """A pass's beliefs in what is decided by them. Unless shapes are fixed only open positions
+    are read; the others hold zeros."""
 
     entropy_BK: Tensor
     kl_BK: Tensor
@@ -58,10 +58,10 @@ def read_block(
     """The forward pass, and the beliefs of the block's positions; `state.past` becomes theirs."""
     B, K = open_BK.shape
     table = model.embedding_table
-    if nucleus.on_cpu(table):
-        rows_N = open_BK.flatten().nonzero()[:, 0]
-    else:  # How many are open is known to the device alone.
+    if state.fixed_shapes:  # How many are open is known to the device alone.
         rows_N = torch.arange(B * K, device=table.device)
+    else:
+        rows_N = open_BK.flatten().nonzero()[:, 0]
 
     def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
         return torch.zeros(B, K, *shape, dtype=dtype, device=table.device)
@@ -87,7 +87,7 @@ def logits_in_chunks(
     """The forward pass: rows of B·K and their logits [n, V], a chunk at a time."""
     logits_of = forward(model, config, state, column_BK, rows_N)
     num_columns = model.embedding_table.shape[0]
-    cached = CACHED_ELEMENTS if nucleus.on_cpu(rows_N) else HEAD_ELEMENTS
+    cached = HEAD_ELEMENTS if state.fixed_shapes else CACHED_ELEMENTS
     place_N = torch.arange(len(rows_N), device=rows_N.device)
     for place_n in _even_parts(place_N, HEAD_ELEMENTS // num_columns):
         logits_nV = logits_of(place_n)
@@ -133,9 +133,9 @@ def _forward(
     if is_split(model):
         B, L, _ = embeds_BLD.shape
         at_BK = torch.arange(B, device=column_BK.device)[:, None] * L + column_BK
-        at_N = at_BK.flatten()[nucleus.enough_rows(rows_N)]
-        hidden_ND = model.hidden(embeds_BLD, state.mask, at_N)
-        return lambda place_n: model.head(hidden_ND[nucleus.enough_rows(place_n)])[: len(place_n)]
+        enough = nucleus.enough_rows
+        hidden_ND = model.hidden(embeds_BLD, state.mask, at_BK.flatten()[enough(rows_N)])
+        return lambda place_n: model.head(hidden_ND[enough(place_n)])[: len(place_n)]
     logits_BKV = model.logits(embeds_BLD, state.mask, column_BK)
     return lambda place_n: logits_BKV.flatten(0, 1)[rows_N[place_n]]
 
@@ -169,7 +169,7 @@ def _read(
         field_BK.view(-1)[rows_n] = value_n
     if reading.expected_BKD is not None:
         reading.expected_BKD.flatten(0, 1)[rows_n] = nucleus.expected_embedding(
-            belief.p_NV, belief.token_N, config.top_p, model.embedding_table
+            belief.p_NV, belief.token_N, config.top_p, model.embedding_table, state.fixed_shapes
         )
 
 

@@ -12,7 +12,7 @@ from test_engine import SETTINGS, assert_same, requests, run
 from torch import Tensor
 
 import lrd
-from lrd import nucleus, reading
+from lrd import reading
 from lrd.models.checkpoint import LoadedModel
 from lrd.models.protocol import is_split
 
@@ -67,14 +67,13 @@ def test_chunks_say_the_same(
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_fixed_shapes_say_the_same(
-    setting: str, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fixed_shapes_say_the_same(setting: str, model: LoadedModel) -> None:
     """The way that accelerators go, where nothing may be looked at between passes."""
-    monkeypatch.setattr(nucleus, "on_cpu", lambda x: False)
     asked = requests()
     for passes_a_read in (1, 3):
-        engine = lrd.Engine(model, SETTINGS[setting], 3, 9, passes_a_read=passes_a_read)
+        engine = lrd.Engine(
+            model, SETTINGS[setting], 3, 9, passes_a_read=passes_a_read, fixed_shapes=True
+        )
         for request in asked:
             engine.submit(request)
         samples = []
