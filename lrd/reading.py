@@ -20,13 +20,16 @@ from lrd import nucleus
 from lrd.beliefs import Belief, entropy, log_beliefs
 from lrd.canvases import Canvases
 from lrd.config import DecodingConfig
-from lrd.models.protocol import DiffusionModel, is_split
+from lrd.models.protocol import DiffusionModel, SplitModel, is_split
 from lrd.sampling import choose_tokens, is_any_of, token_confidence, without_tokens
 
 HEAD_ELEMENTS = 1 << 24
 """Logits that the head makes at a time: enough rows that its weights are read seldom."""
 CACHED_ELEMENTS = 1 << 20
 """Logits that a CPU turns into beliefs at a time: they go through its cache several times."""
+CACHED_POSITIONS = 896
+"""Positions that a CPU takes through all blocks together, for each of its threads: what passes
+between two matrix products stays in its cache."""
 LAST = 1e30
 """A doubt that any sure position is below; finite, since closed positions have infinity."""
 
@@ -133,11 +136,28 @@ def _forward(
     if is_split(model):
         B, L, _ = embeds_BLD.shape
         at_BK = torch.arange(B, device=column_BK.device)[:, None] * L + column_BK
+        hidden_ND = hidden(model, embeds_BLD, state, at_BK.flatten()[rows_N])
         enough = nucleus.enough_rows
-        hidden_ND = model.hidden(embeds_BLD, state.mask, at_BK.flatten()[enough(rows_N)])
         return lambda place_n: model.head(hidden_ND[enough(place_n)])[: len(place_n)]
     logits_BKV = model.logits(embeds_BLD, state.mask, column_BK)
     return lambda place_n: logits_BKV.flatten(0, 1)[rows_N[place_n]]
+
+
+def hidden(model: SplitModel, embeds_BLD: Tensor, state: Canvases, at_N: Tensor) -> Tensor:
+    """States [N, D] at ascending flat positions, unless shapes are fixed a few canvases at a
+    time."""
+    if state.fixed_shapes:
+        return model.hidden(embeds_BLD, state.mask, at_N)
+    B, L, _ = embeds_BLD.shape
+    parts = []
+    for rows in _even_parts(torch.arange(B), CACHED_POSITIONS * torch.get_num_threads() // L):
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        inside = slice(*torch.searchsorted(at_N, torch.tensor([first * L, last * L])).tolist())
+        at_n = at_N[inside] - first * L
+        mask = None if state.mask is None else state.mask[first:last]
+        states = model.hidden(embeds_BLD[first:last], mask, nucleus.enough_rows(at_n))
+        parts.append(states[: len(at_n)])
+    return torch.cat(parts)
 
 
 def without_prompt(model: DiffusionModel, state: Canvases) -> Tensor:

@@ -110,3 +110,14 @@ def test_hidden_and_head_make_the_logits(model: LoadedModel) -> None:
     at = torch.tensor([0, 5, 11, 12, 15])
     hidden = model.hidden(embeds, mask, at)
     assert torch.allclose(model.head(hidden), logits.flatten(0, 1)[at], atol=1e-5)
+
+
+def test_canvases_go_through_the_blocks_a_few_at_a_time(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer than four open positions in a part are computed as four, as everywhere."""
+    for positions in (1, 21, 45):
+        monkeypatch.setattr(reading, "CACHED_POSITIONS", positions)
+        for setting in ("uneven", "blocks", "guided"):
+            samples, _ = run(model, SETTINGS[setting], requests(), num_slots=5)
+            assert_same(samples, expected(setting))
