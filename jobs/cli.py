@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jobs import generate, models, prepare
+from jobs import evaluate, generate, models, prepare
 
 JOBS = {
     "generate": (generate, "decode prompt shards into a result dataset"),
     "prepare": (prepare, "make prompt shards from Parquet, JSONL, CSV or a hub dataset"),
+    "evaluate": (evaluate, "score a result dataset against its references"),
     "models": (models, "list the models that are known by name"),
 }
 
