@@ -117,16 +117,13 @@ class Slots:
         if self._config.temperature == 0:
             return None
         table = self._model.embedding_table
-        shape = (self._config.block_tokens, table.shape[0])
-        idle = torch.full(shape, 0.5, device=table.device, dtype=torch.float64)
-        draws = [
-            torch.rand(shape, generator=held.generator, device=table.device, dtype=torch.float64)
-            if held
-            else idle
-            for held in self._held
-        ]
-        # rand may draw 0, whose logarithm would make a token certain.
-        return torch.stack(draws).clamp(min=torch.finfo(torch.float64).tiny)
+        shape = (len(self), self._config.block_tokens, table.shape[0])
+        uniform_BKV = torch.full(shape, 0.5, device=table.device, dtype=torch.float64)
+        for uniform_KV, held in zip(uniform_BKV, self._held, strict=True):
+            if held:
+                uniform_KV.uniform_(generator=held.generator)
+        # A draw may be 0, whose logarithm would make a token certain.
+        return uniform_BKV.clamp_(min=torch.finfo(torch.float64).tiny)
 
     def look(self) -> tuple[Readout, list[Held | None]]:
         """What `take` needs: the canvases as they are now, and who holds them."""

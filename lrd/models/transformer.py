@@ -116,6 +116,11 @@ class Block(nn.Module):
         self.gate_up = _joined(self.gate, self.up)
         del self.gate, self.up
 
+    def _attended(self, x_BLD: Tensor, cos: Tensor, sin: Tensor, key_mask: Tensor | None) -> Tensor:
+        query, key, value = self._project(self.attention_norm(x_BLD))
+        attended = self.attend(rotate(query, cos, sin), rotate(key, cos, sin), value, key_mask)
+        return attended.transpose(1, 2).reshape(x_BLD.shape)
+
     def _project(self, h_BLD: Tensor) -> tuple[Tensor, ...]:
         """Queries [B, H, L, E], keys and values [B, K, L, E]."""
         B, L, D = h_BLD.shape
@@ -143,13 +148,11 @@ class Block(nn.Module):
     ) -> Tensor:
         """[B, L, D], or [N, D] at the flat positions [N] alone: all are attended to, but only
         these go on to the MLP."""
-        B, L, D = x_BLD.shape
-        query, key, value = self._project(self.attention_norm(x_BLD))
-        attended = self.attend(rotate(query, cos, sin), rotate(key, cos, sin), value, key_mask)
-        x, attended = x_BLD, attended.transpose(1, 2).reshape(B, L, D)
+        x, attended = x_BLD, self._attended(x_BLD, cos, sin, key_mask)
         if at_N is not None:
             x, attended = x.flatten(0, 1)[at_N], attended.flatten(0, 1)[at_N]
         x = x + self.output(attended)
+        del attended
         out: Tensor = x + self.down(self._rise(self.mlp_norm(x)))
         return out
 
