@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jobs import evaluate, generate, models, prepare
+from jobs import evaluate, generate, models, prepare, report
 
 JOBS = {
     "generate": (generate, "decode prompt shards into a result dataset"),
     "prepare": (prepare, "make prompt shards from Parquet, JSONL, CSV or a hub dataset"),
     "evaluate": (evaluate, "score a result dataset against its references"),
+    "report": (report, "write a report on a run: one HTML file, and figures for papers"),
     "models": (models, "list the models that are known by name"),
 }
 
