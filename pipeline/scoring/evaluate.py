@@ -11,6 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -154,8 +155,8 @@ def _columns(
     output: Storage, names: Sequence[str], task: Task, reference_column: str | None
 ) -> tuple[str, list[str]]:
     """The reference's column, and the columns to read beside the results'."""
-    with output.filesystem.open_input_file(output.path(names[0])) as source:
-        there = pq.read_schema(source).names
+    with _shard(output, names[0]) as parquet:
+        there = parquet.schema_arrow.names
     wanted = (reference_column,) if reference_column else task.reference_columns
     reference = next((name for name in wanted if name in there), None)
     given = [name for name in there if name not in RESULT_SCHEMA.names]
@@ -181,8 +182,8 @@ def _answers(
     """Decoded rows, shard by shard; what scores need of every row is kept in `tables`."""
     first = 0
     for name in names:
-        with output.filesystem.open_input_file(output.path(name)) as source:
-            table = pq.ParquetFile(source).read(columns=[*_RESULTS, "output_text", *columns])
+        with _shard(output, name) as parquet:
+            table = parquet.read(columns=[*_RESULTS, "output_text", *columns])
         references = [_written(value) for value in table[reference].to_pylist()]
         kept = table.select(_RESULTS).append_column(_SCHEMA.field("reference"), [references])
         tables.append(kept.replace_schema_metadata(None))
@@ -191,6 +192,20 @@ def _answers(
                 example = {column: row[column] for column in columns}
                 yield Answer(first + number, row["output_text"], row[reference], example)
         first += table.num_rows
+
+
+@contextmanager
+def _shard(output: Storage, name: str) -> Iterator[pq.ParquetFile]:
+    """An open shard. Raises ValueError naming a file that is not whole."""
+    try:
+        with output.filesystem.open_input_file(output.path(name)) as source:
+            yield pq.ParquetFile(source)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{output.path(name)}: not a whole Parquet file ({reason}); remove it and continue "
+            "the run, which decodes it again"
+        ) from error
 
 
 def _written(reference: Any) -> str:

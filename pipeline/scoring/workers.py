@@ -26,6 +26,8 @@ from pipeline.scoring.tasks import task_named
 
 ROW_SECONDS = 30.0
 """The longest that one row may take; above every limit of the sandbox."""
+START_SECONDS = 60.0
+"""What a process may take longer for its first row, which imports what the task needs."""
 MEMORY_BYTES = 4 << 30
 """Address space of a worker: mathematics of large powers takes all there is."""
 
@@ -52,14 +54,13 @@ def score_answers(
     workers: list[_Worker] = []
     try:
         for answer in waiting:
-            workers.append(_Worker(task))
+            workers.append(_Worker(task, row_seconds))
             workers[-1].give(answer)
             if len(workers) == num_workers:
                 break
         while any(worker.answer for worker in workers):
-            for worker in _done(workers, row_seconds):
-                index, score = worker.take(row_seconds)
-                yield index, score
+            for worker in _done(workers):
+                yield worker.take()
                 if (answer := next(waiting, None)) is not None:
                     worker.give(answer)
     finally:
@@ -67,24 +68,23 @@ def score_answers(
             worker.end()
 
 
-def _done(workers: list[_Worker], row_seconds: float) -> list[_Worker]:
+def _done(workers: list[_Worker]) -> list[_Worker]:
     """Workers whose row is scored, or whose process or time is at its end."""
     busy = [worker for worker in workers if worker.answer]
-    first = min(worker.began for worker in busy)
-    ready = wait(
-        [worker.connection for worker in busy], max(0.0, first + row_seconds - time.monotonic())
-    )
-    late = time.monotonic() - row_seconds
-    return [worker for worker in busy if worker.connection in ready or worker.began <= late]
+    seconds = min(worker.deadline for worker in busy) - time.monotonic()
+    ready = wait([worker.connection for worker in busy], max(0.0, seconds))
+    now = time.monotonic()
+    return [worker for worker in busy if worker.connection in ready or worker.deadline <= now]
 
 
 class _Worker:
     """One process and the row it has."""
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, row_seconds: float) -> None:
         self.task = task
+        self.row_seconds = row_seconds
         self.answer: Answer | None = None
-        self.began = 0.0
+        self.deadline = 0.0
         self._start()
 
     def _start(self) -> None:
@@ -97,15 +97,18 @@ class _Worker:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         theirs.close()
+        self.is_new = True
 
     def give(self, answer: Answer) -> None:
         if self.process.poll() is not None:
             self.end()
             self._start()
-        self.answer, self.began = answer, time.monotonic()
+        self.answer = answer
+        self.deadline = time.monotonic() + self.row_seconds + START_SECONDS * self.is_new
+        self.is_new = False
         self.connection.send(answer)
 
-    def take(self, row_seconds: float) -> tuple[int, Score]:
+    def take(self) -> tuple[int, Score]:
         """The row's score; a process that is late or gone is replaced before the next row."""
         assert self.answer is not None
         index, self.answer = self.answer.index, None
@@ -118,7 +121,7 @@ class _Worker:
                 code = self.process.returncode
                 return index, Score(False, None, f"scoring died: exit code {code}")
         self.end()
-        return index, Score(False, None, f"scoring took too long: {row_seconds:g} s")
+        return index, Score(False, None, f"scoring took too long: {self.row_seconds:g} s")
 
     def end(self) -> None:
         self.process.kill()
