@@ -13,11 +13,12 @@ import time
 from dataclasses import asdict
 
 from pipeline.scoring import math500, sandbox
-from pipeline.scoring.evaluate import Evaluation, evaluate
+from pipeline.scoring.evaluate import evaluate
+from pipeline.scoring.summary import Evaluation
 from pipeline.scoring.tasks import TASKS, task_named
 from pipeline.storage import Storage
 
-OK, BAD_INPUT = 0, 2
+OK, BAD_INPUT, INTERRUPTED = 0, 2, 75
 LINE_SECONDS = 5.0
 """How often a terminal is told where it stands."""
 RUNS_PROGRAMS = ("humaneval", "mbpp")
@@ -57,6 +58,9 @@ def run(args: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         print(f"lrd evaluate: {error}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        print("lrd evaluate: interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
     print(describe(result))
     print(json.dumps(asdict(result)))
     return OK

@@ -19,7 +19,7 @@ from jobs import evaluate, prepare, word_problems
 from pipeline import parquet
 from pipeline.rows import Result, row_id
 from pipeline.scoring import math500
-from pipeline.scoring.evaluate import wilson
+from pipeline.scoring.summary import wilson
 from pipeline.scoring.tasks import TASKS
 from pipeline.scoring.workers import Answer, score_answers
 from pipeline.storage import Storage
@@ -133,6 +133,16 @@ def test_again_and_elsewhere(out: Path, tmp_path: Path) -> None:
     place = tmp_path / "elsewhere" / "s.parquet"
     assert call(str(out), "--task", "gsm8k", "--output", str(place)) == 0
     assert pq.read_table(place).equals(pq.read_table(out / ".scores/gsm8k.parquet"))
+
+
+def test_a_row_without_reference_costs_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = {"prompt": ["a", "b"], "answer": [None, "2"]}
+    out = finished_run(tmp_path / "out", [shard], [["#### 1", "#### 2"]], planned=1)
+    assert call(str(out), "--task", "gsm8k") == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["num_correct"], found["wrong"]) == (1, {"no reference": 1})
 
 
 def test_results_without_their_run(out: Path) -> None:

@@ -7,27 +7,24 @@ and can be run again. Knows nothing of any single task, of models or of Ray.
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.ledger import MANIFEST
 from pipeline.parquet import RESULT_SCHEMA, parquet_bytes
+from pipeline.scoring.summary import Evaluation, summarize
 from pipeline.scoring.task import Score, Task
 from pipeline.scoring.workers import Answer, score_answers
 from pipeline.storage import Storage
 
 SCORES = ".scores"
 """Folder of scores under an output: pandas and datasets take any other Parquet there for data."""
-NOT_DECODED = "not decoded"
 _RESULTS = ["row_id", "status", "error", "stop_reason", "num_output_tokens", "num_forwards"]
 _SCHEMA = pa.schema(
     [
@@ -39,30 +36,6 @@ _SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What the scores of one dataset come to. Failed rows count as wrong."""
-
-    task: str
-    num_rows: int
-    num_failed: int
-    num_correct: int
-    accuracy: float
-    accuracy_low: float
-    """Lower end of Wilson's 95 % interval."""
-    accuracy_high: float
-    mean_output_tokens: float | None
-    """The paper's effective tokens, over decoded rows; None where no row was."""
-    mean_forwards: float | None
-    stop_reasons: dict[str, int]
-    wrong: dict[str, int]
-    """Reasons of wrong rows, details left out, most frequent first."""
-    num_shards: int
-    num_shards_planned: int
-    scores: str
-    """Where the rows' scores are."""
 
 
 def evaluate(
@@ -95,7 +68,7 @@ def evaluate(
     if not rows.num_rows:
         raise ValueError(f"{output.uri}: has no rows to score")
     table = _scores(rows, found)
-    result = _evaluation(task, rows, table, len(names), num_planned, folder.path(file))
+    result = summarize(task.name, rows, table, len(names), num_planned, folder.path(file))
     folder.write(file, parquet_bytes(table, {"lrd.evaluation": json.dumps(asdict(result))}))
     return result
 
@@ -124,14 +97,6 @@ def finished_shards(output: Storage, partial: bool = False) -> tuple[list[str], 
             "run, or score what is there with --partial"
         )
     return names, num_planned
-
-
-def wilson(num_correct: int, num_rows: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    z, share = 1.959964, num_correct / num_rows
-    middle = share + z * z / (2 * num_rows)
-    half = z * math.sqrt(share * (1 - share) / num_rows + z * z / (4 * num_rows * num_rows))
-    return (middle - half) / (1 + z * z / num_rows), (middle + half) / (1 + z * z / num_rows)
 
 
 def _scores_place(output: Storage, task: Task, scores: str | None) -> tuple[Storage, str]:
@@ -188,7 +153,7 @@ def _answers(
         kept = table.select(_RESULTS).append_column(_SCHEMA.field("reference"), [references])
         tables.append(kept.replace_schema_metadata(None))
         for number, row in enumerate(table.to_pylist()):
-            if row["status"] == "ok":
+            if row["status"] == "ok" and row[reference] is not None:
                 example = {column: row[column] for column in columns}
                 yield Answer(first + number, row["output_text"], row[reference], example)
         first += table.num_rows
@@ -208,13 +173,15 @@ def _shard(output: Storage, name: str) -> Iterator[pq.ParquetFile]:
         ) from error
 
 
-def _written(reference: Any) -> str:
-    return reference if isinstance(reference, str) else json.dumps(reference, default=str)
+def _written(reference: Any) -> str | None:
+    if reference is None or isinstance(reference, str):
+        return reference
+    return json.dumps(reference, default=str)
 
 
 def _scores(rows: pa.Table, found: dict[int, Score]) -> pa.Table:
     scores = [
-        found.get(index) or Score(False, None, f"{NOT_DECODED}: {error}")
+        found.get(index) or Score(False, None, f"not decoded: {error}" if error else "no reference")
         for index, error in enumerate(rows["error"].to_pylist())
     ]
     columns = {
@@ -226,28 +193,3 @@ def _scores(rows: pa.Table, found: dict[int, Score]) -> pa.Table:
         "reason": [score.reason for score in scores],
     }
     return pa.table(columns, schema=_SCHEMA)
-
-
-def _evaluation(
-    task: Task, rows: pa.Table, scores: pa.Table, num_shards: int, num_planned: int, where: str
-) -> Evaluation:
-    decoded = rows.filter(pc.equal(rows["status"], "ok"))
-    num_correct = pc.sum(scores["correct"]).as_py()
-    low, high = wilson(num_correct, rows.num_rows)
-    reasons = [reason for reason in scores["reason"].to_pylist() if reason]
-    return Evaluation(
-        task=task.name,
-        num_rows=rows.num_rows,
-        num_failed=rows.num_rows - decoded.num_rows,
-        num_correct=num_correct,
-        accuracy=num_correct / rows.num_rows,
-        accuracy_low=low,
-        accuracy_high=high,
-        mean_output_tokens=pc.mean(decoded["num_output_tokens"]).as_py(),
-        mean_forwards=pc.mean(decoded["num_forwards"]).as_py(),
-        stop_reasons=dict(Counter(rows["stop_reason"].to_pylist()).most_common()),
-        wrong=dict(Counter(reason.partition(":")[0] for reason in reasons).most_common()),
-        num_shards=num_shards,
-        num_shards_planned=num_planned,
-        scores=where,
-    )
