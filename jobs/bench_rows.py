@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import torch
 
 from jobs.plain_loop import PlainSample, check, decode_plain
-from jobs.word_problems import final_answer
 from lrd import DecodingConfig, Engine, Request, Sample, decoding, load_model
 from lrd.canvases import Canvases, StopReason
 from lrd.engine import row_seed
 from lrd.models.checkpoint import LoadedModel
 from lrd.prompts import encode_prompt
 from pipeline.buckets import choose_lengths, fitting
+from pipeline.scoring.word_problems import final_answer
 
 EXAMPLES = Path(__file__).parent / "examples"
 SHAPES = 3

@@ -341,10 +341,3 @@ def problems(split: Split, seed: int) -> Iterator[Problem]:
         problem = rng.choice(KINDS)(rng)
         if problem.split == split:
             yield problem
-
-
-def final_answer(text: str) -> str | None:
-    """The number after the last `####`, as written; None where there is none."""
-    _, mark, tail = text.rpartition("####")
-    words = tail.split()
-    return words[0] if mark and words else None

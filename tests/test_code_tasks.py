@@ -93,12 +93,6 @@ def test_most_swapped_operators_are_found(every: int) -> None:
     assert sum(wrong) >= 0.8 * len(changed)
 
 
-def test_a_loop_costs_its_row() -> None:
-    row = {"prompt": 'def f(x):\n    """F."""\n', "entry_point": "f"}
-    score = humaneval.score("    while True: pass", "def check(f):\n    f(1)", row)
-    assert (score.correct, score.reason in ("CPU limit", "time limit")) == (False, True)
-
-
 def test_few_shot_prompts_of_mbpp() -> None:
     row = {"text": "Add.", "test_list": ["assert add(1, 2) == 3"], "code": "def add(a, b): ..."}
     prompt = few_shot_prompt(mbpp.TASK, [row], row)

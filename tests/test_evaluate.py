@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import evaluate, prepare, word_problems
+from jobs import evaluate, prepare
 from pipeline import parquet
 from pipeline.rows import Result, row_id
 from pipeline.scoring import math500
@@ -271,14 +271,15 @@ def test_missing_math_verify_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wilson() -> None:
     assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert wilson(80, 100) == pytest.approx((0.711, 0.867), abs=1e-3)
     assert wilson(263, 500) == pytest.approx((0.4822, 0.5694), abs=1e-4)
 
 
-def test_word_problems_read_as_the_recipe_reads_them() -> None:
+def test_references_of_the_examples() -> None:
     task = TASKS["word-problems"]
     for row in pq.read_table(EXAMPLES).to_pylist()[:50]:
-        assert task.score(row["reference"], row["answer"], row).correct
-        assert word_problems.final_answer(row["reference"]) == row["answer"]
+        score = task.score(row["reference"], row["answer"], row)
+        assert (score.correct, score.extracted) == (True, row["answer"])
 
 
 def prepared(tmp_path: Path, rows: list[dict[str, Any]], *words: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from pipeline.scoring.sandbox import Limits, run_program, walls
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are confined by Linux")
 
-LIMITS = Limits(cpu_seconds=1, wall_seconds=3, memory_bytes=512 << 20, file_bytes=1 << 20)
+LIMITS = Limits(cpu_seconds=1, wall_seconds=2, memory_bytes=512 << 20, file_bytes=1 << 20)
 FORGED = b'{"nonce": "", "error": null, "walls": []}'
 
 HOSTILE = {
