@@ -1,6 +1,6 @@
 """Write a report on a run: one HTML file to look at, and its figures for papers.
 
-    lrd report OUT [--output FILE.html] [--export FOLDER]
+    lrd report OUT [--output FILE.html] [--export FOLDER] [--rows 200]
 
 Reads OUT's files alone, also while the run is going on. Knows nothing of what is in the report.
 """

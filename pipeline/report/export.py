@@ -13,7 +13,7 @@ from pipeline.report.style import PRINT, chart_style
 from pipeline.storage import Storage
 
 PNG_SCALE = 3
-"""Pixels of a PNG for one of its drawing: 1,860 across."""
+"""Pixels of a PNG for one of its drawing: 1,680 across."""
 
 
 def export(figures: Sequence[Figure], folder: Storage) -> list[str]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from pipeline.report.svg import Chart
 
-STOP_LOOKS = {"complete": "s1", "converged": "s2", "eos": "s3", "failed": "s4"}
-"""Stop reason → class, in the order in which they are stacked."""
+STOPS = ("complete", "converged", "eos", "failed")
+"""Stop reasons, in the order in which they are stacked and have the classes s1 … s4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +22,13 @@ class Figure:
     title: str
     caption: str
     chart: Chart
+
+
+def stop_order(stop: str) -> int:
+    """A stop reason's place in a stack; reasons that are not known here come last."""
+    return STOPS.index(stop) if stop in STOPS else len(STOPS)
+
+
+def stop_look(stop: str) -> str:
+    """A stop reason's class."""
+    return f"s{stop_order(stop) + 1}" if stop in STOPS else "s6"

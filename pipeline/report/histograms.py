@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from pipeline.report.counting import Counts
 from pipeline.report.curves import bin_edges, binned, mean, quantile
-from pipeline.report.figure import STOP_LOOKS, Figure
+from pipeline.report.figure import Figure, stop_look, stop_order
 from pipeline.report.reading import Run
 from pipeline.report.svg import Axis, Chart
 
@@ -57,15 +57,13 @@ def _histogram(series: dict[str, tuple[str, Counter[int]]], label: str) -> Chart
         for low, high in pairwise(edges)
     ]
     below = [0] * len(heights)
-    for name, (stop, counter) in sorted(
-        series.items(), key=lambda s: list(STOP_LOOKS).index(s[1][0])
-    ):
+    for name, (stop, counter) in sorted(series.items(), key=lambda entry: stop_order(entry[1][0])):
         rows = binned(counter, edges)
         for low, high, base, number in zip(edges, edges[1:], below, rows, strict=False):
             if number:
-                chart.bar(low - 0.5, high - 0.5, base, base + number, STOP_LOOKS[stop])
+                chart.bar(low - 0.5, high - 0.5, base, base + number, stop_look(stop))
         below = [base + number for base, number in zip(below, rows, strict=True)]
         chart.readings.append((stop if name else "rows", [f"{n:,}" for n in rows]))
         if name:
-            chart.legend.append((STOP_LOOKS[stop], "box", name))
+            chart.legend.append((stop_look(stop), "box", name))
     return chart

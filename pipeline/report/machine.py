@@ -24,7 +24,7 @@ def throughput(found: Timeline) -> Figure | None:
     total = found.committed[-1][1]
     chart = Chart(
         Axis(f"{unit} since the first driver's start", 0.0, last / length),
-        Axis("rows committed", 0, total * 1.05, whole=True),
+        Axis("rows committed", 0, max(1, total) * 1.05, whole=True),
     )
     xs, ys = [0.0], [0.0]
     for seconds, num_rows in found.committed:

@@ -20,7 +20,7 @@ from pipeline.report.curves import (
     refined_by,
     stopped_by,
 )
-from pipeline.report.figure import STOP_LOOKS, Figure
+from pipeline.report.figure import Figure, stop_look, stop_order
 from pipeline.report.reading import Run
 from pipeline.report.samples import Row
 from pipeline.report.svg import Axis, Chart
@@ -47,8 +47,10 @@ def pass_figures(run: Run, counts: Counts, rows: Sequence[Row]) -> list[Figure]:
         _stopped(counts),
         _committed(rows, sampled),
     ]
-    if _refines(run):
-        figures.insert(3, _refined(run, rows, sampled))
+    tau = run.decoding.get("tau_refine", 0.0)
+    refined = refined_by(rows, tau) if _refines(run) else {}
+    if refined:
+        figures.insert(3, _refined(refined, tau, sampled))
     return figures
 
 
@@ -146,9 +148,9 @@ def _stopped(counts: Counts) -> Figure:
     )
     chart.reading_places = [(n, f"by pass {n}") for n in passes]
     below = [0.0] * (last + 1)
-    for stop in sorted(shares, key=list(STOP_LOOKS).index):
+    for stop in sorted(shares, key=stop_order):
         above = [a + b for a, b in zip(below, shares[stop], strict=True)]
-        chart.band(passes, below, above, STOP_LOOKS[stop], "area", stop)
+        chart.band(passes, below, above, stop_look(stop), "area", stop)
         chart.readings.append((stop, [f"{share:.1%}" for share in shares[stop]]))
         below = above
     chart.readings.append(("together", [f"{share:.1%}" for share in below]))
@@ -160,9 +162,7 @@ def _stopped(counts: Counts) -> Figure:
     )
 
 
-def _refined(run: Run, rows: Sequence[Row], sampled: str) -> Figure:
-    tau = run.decoding.get("tau_refine", 0.0)
-    shares = refined_by(rows, tau)
+def _refined(shares: dict[int, float], tau: float, sampled: str) -> Figure:
     xs, ys = list(shares), list(shares.values())
     last = max(*xs, 10)
     xs, ys = [*xs, *range(xs[-1] + 1, last + 1)], ys + [ys[-1]] * (last - xs[-1])

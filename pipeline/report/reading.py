@@ -130,7 +130,6 @@ def batches(
                 )
             yield from parquet.iter_batches(batch_size=num_rows, columns=list(columns))
     except (pa.ArrowException, OSError) as error:
-        # ArrowInvalid is a ValueError too: it comes before ours, which passes through.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{where}: not a whole Parquet file ({reason}); delete it and continue the run with "

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-WIDTH, HEIGHT = 620, 330
+WIDTH, HEIGHT = 560, 310
 LEFT, RIGHT, TOP, BOTTOM = 66, 16, 34, 50
 """Margins in px; the legend stands in the top one."""
 CHARACTER = 6.6

@@ -126,18 +126,22 @@
     slider.value = pass;
     let numOpen = 0;
     let numNow = 0;
+    let numFilled = 0;
     cells.forEach((cell, n) => {
       const when = row.commit[n] || passes();
       const isOpen = when > pass;
       const isNow = when === pass && pass > 0;
       numOpen += isOpen;
-      numNow += isNow;
+      numNow += isNow && row.commit[n] > 0;
+      numFilled += isNow && row.commit[n] === 0;
       cell.classList.toggle("open", isOpen);
       cell.classList.toggle("now", isNow && pass < passes());
       cell.textContent = isOpen ? MASK.repeat(Math.min(12, [...cell.dataset.text].length)) : cell.dataset.text;
     });
     const phase = { r: "refinement", d: "decoding" }[row.phases && row.phases[pass - 1]] || "";
-    const doing = pass === 0 ? "before the first pass, all positions open" : `${phase ? `${phase}: ` : ""}${numNow} committed, ${numOpen} still open`;
+    const filled = numFilled ? `, ${numFilled} filled with EOS` : "";
+    const counts = `${numNow} committed${filled}, ${numOpen} still open`;
+    const doing = pass === 0 ? "before the first pass, all positions open" : `${phase && `${phase}: `}${counts}`;
     part("pass").textContent = `Pass ${pass} of ${passes()}`;
     part("doing").textContent = doing;
     slider.setAttribute("aria-valuetext", `pass ${pass} of ${passes()}: ${doing}`);
