@@ -112,7 +112,7 @@ VARIANTS = [
     ("The answer is the following.\n6", "6"),
     ("The final answer is $\\boxed{9}$ for 10 people", "9"),
 ]
-NOTHING = ["", "I do not know.", "1/0", "v2x", "#### none", "\\boxed{}"]
+NOTHING = ["", "9" * 5000, "I do not know.", "1/0", "v2x", "#### none", "\\boxed{}"]
 
 
 def test_there_are_enough_variants() -> None:
@@ -141,6 +141,10 @@ def test_a_reference_without_a_number_is_named() -> None:
 
 def test_a_base_model_that_goes_on_is_cut() -> None:
     assert gsm8k.score(" 9 * 2 = 18\n#### 18\n\nQuestion: How?\n#### 7", "18", {}).correct
+
+
+def test_an_answer_may_begin_like_an_exemplar() -> None:
+    assert gsm8k.score("\nQuestion: How many?\nAnswer: 18", "18", {}).correct
 
 
 def test_boxes_are_balanced() -> None:

@@ -85,7 +85,10 @@ def raise_walls(folder: str, limits: dict[str, int]) -> list[str]:
         walls.append("another user")
     # After the change of user, which would clear it: this process ends with its parent.
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if own_network or libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0:
+    # A user namespace would end the right to read that `become_nobody` may have kept.
+    if not own_network and os.access(os.__file__, os.R_OK):
+        own_network = libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0
+    if own_network:
         walls.append("no network")
     if landlock(libc, folder):
         walls.append("no writes outside")

@@ -99,7 +99,8 @@ def _value(found: re.Match[str]) -> Fraction | None:
             value = _plain(part["over"]) / _plain(part["under"])
         else:
             value = _plain(part["plain"])
-    except ZeroDivisionError:
+    except (ZeroDivisionError, ValueError):
+        # ValueError: Python reads no integer of more than 4,300 digits.
         return None
     return -value if "-" in (part["sign"], part["inner"]) else value
 

@@ -66,6 +66,10 @@ def compared(correct: bool, extracted: str | None) -> Score:
 
 
 def before(text: str, *marks: str) -> str:
-    """The text up to the first of `marks`: a base model goes on with another exemplar."""
+    """The text up to the first of `marks`: a base model goes on with another exemplar.
+
+    Empty lines at the start go, so that an answer may begin with a mark.
+    """
+    text = text.lstrip("\r\n")
     ends = [found for mark in marks if (found := text.find(mark)) >= 0]
     return text[: min(ends, default=len(text))]
