@@ -262,7 +262,7 @@ def test_a_run_that_is_not_finished(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "not finished: 2 of 3 shards" in seen
     assert "80 of 100 rows are in committed shards" in seen
     assert "A driver on node-7 last gave a sign at 2026-01-02" in seen
-    assert "1 lines of events.jsonl could not be read" in seen
+    assert "Lines of events.jsonl that are unreadable and left out: 1." in seen
 
 
 def test_a_schedule_that_hides_its_phases(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def notices(run: Run, counts: Counts) -> Iterator[str]:
             f"{UNSURE_ENTROPY:g} nats: set --stop-max-entropy, or lower --tau-decode."
         )
     if run.num_bad_events:
-        yield f"{run.num_bad_events} lines of events.jsonl could not be read and are left out."
+        yield f"Lines of events.jsonl that are unreadable and left out: {run.num_bad_events}."
 
 
 def _time(run: Run) -> str:
@@ -142,8 +142,8 @@ def _spread(counts: Counts, stop: str) -> str:
     return f"{mean(forwards):.1f}, {quantile(forwards, 0.5):,}, {max(forwards):,}"
 
 
-def machine(counts: Counts, course: Timeline) -> list[str]:
-    """Drivers with what is not known of time, and replicas; an HTML card each."""
+def machine(run: Run, counts: Counts, course: Timeline) -> tuple[list[str], str]:
+    """Drivers with what is not known of time, and replicas, an HTML card each; below, events."""
     drivers = [
         (
             session.started.isoformat(timespec="seconds"),
@@ -174,10 +174,10 @@ def machine(counts: Counts, course: Timeline) -> list[str]:
             + table(["replica", "rows", "share"], replicas, (1, 2))
             + paragraph(retried if counts.num_retried else "")
         )
-    return parts
+    return parts, _events(run)
 
 
-def events(run: Run) -> str:
+def _events(run: Run) -> str:
     """The latest events under a line that opens them, as HTML."""
     rows = [
         (

@@ -21,8 +21,11 @@ from pipeline.report.reading import read_run
 from pipeline.report.samples import read_rows
 from pipeline.report.timeline import Timeline, timeline
 from pipeline.report.tokens import Tokens, token_texts
-from pipeline.report.viewer import viewer_row
+from pipeline.report.viewer import viewer_data
 from pipeline.storage import Storage
+
+BESIDE = 4
+"""Figures of the first section; with more than two rows of them the next would be far down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,35 +47,21 @@ def make_report(output: Storage, num_viewer_rows: int = 200) -> Report:
     run = read_run(output)
     counts, chosen = count(run, num_viewer_rows)
     rows = read_rows(run, {*chosen.curves, *chosen.viewer})
-    shown = [rows[place] for place in chosen.viewer]
-    tokens = token_texts(run.settings, [row for row in shown if len(row.token_ids)])
+    shown = {place: rows[place] for place in chosen.viewer}
+    tokens = token_texts(run.settings, [row for row in shown.values() if len(row.token_ids)])
     course = timeline(run, counts)
     by_pass = pass_figures(run, counts, [rows[place] for place in chosen.curves])
     by_row = histograms(run, counts)
     by_time = [f for f in (throughput(course), padding(counts)) if f is not None]
     sections = [
-        Section("rows", "Sample viewer", body=_viewer(counts, chosen.viewer, tokens)),
-        Section("convergence", "Convergence", by_pass[:4]),
-        Section("outcome", "Rows and passes", [*by_pass[4:], *by_row], facts.outcome(counts)),
-        Section(
-            "machine",
-            "Throughput and slots",
-            by_time,
-            facts.machine(counts, course),
-            facts.events(run),
-        ),
+        Section("rows", "Sample viewer", body=_viewer(counts, len(shown), tokens)),
+        Section("convergence", "Convergence", by_pass[:BESIDE]),
+        Section("outcome", "Rows and passes", [*by_pass[BESIDE:], *by_row], facts.outcome(counts)),
+        Section("machine", "Throughput and slots", by_time, *facts.machine(run, counts, course)),
         Section("settings", "Settings", cards=facts.settings(run)),
     ]
     data = {
-        "viewer": {
-            "rows": [viewer_row(rows[place], why) for place, why in chosen.viewer.items()],
-            "tokens": tokens.texts,
-            "block_length": run.decoding.get("block_length"),
-            "tau_refine": run.decoding.get("tau_refine"),
-            "tau_decode": run.decoding.get("tau_decode")
-            if run.decoding.get("early_stop")
-            else None,
-        },
+        "viewer": viewer_data(run.decoding, shown, chosen.viewer, tokens),
         "numbers": _numbers(counts, course),
     }
     html = page(
@@ -85,17 +74,17 @@ def make_report(output: Storage, num_viewer_rows: int = 200) -> Report:
     return Report(html, [*by_pass, *by_row, *by_time], counts, run.is_whole)
 
 
-def _viewer(counts: Counts, viewer: dict[Any, str], tokens: Tokens) -> str:
+def _viewer(counts: Counts, num_shown: int, tokens: Tokens) -> str:
     """The viewer's HTML, and how its rows were sampled."""
-    of = "All" if len(viewer) == counts.num_rows else f"{len(viewer):,} of {counts.num_rows:,}"
-    how = (
-        ""
-        if of == "All"
-        else (": the most passes, failed ones, and the rest by the BLAKE2b digest of row_id")
+    sampled = (
+        f"All {num_shown:,} rows."
+        if num_shown == counts.num_rows
+        else f"{num_shown:,} of {counts.num_rows:,} rows: the most passes, failed ones, and the "
+        "rest by the BLAKE2b digest of row_id."
     )
     why_not = f" Tokens are shown as ids: {tokens.why_not}." if tokens.why_not else ""
     html = files("pipeline.report").joinpath("viewer.html").read_text(encoding="utf-8")
-    return paragraph(f"{of} rows{how}.{why_not}") + html
+    return paragraph(sampled + why_not) + html
 
 
 def _numbers(counts: Counts, course: Timeline) -> dict[str, Any]:

@@ -6,12 +6,14 @@ Knows nothing of HTML. Numbers are rounded to what a screen shows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from pipeline.report.counting import Place
 from pipeline.report.samples import Row
+from pipeline.report.tokens import Tokens
 
 MAX_CHARACTERS = 20_000
 """Of a prompt or an answer; what is longer is cut, with a word about it."""
@@ -22,8 +24,24 @@ SHOWN = (
 )
 
 
+def viewer_data(
+    decoding: Mapping[str, Any],
+    rows: Mapping[Place, Row],
+    why: Mapping[Place, str],
+    tokens: Tokens,
+) -> dict[str, Any]:
+    """All that the viewer shows; why: how each row came to be among the sampled ones."""
+    return {
+        "rows": [viewer_row(row, why[place]) for place, row in rows.items()],
+        "tokens": tokens.texts,
+        "block_length": decoding.get("block_length"),
+        "tau_refine": decoding.get("tau_refine"),
+        "tau_decode": decoding.get("tau_decode") if decoding.get("early_stop") else None,
+    }
+
+
 def viewer_row(row: Row, why: str) -> dict[str, Any]:
-    """One row; why: how it came to be among the sampled ones."""
+    """One row."""
     facts, decoding = row.facts, row.decoding_passes
     return {
         "id": facts["row_id"],
