@@ -66,7 +66,7 @@ class Readout:
         self._arrived: torch.cuda.Event | None = None
         if state.stop_B.is_cuda:
             self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(state.stop_B.device))
 
     def reasons(self) -> list[StopReason]:
         """How each row has ended; waits for the pass and the copies, not for later passes."""

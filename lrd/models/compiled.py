@@ -49,7 +49,7 @@ def hidden_of(
     def hidden(embeds_BLD: Tensor, attention_mask_BL: Tensor | None, at_N: Tensor) -> Tensor:
         transformer.prepare(embeds_BLD.shape[1], embeds_BLD.device)
         if how == "graphs":
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):
             states_ND: Tensor = compiled(embeds_BLD, attention_mask_BL, at_N)
         # The graph's next run writes to the memory of this one's result.

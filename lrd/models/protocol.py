@@ -66,7 +66,7 @@ def wants_fixed_shapes(model: DiffusionModel) -> bool:
     """Whether passes should keep their shapes, whatever the samples do: off the CPU, where to
     look at a tensor is to wait for the device, and for a model that is compiled for its shapes.
     """
-    return model.embedding_table.device.type != "cpu" or getattr(model, "compiled", False)
+    return model.embedding_table.device.type != "cpu" or bool(getattr(model, "compiled", False))
 
 
 def is_split(model: DiffusionModel) -> TypeGuard[SplitModel]:
