@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jobs import generate, models, plan, prepare, retry_failed, status, verify
+from jobs import evaluate, generate, models, plan, prepare, report, retry_failed, status, verify
 
 JOBS = {
     "generate": (generate, "decode prompt shards into a result dataset"),
@@ -14,6 +14,8 @@ JOBS = {
     "verify": (verify, "read a whole result dataset and name all that is wrong with it"),
     "retry-failed": (retry_failed, "decode a run's failed rows once more"),
     "prepare": (prepare, "make prompt shards from Parquet, JSONL, CSV or a hub dataset"),
+    "evaluate": (evaluate, "score a result dataset against its references"),
+    "report": (report, "write a report on a run: one HTML file, and figures for papers"),
     "models": (models, "list the models that are known by name"),
 }
 

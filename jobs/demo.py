@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from jobs import generate
-from jobs.word_problems import final_answer
+from pipeline.scoring.word_problems import final_answer
 
 EXAMPLES = Path(__file__).parent / "examples"
 

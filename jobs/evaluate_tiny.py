@@ -9,14 +9,15 @@ final answers, and prints a Markdown table, a row as soon as it is measured. Kno
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from collections.abc import Iterator
 
-from jobs.word_problems import Problem, final_answer, problems
+from jobs.word_problems import Problem, problems
 from lrd import DecodingConfig, decode, load_model
 from lrd.models.protocol import DiffusionModel
 from lrd.prompts import encode_prompt
+from pipeline.scoring.summary import wilson
+from pipeline.scoring.word_problems import final_answer
 
 SETTINGS: dict[str, dict[str, object]] = {
     "baseline, one a pass": {"preset": "baseline"},
@@ -50,14 +51,6 @@ def measure(
     return right, sum(sample.num_forwards for sample in samples) / len(samples)
 
 
-def interval(right: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    z, share = 1.96, right / count
-    middle = share + z * z / (2 * count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (middle - half) / (1 + z * z / count), (middle + half) / (1 + z * z / count)
-
-
 def table(
     model: DiffusionModel, count: int, seed: int, lengths: list[int], only: list[str]
 ) -> Iterator[str]:
@@ -74,7 +67,7 @@ def table(
             )
             began = time.monotonic()
             right, forwards = measure(model, tested, config)
-            low, high = interval(right, count)
+            low, high = wilson(right, count)
             yield (
                 f"| {name} | {gen_length} | {right} of {count} | {right / count:.3f} "
                 f"({low:.3f} to {high:.3f}) | {forwards:.1f} | {time.monotonic() - began:.0f} |"

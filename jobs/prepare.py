@@ -1,9 +1,11 @@
 """Make prompt shards from a Parquet, JSONL, JSON or CSV file, a folder of them, or a hub dataset.
 
     lrd prepare SOURCE --output PROMPTS --rows-per-shard 1000
+    lrd prepare --task gsm8k SOURCE --output PROMPTS [--shots 8 --exemplars TRAIN.parquet]
 
-All columns are kept; which one is the prompt is said to `lrd generate`. The folder appears
-under its name only when it is whole. Knows nothing of models.
+All columns are kept; which one is the prompt is said to `lrd generate`. With a task the column
+`prompt` is made by the task's template (one that is there stays as `source_prompt`). The folder
+appears under its name only when it is whole. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -12,8 +14,12 @@ import argparse
 import shutil
 import sys
 from collections import Counter
+from functools import partial as bound
 from pathlib import Path
 from typing import Any
+
+from pipeline.scoring.task import Task, few_shot_prompt
+from pipeline.scoring.tasks import TASKS, task_named
 
 BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 BAD_INPUT = 2
@@ -26,6 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows-per-shard", type=int, default=1000, help="[1000]")
     parser.add_argument("--split", default="train", help="split of a hub dataset [train]")
     parser.add_argument("--limit", type=int, help="take only the first rows")
+    parser.add_argument("--task", metavar="|".join(TASKS), help="make the column `prompt` for it")
+    shots = ", ".join(f"{task.name} {task.paper_shots}" for task in TASKS.values())
+    parser.add_argument(
+        "--shots",
+        type=int,
+        help=f"prompts for base models, with so many exemplars (the paper's: {shots}) "
+        "[zero-shot prompts for chat models]",
+    )
+    parser.add_argument("--exemplars", help="Parquet of solved examples; its first rows are shown")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,6 +49,12 @@ def run(args: argparse.Namespace) -> int:
         dataset = load_rows(args.source, args.split)
         if args.limit is not None:
             dataset = dataset.select(range(min(args.limit, dataset.num_rows)))
+        if args.task:
+            task = task_named(args.task)
+            exemplars = read_exemplars(task, args.shots, args.exemplars)
+            dataset = with_prompts(dataset, args.source, task, exemplars)
+        elif args.shots is not None or args.exemplars:
+            raise ValueError("--shots and --exemplars are a task's; name it with --task")
         num_shards = write_shards(dataset, Path(args.output), args.rows_per_shard)
     except ValueError as error:
         print(f"lrd prepare: {error}", file=sys.stderr)
@@ -73,6 +94,50 @@ def load_rows(source: str, split: str) -> Any:
         # datasets raises a dozen classes of its own and of its readers for unreadable sources.
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{source}: cannot be read ({reason[0]})") from error
+
+
+def read_exemplars(task: Task, shots: int | None, path: str | None) -> list[Any] | None:
+    """The solved examples to show; None for a chat model's prompt.
+
+    Raises ValueError where --shots and --exemplars do not fit or the file lacks rows or columns.
+    """
+    if shots is None and path is None:
+        return None
+    if shots is None or shots < 0 or bool(shots) != bool(path):
+        raise ValueError(
+            "--shots N and --exemplars FILE.parquet go together; --shots 0 goes without"
+        )
+    if path is None:
+        return []
+    dataset = load_rows(path, "train")
+    _check_columns(path, dataset, task, task.exemplar_columns)
+    if dataset.num_rows < shots:
+        raise ValueError(f"{path}: has {dataset.num_rows} rows, --shots is {shots}")
+    return list(dataset.select(range(shots)))
+
+
+def with_prompts(dataset: Any, source: str, task: Task, exemplars: list[Any] | None) -> Any:
+    """The dataset with the task's column `prompt`; a row without its parts gets null."""
+    _check_columns(source, dataset, task, task.prompt_columns)
+    make = task.chat_prompt if exemplars is None else bound(few_shot_prompt, task, exemplars)
+    prompts = [
+        None if any(row[column] is None for column in task.prompt_columns) else make(row)
+        for row in dataset
+    ]
+    if "prompt" in dataset.column_names:
+        if "source_prompt" in dataset.column_names:
+            raise ValueError(f"{source}: has `prompt` and `source_prompt`; it is prepared already")
+        dataset = dataset.rename_column("prompt", "source_prompt")
+    return dataset.add_column("prompt", prompts)
+
+
+def _check_columns(source: str, dataset: Any, task: Task, columns: tuple[str, ...]) -> None:
+    missing = [column for column in columns if column not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"{source}: no column {', '.join(missing)} for task {task.name}; it has "
+            f"{', '.join(dataset.column_names)}"
+        )
 
 
 def write_shards(dataset: Any, output: Path, rows_per_shard: int) -> int:

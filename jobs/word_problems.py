@@ -359,10 +359,3 @@ def drills(seed: int, num_equations: int = 5) -> Iterator[Problem]:
                 question = " ".join(equation.partition("=")[0] + "?" for equation in chosen)
                 answer = int(chosen[-1].partition("=")[2])
                 yield Problem(question, chosen, answer, f"drill {question}")
-
-
-def final_answer(text: str) -> str | None:
-    """The number after the last `####`, as written; None where there is none."""
-    _, mark, tail = text.rpartition("####")
-    words = tail.split()
-    return words[0] if mark and words else None

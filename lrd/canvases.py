@@ -7,6 +7,7 @@ Legend: B samples, L columns (prompt, canvas, padding), G canvas positions, D wi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from enum import IntEnum
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lrd.config import DecodingConfig
-from lrd.models.protocol import DiffusionModel
+from lrd.models.protocol import DiffusionModel, wants_fixed_shapes
 from lrd.past import PastBeliefs
 
 
@@ -63,6 +64,8 @@ class Canvases:
     """Beliefs of the pass before."""
     has_padding: bool = True
     """Whether any row has columns that hold nothing."""
+    fixed_shapes: bool = False
+    """Whether a pass may not look at what tensors hold, nor let shapes depend on it."""
 
     @property
     def mask(self) -> Tensor | None:
@@ -71,9 +74,17 @@ class Canvases:
 
     @classmethod
     def empty(
-        cls, model: DiffusionModel, config: DecodingConfig, num_samples: int, num_columns: int
+        cls,
+        model: DiffusionModel,
+        config: DecodingConfig,
+        num_samples: int,
+        num_columns: int,
+        fixed_shapes: bool | None = None,
     ) -> Canvases:
-        """B canvases that hold nothing: `stop` is COMPLETE until a prompt is placed."""
+        """B canvases that hold nothing: `stop` is COMPLETE until a prompt is placed.
+
+        fixed_shapes: where not given, what suits the model and its device.
+        """
         B, L, T = num_samples, num_columns, config.max_forwards
         table = model.embedding_table
         device = table.device
@@ -107,6 +118,7 @@ class Canvases:
             kl_trace_BT=floats(B, T, fill=float("nan")),
             entropy_trace_BT=floats(B, T, fill=float("nan")),
             past=PastBeliefs(B, config.block_tokens, table.shape[0], device),
+            fixed_shapes=wants_fixed_shapes(model) if fixed_shapes is None else fixed_shapes,
         )
 
     def place(
@@ -125,13 +137,11 @@ class Canvases:
         if used > L:
             raise ValueError(f"{len(prompt)} prompt tokens do not fit {L - config.gen_length}")
         first = L - used if padding_side == "left" else 0
-        ids_L = torch.full((L,), model.pad_id, dtype=torch.long)
-        mask_L = torch.zeros(L, dtype=torch.long)
-        ids_L[first : first + used] = torch.tensor(prompt + [model.mask_id] * config.gen_length)
-        mask_L[first : first + used] = 1
-        device = self.embeds_BLD.device
-        self.embeds_BLD[row] = model.embed(ids_L.to(device)[None])[0]
-        self.attention_mask_BL[row] = mask_L.to(device)
+        canvas = [model.mask_id] * config.gen_length
+        ids = [model.pad_id] * first + prompt + canvas + [model.pad_id] * (L - first - used)
+        self.embeds_BLD[row] = model.embed(_sent(ids, self.embeds_BLD.device)[None])[0]
+        self.attention_mask_BL[row] = 0
+        self.attention_mask_BL[row, first : first + used] = 1
         self.start_B[row] = first + len(prompt)
         self.canvas_BG[row] = model.mask_id
         for counter in (
@@ -168,6 +178,17 @@ class Canvases:
         for name, value in self._tensors():
             setattr(self, name, torch.cat([value, getattr(others, name)]))
 
+    def outcomes(self) -> Iterator[tuple[str, Tensor]]:
+        """The fields that a sample is made of, by name."""
+        inner = ("embeds_BLD", "attention_mask_BL", "start_B", "refining_B", "calm_B")
+        return (field for field in self._tensors() if field[0] not in inner)
+
     def _tensors(self) -> list[tuple[str, Tensor]]:
         every = ((field.name, getattr(self, field.name)) for field in fields(self))
         return [(name, value) for name, value in every if isinstance(value, Tensor)]
+
+
+def _sent(ids: list[int], device: torch.device) -> Tensor:
+    """Token ids on the device; from pinned memory, so that nobody waits until they are there."""
+    on_host = torch.tensor(ids, dtype=torch.long, pin_memory=device.type == "cuda")
+    return on_host.to(device, non_blocking=True)

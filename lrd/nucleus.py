@@ -27,14 +27,9 @@ would depend on how many it is computed with."""
 
 def enough_rows(rows_N: Tensor) -> Tensor:
     """Indices, the first one repeated where there are some but fewer than `FEWEST_ROWS`."""
-    if not on_cpu(rows_N) or not 0 < len(rows_N) < FEWEST_ROWS:
+    if not 0 < len(rows_N) < FEWEST_ROWS:
         return rows_N
     return torch.cat([rows_N, rows_N[:1].expand(FEWEST_ROWS - len(rows_N))])
-
-
-def on_cpu(x: Tensor) -> bool:
-    """Whether a tensor may be looked at for free, so that shapes may depend on what it holds."""
-    return x.device.type == "cpu"
 
 
 def nucleus(p_NV: Tensor, top_p: float) -> Tensor:
@@ -71,14 +66,16 @@ def _compared(x_NV: Tensor, compare: Callable[..., Tensor], edge_N1: Tensor) -> 
     return compare(x_NV, edge_N1, out=torch.empty_like(x_NV))
 
 
-def expected_embedding(p_NV: Tensor, token_N: Tensor, top_p: float, table_VD: Tensor) -> Tensor:
+def expected_embedding(
+    p_NV: Tensor, token_N: Tensor, top_p: float, table_VD: Tensor, fixed_shapes: bool = False
+) -> Tensor:
     """Σ_v p̄(v)·e_v [N, D] in the table's dtype; token is each position's most probable one.
 
-    On a CPU positions are taken by the size of their nuclei: one token, then as few candidates
-    as suffice, and the whole table only where most of it is needed. Elsewhere shapes are fixed
-    and one matrix product serves all.
+    Positions are taken by the size of their nuclei: one token, then as few candidates as
+    suffice, and the whole table only where most of it is needed. With fixed shapes nothing is
+    looked at, and one matrix product serves all.
     """
-    if not on_cpu(p_NV) or top_p >= 1:
+    if fixed_shapes or top_p >= 1:
         return nucleus(p_NV, top_p).to(table_VD.dtype) @ table_VD
     expected_ND = table_VD[token_N]
     alone_N = p_NV.gather(-1, token_N[:, None])[:, 0] >= top_p
@@ -151,7 +148,7 @@ def has_groups(num_columns: int) -> bool:
 def argmax(x_NV: Tensor) -> Tensor:
     """Ids [N] of the largest values, the lowest among equals (a plain argmax takes 5 passes)."""
     N, V = x_NV.shape
-    if not on_cpu(x_NV) or not has_groups(V):
+    if x_NV.device.type != "cpu" or not has_groups(V):
         return x_NV.argmax(-1)
     grouped_NGg = x_NV.view(N, V // GROUP, GROUP)
     group_N = grouped_NGg.amax(-1).argmax(-1)

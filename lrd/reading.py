@@ -20,21 +20,24 @@ from lrd import nucleus
 from lrd.beliefs import Belief, entropy, log_beliefs
 from lrd.canvases import Canvases
 from lrd.config import DecodingConfig
-from lrd.models.protocol import DiffusionModel, is_split
+from lrd.models.protocol import DiffusionModel, SplitModel, is_split
 from lrd.sampling import choose_tokens, is_any_of, token_confidence, without_tokens
 
 HEAD_ELEMENTS = 1 << 24
 """Logits that the head makes at a time: enough rows that its weights are read seldom."""
 CACHED_ELEMENTS = 1 << 20
 """Logits that a CPU turns into beliefs at a time: they go through its cache several times."""
+CACHED_POSITIONS = 896
+"""Positions that a CPU takes through all blocks together, for each of its threads: what passes
+between two matrix products stays in its cache."""
 LAST = 1e30
 """A doubt that any sure position is below; finite, since closed positions have infinity."""
 
 
 @dataclass(slots=True)
 class Reading:
-    """A pass's beliefs in what is decided by them. On a CPU only open positions are read; the
-    others hold zeros."""
+    """A pass's beliefs in what is decided by them. Unless shapes are fixed only open positions
+    are read; the others hold zeros."""
 
     entropy_BK: Tensor
     kl_BK: Tensor
@@ -58,10 +61,10 @@ def read_block(
     """The forward pass, and the beliefs of the block's positions; `state.past` becomes theirs."""
     B, K = open_BK.shape
     table = model.embedding_table
-    if nucleus.on_cpu(table):
-        rows_N = open_BK.flatten().nonzero()[:, 0]
-    else:  # How many are open is known to the device alone.
+    if state.fixed_shapes:  # How many are open is known to the device alone.
         rows_N = torch.arange(B * K, device=table.device)
+    else:
+        rows_N = open_BK.flatten().nonzero()[:, 0]
 
     def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
         return torch.zeros(B, K, *shape, dtype=dtype, device=table.device)
@@ -87,7 +90,7 @@ def logits_in_chunks(
     """The forward pass: rows of B·K and their logits [n, V], a chunk at a time."""
     logits_of = forward(model, config, state, column_BK, rows_N)
     num_columns = model.embedding_table.shape[0]
-    cached = CACHED_ELEMENTS if nucleus.on_cpu(rows_N) else HEAD_ELEMENTS
+    cached = HEAD_ELEMENTS if state.fixed_shapes else CACHED_ELEMENTS
     place_N = torch.arange(len(rows_N), device=rows_N.device)
     for place_n in _even_parts(place_N, HEAD_ELEMENTS // num_columns):
         logits_nV = logits_of(place_n)
@@ -133,11 +136,28 @@ def _forward(
     if is_split(model):
         B, L, _ = embeds_BLD.shape
         at_BK = torch.arange(B, device=column_BK.device)[:, None] * L + column_BK
-        at_N = at_BK.flatten()[nucleus.enough_rows(rows_N)]
-        hidden_ND = model.hidden(embeds_BLD, state.mask, at_N)
-        return lambda place_n: model.head(hidden_ND[nucleus.enough_rows(place_n)])[: len(place_n)]
+        hidden_ND = hidden(model, embeds_BLD, state, at_BK.flatten()[rows_N])
+        enough = nucleus.enough_rows
+        return lambda place_n: model.head(hidden_ND[enough(place_n)])[: len(place_n)]
     logits_BKV = model.logits(embeds_BLD, state.mask, column_BK)
     return lambda place_n: logits_BKV.flatten(0, 1)[rows_N[place_n]]
+
+
+def hidden(model: SplitModel, embeds_BLD: Tensor, state: Canvases, at_N: Tensor) -> Tensor:
+    """States [N, D] at ascending flat positions, unless shapes are fixed a few canvases at a
+    time."""
+    if state.fixed_shapes:
+        return model.hidden(embeds_BLD, state.mask, at_N)
+    B, L, _ = embeds_BLD.shape
+    parts = []
+    for rows in _even_parts(torch.arange(B), CACHED_POSITIONS * torch.get_num_threads() // L):
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        inside = slice(*torch.searchsorted(at_N, torch.tensor([first * L, last * L])).tolist())
+        at_n = at_N[inside] - first * L
+        mask = None if state.mask is None else state.mask[first:last]
+        states = model.hidden(embeds_BLD[first:last], mask, nucleus.enough_rows(at_n))
+        parts.append(states[: len(at_n)])
+    return torch.cat(parts)
 
 
 def without_prompt(model: DiffusionModel, state: Canvases) -> Tensor:
@@ -169,7 +189,7 @@ def _read(
         field_BK.view(-1)[rows_n] = value_n
     if reading.expected_BKD is not None:
         reading.expected_BKD.flatten(0, 1)[rows_n] = nucleus.expected_embedding(
-            belief.p_NV, belief.token_N, config.top_p, model.embedding_table
+            belief.p_NV, belief.token_N, config.top_p, model.embedding_table, state.fixed_shapes
         )
 
 

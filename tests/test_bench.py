@@ -13,7 +13,7 @@ from random_model import LIVELY, random_model
 from test_engine import PROMPTS
 
 import lrd
-from jobs.bench import decisions
+from jobs.bench_rows import decisions
 from jobs.plain_loop import check, decode_plain
 
 LRD = {"gen_length": 12, "r_f": 0.3, "tau_refine": 0.05, "max_refine_steps": 4}

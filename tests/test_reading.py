@@ -12,7 +12,7 @@ from test_engine import SETTINGS, assert_same, requests, run
 from torch import Tensor
 
 import lrd
-from lrd import nucleus, reading
+from lrd import reading
 from lrd.models.checkpoint import LoadedModel
 from lrd.models.protocol import is_split
 
@@ -67,14 +67,13 @@ def test_chunks_say_the_same(
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_fixed_shapes_say_the_same(
-    setting: str, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fixed_shapes_say_the_same(setting: str, model: LoadedModel) -> None:
     """The way that accelerators go, where nothing may be looked at between passes."""
-    monkeypatch.setattr(nucleus, "on_cpu", lambda x: False)
     asked = requests()
     for passes_a_read in (1, 3):
-        engine = lrd.Engine(model, SETTINGS[setting], 3, 9, passes_a_read=passes_a_read)
+        engine = lrd.Engine(
+            model, SETTINGS[setting], 3, 9, passes_a_read=passes_a_read, fixed_shapes=True
+        )
         for request in asked:
             engine.submit(request)
         samples = []
@@ -111,3 +110,14 @@ def test_hidden_and_head_make_the_logits(model: LoadedModel) -> None:
     at = torch.tensor([0, 5, 11, 12, 15])
     hidden = model.hidden(embeds, mask, at)
     assert torch.allclose(model.head(hidden), logits.flatten(0, 1)[at], atol=1e-5)
+
+
+def test_canvases_go_through_the_blocks_a_few_at_a_time(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer than four open positions in a part are computed as four, as everywhere."""
+    for positions in (1, 21, 45):
+        monkeypatch.setattr(reading, "CACHED_POSITIONS", positions)
+        for setting in ("uneven", "blocks", "guided"):
+            samples, _ = run(model, SETTINGS[setting], requests(), num_slots=5)
+            assert_same(samples, expected(setting))

@@ -13,11 +13,12 @@ import torch
 
 import lrd
 from jobs import train_tiny
-from jobs.evaluate_tiny import distinct, interval, measure
-from jobs.word_problems import KINDS, final_answer, problems
+from jobs.evaluate_tiny import distinct, measure
+from jobs.word_problems import KINDS, problems
 from lrd.models.families import LLADA
 from lrd.models.transformer import Transformer
 from lrd.prompts import encode_prompt
+from pipeline.scoring.word_problems import final_answer
 
 EXAMPLES = Path(train_tiny.__file__).parent / "examples"
 
@@ -123,5 +124,3 @@ def test_the_card_counts_right_answers() -> None:
     ]
     assert right == sum(expected)
     assert forwards == sum(s.num_forwards for s in samples) / 12
-    low, high = interval(80, 100)
-    assert (round(low, 3), round(high, 3)) == (0.711, 0.867)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrd.models.compiled import Compile, check_compile, hidden_of
 from lrd.models.families import family_of
 from lrd.models.hub import download, is_hub_id
 from lrd.models.int8 import int8_packer
@@ -45,9 +46,12 @@ class LoadedModel:
         config: dict[str, Any],
         tokenizer: Any,
         eot_token: str | None = None,
+        compile: Compile = "none",
     ) -> None:
         """eot_token: what ends a chat turn; its id is the tokenizer's."""
         self.transformer = transformer
+        self.compiled = compile != "none"
+        self._hidden = hidden_of(transformer, compile)
         self.tokenizer = tokenizer
         self.max_length = transformer.config.max_length
         self.mask_id = _token_id(config, "mask_token_id", transformer.config.table_rows)
@@ -94,7 +98,7 @@ class LoadedModel:
         """
         if self.transformer.config.logit_shift:
             at = _before(at, embeds, attention_mask)
-        return self.transformer.hidden(embeds, attention_mask, at)
+        return self._hidden(embeds, attention_mask, at)
 
     @torch.no_grad()
     def head(self, hidden: Tensor) -> Tensor:
@@ -116,19 +120,24 @@ def load_model(
     device: str = "cpu",
     dtype: str = "float32",
     revision: str | None = None,
+    compile: Compile = "none",
 ) -> DiffusionModel:
     """The model of a checkpoint folder, a hub id, or `tiny` for the embedded one.
 
     `package.module:factory` names a model of another package (README.md beside this file).
-    dtype: float32, bfloat16, or int8 (weight-only, by torchao). revision: of a hub id. On the
-    device `meta` everything is checked and no weight is read.
+    dtype: float32, bfloat16, or int8 (weight-only, by torchao). revision: of a hub id. compile:
+    none; compile: by torch.compile, for the fixed shapes of an engine's slots; graphs: the same
+    as CUDA graphs. On the device `meta` everything is checked and no weight is read.
     Raises ValueError for what is missing or does not fit, with every difference named at once.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported; choose from {', '.join(DTYPES)}")
     target = _device(device)
+    check_compile(compile, target)
     if is_plug(str(path_or_id)):
         _refuse_revision(path_or_id, revision)
+        if compile != "none":
+            raise ValueError(f"{path_or_id} compiles itself or not at all; drop compile {compile}")
         return load_plug(str(path_or_id), device, dtype)
     pack = int8_packer() if dtype == "int8" else None
     folder = checkpoint_folder(path_or_id, revision)
@@ -140,7 +149,9 @@ def load_model(
     names = family.tensor_names(transformer.config)
     load_weights(transformer, names, folder, family.name, target, DTYPES[dtype], pack)
     transformer.requires_grad_(False).eval()
-    return LoadedModel(transformer, config, tokenizer, family.eot_token)
+    if target.type == "cuda" and pack is None:
+        transformer.fuse()
+    return LoadedModel(transformer, config, tokenizer, family.eot_token, compile)
 
 
 def checkpoint_folder(path_or_id: str | Path, revision: str | None = None) -> Path:

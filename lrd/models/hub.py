@@ -7,9 +7,12 @@ credentials, its offline mode (HF_HUB_OFFLINE).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-FILES = ("*.json", "*.safetensors", "merges.txt", "*.jinja")
+TOKENIZER_FILES = ("*.json", "merges.txt", "*.jinja")
+"""What a tokenizer is made from: all but the weights."""
+FILES = (*TOKENIZER_FILES, "*.safetensors")
 """Never code (*.py) and never pickles (*.bin, *.pt)."""
 
 
@@ -18,10 +21,11 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
 
 
-def download(hub_id: str, revision: str | None) -> Path:
+def download(hub_id: str, revision: str | None, files: Sequence[str] = FILES) -> Path:
     """The snapshot folder of a hub repository, downloaded where the cache lacks it.
 
-    revision: branch, tag or commit; the repository's main branch where there is none.
+    revision: branch, tag or commit; the repository's main branch where there is none. files:
+    patterns of the names to have.
     Raises ValueError where the repository or revision does not exist, is not permitted or
     cannot be reached.
     """
@@ -30,7 +34,7 @@ def download(hub_id: str, revision: str | None) -> Path:
 
     try:
         folder = huggingface_hub.snapshot_download(
-            hub_id, revision=revision, allow_patterns=list(FILES), ignore_patterns=["*/*"]
+            hub_id, revision=revision, allow_patterns=list(files), ignore_patterns=["*/*"]
         )
     # Without a connection or a cached copy huggingface_hub raises kinds of OSError.
     except (HfHubHTTPError, HFValidationError, OSError) as error:

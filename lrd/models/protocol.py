@@ -62,6 +62,13 @@ class SplitModel(DiffusionModel, Protocol):
         ...
 
 
+def wants_fixed_shapes(model: DiffusionModel) -> bool:
+    """Whether passes should keep their shapes, whatever the samples do: off the CPU, where to
+    look at a tensor is to wait for the device, and for a model that is compiled for its shapes.
+    """
+    return model.embedding_table.device.type != "cpu" or bool(getattr(model, "compiled", False))
+
+
 def is_split(model: DiffusionModel) -> TypeGuard[SplitModel]:
     """Whether the model's class has both. A wrapper that changes `logits` and passes on what it
     lacks does not: nothing may go past what it changes."""

@@ -78,6 +78,10 @@ def rotate(x_BHLE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
     """Every query over every real key: [B, H, L, E] and two [B, K, L, E] to [B, H, L, E]."""
+    if key_mask is not None and query.device.type != "cpu":
+        # CUDA's kernel for masks shares no kv heads; without this a plain one would do all.
+        times = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(times, dim=1) for x in (key, value))
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=key_mask, enable_gqa=key.shape[1] != query.shape[1]
     )
@@ -101,6 +105,38 @@ class Block(nn.Module):
         self.gate = nn.Linear(c.width, c.mlp_width, bias=False)
         self.up = nn.Linear(c.width, c.mlp_width, bias=False)
         self.down = nn.Linear(c.mlp_width, c.width, bias=False)
+        self.query_key_value: nn.Linear | None = None
+        self.gate_up: nn.Linear | None = None
+
+    def fuse(self) -> None:
+        """One matrix product for query, key and value, and one for gate and up: for inference
+        on a GPU, whose kernels gain by it. The names of the parameters are then no family's."""
+        self.query_key_value = _joined(self.query, self.key, self.value)
+        del self.query, self.key, self.value
+        self.gate_up = _joined(self.gate, self.up)
+        del self.gate, self.up
+
+    def _attended(self, x_BLD: Tensor, cos: Tensor, sin: Tensor, key_mask: Tensor | None) -> Tensor:
+        query, key, value = self._project(self.attention_norm(x_BLD))
+        attended = self.attend(rotate(query, cos, sin), rotate(key, cos, sin), value, key_mask)
+        return attended.transpose(1, 2).reshape(x_BLD.shape)
+
+    def _project(self, h_BLD: Tensor) -> tuple[Tensor, ...]:
+        """Queries [B, H, L, E], keys and values [B, K, L, E]."""
+        B, L, D = h_BLD.shape
+        if self.query_key_value is None:
+            parts = self.query(h_BLD), self.key(h_BLD), self.value(h_BLD)
+        else:
+            kv_width = D // self.num_heads * self.num_kv_heads
+            parts = self.query_key_value(h_BLD).split([D, kv_width, kv_width], dim=-1)
+        return tuple(x.view(B, L, -1, D // self.num_heads).transpose(1, 2) for x in parts)
+
+    def _rise(self, h: Tensor) -> Tensor:
+        if self.gate_up is None:
+            gate, up = self.gate(h), self.up(h)
+        else:
+            gate, up = self.gate_up(h).chunk(2, dim=-1)
+        return F.silu(gate) * up
 
     def forward(
         self,
@@ -112,19 +148,24 @@ class Block(nn.Module):
     ) -> Tensor:
         """[B, L, D], or [N, D] at the flat positions [N] alone: all are attended to, but only
         these go on to the MLP."""
-        B, L, D = x_BLD.shape
-        h = self.attention_norm(x_BLD)
-        query = self.query(h).view(B, L, self.num_heads, -1).transpose(1, 2)
-        key = self.key(h).view(B, L, self.num_kv_heads, -1).transpose(1, 2)
-        value = self.value(h).view(B, L, self.num_kv_heads, -1).transpose(1, 2)
-        attended = self.attend(rotate(query, cos, sin), rotate(key, cos, sin), value, key_mask)
-        x, attended = x_BLD, attended.transpose(1, 2).reshape(B, L, D)
+        x, attended = x_BLD, self._attended(x_BLD, cos, sin, key_mask)
         if at_N is not None:
             x, attended = x.flatten(0, 1)[at_N], attended.flatten(0, 1)[at_N]
         x = x + self.output(attended)
-        h = self.mlp_norm(x)
-        out: Tensor = x + self.down(F.silu(self.gate(h)) * self.up(h))
+        del attended
+        out: Tensor = x + self.down(self._rise(self.mlp_norm(x)))
         return out
+
+
+def _joined(*layers: nn.Linear) -> nn.Linear:
+    """One layer with the outputs of several, in their order."""
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    width_in, width_out = layers[0].in_features, sum(layer.out_features for layer in layers)
+    joined = nn.Linear(width_in, width_out, bias=bool(biases), device="meta")
+    joined.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), False)
+    if biases:
+        joined.bias = nn.Parameter(torch.cat(biases), False)
+    return joined
 
 
 class Transformer(nn.Module):
@@ -161,6 +202,7 @@ class Transformer(nn.Module):
             real_BL = attention_mask_BL.bool()
             positions_BL = (real_BL.long().cumsum(-1) - 1).clamp(min=0)
             key_mask = real_BL[:, None, None, :]
+        self.prepare(L, embeds_BLD.device)
         cos, sin = self._rotary(positions_BL, embeds_BLD.dtype)
         x = embeds_BLD
         for number, block in enumerate(self.blocks, start=1):
@@ -168,19 +210,31 @@ class Transformer(nn.Module):
         normed: Tensor = self.norm(x)
         return normed
 
-    def _rotary(self, positions_BL: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosine and sine [B, 1, L, E], looked up in a table made once for all positions."""
-        length, config, table = positions_BL.shape[1], self.config, self._table
-        if table is None or len(table[0]) < length or table[0].device != positions_BL.device:
+    def fuse(self) -> None:
+        """`Block.fuse` for all, one after the other: one block stands twice in memory at most."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.fuse()
+        if self.embedding.weight.is_cuda:
+            torch.cuda.empty_cache()
+
+    def prepare(self, length: int, device: torch.device) -> None:
+        """Make cosines and sines of so many positions once, before a pass needs them."""
+        config, table = self.config, self._table
+        if table is None or len(table[0]) < length or table[0].device != device:
             # An inference tensor could not serve in training.
             with torch.inference_mode(False):
-                columns_1L = torch.arange(length, device=positions_BL.device)[None]
+                columns_1L = torch.arange(length, device=device)[None]
                 cos, sin = rotary_table(
                     columns_1L, config.width // config.num_heads, config.rope_theta
                 )
-            table = self._table = cos[0, 0], sin[0, 0]
-        cos, sin = (table_LE[positions_BL][:, None] for table_LE in table)
-        if not config.rope_in_float32:
+            self._table = cos[0, 0], sin[0, 0]
+
+    def _rotary(self, positions_BL: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosine and sine [B, 1, L, E], looked up in the table."""
+        assert self._table is not None
+        cos, sin = (table_LE[positions_BL][:, None] for table_LE in self._table)
+        if not self.config.rope_in_float32:
             cos, sin = cos.to(dtype), sin.to(dtype)
         return cos, sin
 

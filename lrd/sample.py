@@ -1,0 +1,112 @@
+"""A decoded canvas and how it came about, and how it is read off the state of its batch.
+
+Knows nothing of slots, queues or passes to come.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lrd.canvases import Canvases, StopReason
+from lrd.models.protocol import DiffusionModel
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A decoded canvas and how it came about."""
+
+    key: Any
+    canvas: list[int]
+    """All gen_length token ids."""
+    text: str | None
+    """The tokens before the first EOS; None where the model has no tokenizer."""
+    num_output_tokens: int
+    """Tokens before the first EOS: the paper's effective tokens."""
+    commit_step: list[int]
+    """1-based pass that committed each position; 0 where EOS filled the rest undecoded."""
+    num_forwards: int
+    refine_steps: int
+    decode_steps: int
+    blocks: int
+    """Blocks that were decoded, the last one included."""
+    stop_reason: Literal["converged", "complete", "eos", "failed"]
+    """How the last block ended."""
+    open_at_stop: int
+    """Positions that early stops committed unsettled, over all blocks."""
+    max_entropy_at_stop: float
+    """Largest entropy among them, nats; 0 where there are none."""
+    refine_converged: bool
+    """Every refinement phase ended by tau_refine; False where there was none."""
+    kl_trace: list[float]
+    """D_t of Eq. 6 a pass, nats; NaN in a block's first pass."""
+    entropy_trace: list[float]
+    """Mean entropy of the open positions a pass, nats."""
+    mean_mix_weight: float
+    """Mean α of all soft embeddings that were formed; 0 where there were none."""
+    error: str | None
+    """Why the sample failed."""
+    seconds: float
+    """Wall time in its slot, shared with the other slots."""
+
+
+class Readout:
+    """What samples are made of, on the host: the canvases as they were after one pass.
+
+    A row that has ended does not change any more, so it may be read at any later time.
+    """
+
+    def __init__(self, state: Canvases, copied: bool) -> None:
+        """copied: into pinned memory while the device goes on; otherwise the state itself is
+        read, where the host can."""
+        self._fields = {name: _on_host(value, copied) for name, value in state.outcomes()}
+        self._arrived: torch.cuda.Event | None = None
+        if state.stop_B.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(state.stop_B.device))
+
+    def reasons(self) -> list[StopReason]:
+        """How each row has ended; waits for the pass and the copies, not for later passes."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return [StopReason(value) for value in self._fields["stop_B"].tolist()]
+
+    def sample(self, row: int, model: DiffusionModel, key: Any, seconds: float) -> Sample:
+        """The sample of a row that has ended; `reasons` has been called."""
+        of = {name: value[row].tolist() for name, value in self._fields.items()}
+        canvas = of["canvas_BG"]
+        length = canvas.index(model.eos_id) if model.eos_id in canvas else len(canvas)
+        num_forwards = of["refine_steps_B"] + of["decode_steps_B"]
+        num_mixed, reason = of["mix_weight_count_B"], StopReason(of["stop_B"])
+        failed = reason is StopReason.FAILED
+        text = None
+        if model.tokenizer is not None:
+            text = model.tokenizer.decode(canvas[:length], skip_special_tokens=True)
+        return Sample(
+            key=key,
+            canvas=canvas,
+            text=text,
+            num_output_tokens=length,
+            commit_step=of["commit_step_BG"],
+            num_forwards=num_forwards,
+            refine_steps=of["refine_steps_B"],
+            decode_steps=of["decode_steps_B"],
+            blocks=of["block_B"] + 1,
+            stop_reason=reason.name.lower(),  # type: ignore[arg-type]
+            open_at_stop=of["open_at_stop_B"],
+            max_entropy_at_stop=of["max_entropy_at_stop_B"],
+            refine_converged=of["all_phases_converged_B"],
+            kl_trace=of["kl_trace_BT"][:num_forwards],
+            entropy_trace=of["entropy_trace_BT"][:num_forwards],
+            mean_mix_weight=of["mix_weight_sum_B"] / num_mixed if num_mixed else 0.0,
+            seconds=seconds,
+            error=f"non-finite logits in pass {num_forwards}" if failed else None,
+        )
+
+
+def _on_host(x: Tensor, copied: bool) -> Tensor:
+    """A copy that does not wait lands in pinned memory."""
+    return x.to("cpu", non_blocking=copied, copy=copied)

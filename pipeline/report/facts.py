@@ -1,0 +1,233 @@
+"""The report's words and tables: head, notices, tiles, outcome, machine, settings.
+
+Knows nothing of figures or storage. Returns texts, or HTML in which every text is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.report.counting import UNSURE_ENTROPY, Counts
+from pipeline.report.curves import mean, quantile
+from pipeline.report.machine import padding_share
+from pipeline.report.page import Tile, folded, heading, paragraph, table
+from pipeline.report.reading import Run
+from pipeline.report.timeline import Timeline
+
+MAX_EVENTS = 200
+"""Events that are listed, the latest."""
+MAX_REASONS_SHOWN = 50
+MAX_CHARACTERS = 300
+"""Of an event's facts or a failure's reason."""
+
+
+def head(run: Run, counts: Counts) -> tuple[str, str, tuple[str, str]]:
+    """Title, subtitle, and the mark beside the title."""
+    subtitle = f"{run.output.uri} · model {run.settings.get('model')} · begun {run.created}"
+    if not run.is_whole:
+        mark = ("warn", f"not finished: {len(run.shards)} of {len(run.planned_rows)} shards")
+    elif counts.num_failed:
+        mark = ("bad", f"finished, {counts.num_failed:,} rows failed")
+    else:
+        mark = ("good", "finished, every row ok")
+    return "Decoding run", subtitle, mark
+
+
+def notices(run: Run, counts: Counts) -> Iterator[str]:
+    """What a reader has to know before any number."""
+    if not run.is_whole:
+        last = f" Its last event: {run.events[-1].what}, {_time(run)}." if run.events else ""
+        yield (
+            f"This run is going on or was interrupted: {counts.num_rows:,} of "
+            f"{sum(run.planned_rows):,} rows are in committed shards, and this report is on these "
+            f"alone.{last}{_driver(run)} The same lrd generate command continues it."
+        )
+    if counts.num_ok == 0:
+        yield "No row was decoded, so there are no curves; the reasons are below."
+    if counts.num_unsure:
+        yield (
+            f"{counts.num_unsure:,} early stops committed positions of entropy above "
+            f"{UNSURE_ENTROPY:g} nats: set --stop-max-entropy, or lower --tau-decode."
+        )
+    if run.num_bad_events:
+        yield f"Lines of events.jsonl that are unreadable and left out: {run.num_bad_events}."
+
+
+def _time(run: Run) -> str:
+    return run.events[-1].time.isoformat(timespec="seconds")
+
+
+def _driver(run: Run) -> str:
+    """What the driver's lease says, where one is there."""
+    if not run.driver:
+        return ""
+    if run.driver.get("released"):
+        return " No driver is at work."
+    return (
+        f" A driver on {run.driver.get('host')} last gave a sign at {run.driver.get('time')} and "
+        "has not signed off."
+    )
+
+
+def tiles(run: Run, counts: Counts, course: Timeline) -> Iterator[Tile]:
+    """The numbers at the top."""
+    failed = f"{counts.num_failed:,} failed" if counts.num_failed else "none failed"
+    yield Tile(f"{counts.num_rows:,}", "rows", failed)
+    if counts.num_ok:
+        forwards, tokens = counts.all_forwards, counts.output_tokens
+        length = run.decoding.get("gen_length", 0)
+        yield Tile(
+            f"{mean(forwards):.1f}",
+            "forward passes a row",
+            f"median {quantile(forwards, 0.5):,}; one token a pass: {length:,}",
+        )
+        yield Tile(
+            f"{mean(tokens):.1f}",
+            "effective tokens a row",
+            f"{mean(tokens) / mean(forwards):.2f} a forward pass",
+        )
+        (stop, number), *_ = counts.stops.most_common(1)
+        yield Tile(f"{number / counts.num_ok:.0%}", f"stopped as {stop}", f"{number:,} rows")
+    rate = _rate(course)
+    if rate is not None:
+        yield Tile(f"{rate:,.2f}", "rows a second", "from drivers' starts to their ends")
+    if course.occupancy is not None:
+        yield Tile(f"{course.occupancy:.0%}", "of slots held a row", "start and end included")
+    if counts.buckets:
+        yield Tile(f"{padding_share(counts):.0%}", "padding", "of the prompt places in slots")
+
+
+def _rate(course: Timeline) -> float | None:
+    seconds = sum(session.seconds for session in course.sessions if session.num_rows)
+    rows = sum(session.num_rows for session in course.sessions)
+    return rows / seconds if seconds and rows else None
+
+
+def outcome(counts: Counts) -> list[str]:
+    """Stop reasons and failures, an HTML card each."""
+    refined = counts.num_refined / counts.num_ok if counts.num_ok else 0.0
+    stops = [
+        (stop, f"{number:,}", f"{number / counts.num_ok:.1%}", _spread(counts, stop))
+        for stop, number in counts.stops.most_common()
+    ]
+    failures = [
+        (_cut(reason), f"{number:,}")
+        for reason, number in counts.reasons.most_common(MAX_REASONS_SHOWN)
+    ]
+    parts = []
+    if stops:
+        parts.append(
+            heading("How rows stopped")
+            + table(["stop reason", "rows", "share", "passes: mean, median, most"], stops, (1, 2))
+            + paragraph(
+                f"In {refined:.1%} of rows every refinement phase ended by tau_refine. Mean α of "
+                f"soft embeddings: {counts.mix_weight / counts.num_ok:.3f}."
+            )
+        )
+    parts.append(
+        heading("Failures by reason")
+        + (
+            table(["reason, numbers as N", "rows"], failures, (1,), "pairs")
+            if failures
+            else paragraph("No row failed.")
+        )
+    )
+    return parts
+
+
+def _spread(counts: Counts, stop: str) -> str:
+    forwards = counts.forwards[stop]
+    return f"{mean(forwards):.1f}, {quantile(forwards, 0.5):,}, {max(forwards):,}"
+
+
+def machine(run: Run, counts: Counts, course: Timeline) -> tuple[list[str], str]:
+    """Drivers with what is not known of time, and replicas, an HTML card each; below, events."""
+    drivers = [
+        (
+            session.started.isoformat(timespec="seconds"),
+            "finished" if session.ended else "no end on record",
+            _length(session.seconds),
+            f"{session.num_shards:,}",
+            f"{session.num_rows:,}",
+        )
+        for session in course.sessions
+    ]
+    replicas = [
+        (name, f"{number:,}", f"{number / counts.num_rows:.1%}")
+        for name, number in sorted(counts.replicas.items())
+    ]
+    parts = []
+    if drivers:
+        parts.append(
+            heading("Drivers")
+            + table(["started", "end", "length", "shards", "rows in them"], drivers, (2, 3, 4))
+            + "".join(map(paragraph, course.notes))
+        )
+    else:
+        parts.append(heading("Time") + "".join(map(paragraph, course.notes)))
+    if replicas:
+        retried = f"{counts.num_retried:,} rows were tried more than once."
+        parts.append(
+            heading("Replicas")
+            + table(["replica", "rows", "share"], replicas, (1, 2))
+            + paragraph(retried if counts.num_retried else "")
+        )
+    return parts, _events(run)
+
+
+def _events(run: Run) -> str:
+    """The latest events under a line that opens them, as HTML."""
+    rows = [
+        (
+            event.time.isoformat(timespec="seconds"),
+            event.what,
+            _cut(", ".join(f"{name} {_plain(value)}" for name, value in event.facts.items())),
+        )
+        for event in run.events[-MAX_EVENTS:]
+    ]
+    if not rows:
+        return ""
+    which = "" if len(rows) == len(run.events) else f", the last {len(rows)}"
+    return folded(
+        f"{len(run.events):,} events{which}", table(["time", "event", "what it says"], rows)
+    )
+
+
+def settings(run: Run) -> list[str]:
+    """Settings and fingerprint, an HTML card each."""
+    rest = {name: value for name, value in run.settings.items() if name != "decoding"}
+    names = {
+        name: value
+        for name, value in run.fingerprint.items()
+        if name in ("version", "dtype", "model")
+    }
+    inputs = run.fingerprint.get("input", {})
+    return [
+        heading("Decoding") + _pairs(run.decoding),
+        heading("Run") + _pairs(rest),
+        heading("Fingerprint")
+        + _pairs(names)
+        + folded(f"{len(inputs):,} input files and their SHA-256", _pairs(inputs)),
+    ]
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return table(["name", "value"], [(n, _plain(v)) for n, v in values.items()], look="pairs")
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…"
+
+
+def _length(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

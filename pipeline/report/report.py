@@ -1,0 +1,101 @@
+"""A run's folder → its report: what is read, counted and drawn, in that order.
+
+Knows no command line and prints nothing. Equal files give an equal report: nothing in it tells
+when or where it was made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from pipeline.report import facts
+from pipeline.report.counting import Counts, count
+from pipeline.report.figure import Figure
+from pipeline.report.histograms import histograms
+from pipeline.report.machine import padding, throughput
+from pipeline.report.page import Section, page, paragraph
+from pipeline.report.passes import pass_figures
+from pipeline.report.reading import read_run
+from pipeline.report.samples import read_rows
+from pipeline.report.timeline import Timeline, timeline
+from pipeline.report.tokens import Tokens, token_texts
+from pipeline.report.viewer import viewer_data
+from pipeline.storage import Storage
+
+BESIDE = 4
+"""Figures of the first section; with more than two rows of them the next would be far down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A report that is ready to be written."""
+
+    html: str
+    figures: list[Figure]
+    counts: Counts
+    is_whole: bool
+    """Whether every shard of the run is committed."""
+
+
+def make_report(output: Storage, num_viewer_rows: int = 200) -> Report:
+    """The report on what lies under an output folder; num_viewer_rows: of the sample viewer.
+
+    Raises ValueError, with the file and what to do, where there is nothing to report on.
+    """
+    run = read_run(output)
+    counts, chosen = count(run, num_viewer_rows)
+    rows = read_rows(run, {*chosen.curves, *chosen.viewer})
+    shown = {place: rows[place] for place in chosen.viewer}
+    tokens = token_texts(run.settings, [row for row in shown.values() if len(row.token_ids)])
+    course = timeline(run, counts)
+    by_pass = pass_figures(run, counts, [rows[place] for place in chosen.curves])
+    by_row = histograms(run, counts)
+    by_time = [f for f in (throughput(course), padding(counts)) if f is not None]
+    sections = [
+        Section("rows", "Sample viewer", body=_viewer(counts, len(shown), tokens)),
+        Section("convergence", "Convergence", by_pass[:BESIDE]),
+        Section("outcome", "Rows and passes", [*by_pass[BESIDE:], *by_row], facts.outcome(counts)),
+        Section("machine", "Throughput and slots", by_time, *facts.machine(run, counts, course)),
+        Section("settings", "Settings", cards=facts.settings(run)),
+    ]
+    data = {
+        "viewer": viewer_data(run.decoding, shown, chosen.viewer, tokens),
+        "numbers": _numbers(counts, course),
+    }
+    html = page(
+        *facts.head(run, counts),
+        facts.notices(run, counts),
+        facts.tiles(run, counts, course),
+        sections,
+        data,
+    )
+    return Report(html, [*by_pass, *by_row, *by_time], counts, run.is_whole)
+
+
+def _viewer(counts: Counts, num_shown: int, tokens: Tokens) -> str:
+    """The viewer's HTML, and how its rows were sampled."""
+    sampled = (
+        f"All {num_shown:,} rows."
+        if num_shown == counts.num_rows
+        else f"{num_shown:,} of {counts.num_rows:,} rows: the most passes, failed ones, and the "
+        "rest by the BLAKE2b digest of row_id."
+    )
+    why_not = f" Tokens are shown as ids: {tokens.why_not}." if tokens.why_not else ""
+    html = files("pipeline.report").joinpath("viewer.html").read_text(encoding="utf-8")
+    return paragraph(sampled + why_not) + html
+
+
+def _numbers(counts: Counts, course: Timeline) -> dict[str, Any]:
+    """The counts behind the page, for programs that read it."""
+    return {
+        "num_rows": counts.num_rows,
+        "num_failed": counts.num_failed,
+        "reasons": dict(counts.reasons.most_common()),
+        "stops": dict(counts.stops.most_common()),
+        "forwards": dict(sorted(counts.all_forwards.items())),
+        "output_tokens": dict(sorted(counts.output_tokens.items())),
+        "num_unsure": counts.num_unsure,
+        "occupancy": course.occupancy,
+    }

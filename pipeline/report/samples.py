@@ -1,0 +1,103 @@
+"""The chosen rows, read whole; what each of their passes did.
+
+Knows nothing of charts. Memory: the chosen rows and one batch of a shard.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.report.counting import Place
+from pipeline.report.reading import Run, batches
+
+BATCH_ROWS = 256
+"""Rows read at a time: with canvases and traces of a thousand entries a few megabytes."""
+FACTS = (
+    *("row_id", "status", "error", "output_text", "num_output_tokens", "num_prompt_tokens"),
+    *("num_forwards", "refine_steps", "decode_steps", "blocks", "stop_reason", "open_at_stop"),
+    *("max_entropy_at_stop", "mean_mix_weight", "bucket", "seconds", "replica", "attempts"),
+)
+LISTS = ("output_token_ids", "kl_trace", "entropy_trace", "commit_step")
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One result row. The arrays are empty where a failed row has none."""
+
+    facts: dict[str, Any]
+    """The scalar columns, and the prompt as `prompt`."""
+    token_ids: Ints
+    kl: Floats
+    """D_t of each pass, nats; NaN in a block's first."""
+    entropy: Floats
+    """Mean entropy of the open positions at each pass, nats."""
+    commit_step: Ints
+    """1-based pass that committed each position; 0 where none did."""
+
+    @property
+    def decoding_passes(self) -> npt.NDArray[np.bool_] | None:
+        """Which passes belong to decoding, the others to refinement; None where it is not known.
+
+        A decode pass commits at least one position, save under a schedule of more steps than
+        tokens: there the phases can be told apart only where refinement comes first and once.
+        """
+        num_passes = len(self.kl)
+        decoding = np.zeros(num_passes, bool)
+        decoding[self.commit_step[self.commit_step > 0] - 1] = True
+        if decoding.sum() == self.facts["decode_steps"]:
+            return decoding
+        if self.facts["blocks"] == 1 and not decoding[: self.facts["refine_steps"]].any():
+            return np.arange(num_passes) >= self.facts["refine_steps"]
+        return None
+
+
+def read_rows(run: Run, places: Iterable[Place]) -> dict[Place, Row]:
+    """The rows at these places; ValueError where a shard is damaged."""
+    wanted: dict[int, set[int]] = defaultdict(set)
+    for place in places:
+        wanted[place.shard].add(place.row)
+    prompt = run.settings.get("prompt_column", "prompt")
+    rows = {}
+    for shard, numbers in sorted(wanted.items()):
+        first = 0
+        for batch in batches(run, run.shards[shard], [prompt, *FACTS, *LISTS], BATCH_ROWS):
+            inside = sorted(n for n in numbers if first <= n < first + batch.num_rows)
+            if inside:
+                taken = batch.take(pa.array([n - first for n in inside]))
+                for number, row in zip(inside, _rows(taken, prompt), strict=True):
+                    rows[Place(shard, number)] = row
+            first += batch.num_rows
+    return rows
+
+
+def _rows(batch: pa.RecordBatch, prompt: str) -> list[Row]:
+    facts = batch.select(list(FACTS)).to_pylist()
+    prompts = batch.column(prompt).to_pylist()
+    return [
+        Row(
+            facts={**fact, "prompt": text},
+            token_ids=_array(batch, "output_token_ids", n, np.int32),
+            kl=_array(batch, "kl_trace", n, np.float32),
+            entropy=_array(batch, "entropy_trace", n, np.float32),
+            commit_step=_array(batch, "commit_step", n, np.int32),
+        )
+        for n, (fact, text) in enumerate(zip(facts, prompts, strict=True))
+    ]
+
+
+def _array(batch: pa.RecordBatch, column: str, row: int, dtype: Any) -> npt.NDArray[Any]:
+    """One row's list, a copy of its own; null entries are NaN, a null list is empty."""
+    values = batch.column(column)[row].values
+    if values is None:
+        return np.empty(0, dtype)
+    return np.array(values.to_numpy(zero_copy_only=False), dtype)

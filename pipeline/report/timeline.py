@@ -1,0 +1,134 @@
+"""When what was finished, as far as the files tell: drivers, shards, deaths, slots in use.
+
+Knows nothing of charts. A row's result does not say when it was finished; a shard's file says
+when it was committed and the events when drivers came and went. What these do not tell is said
+in `notes` and left out, never guessed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from pipeline.report.counting import Counts
+from pipeline.report.reading import Run
+
+SLACK = timedelta(seconds=10)
+"""How far a storage's clock may be from the driver's."""
+STARTED, FINISHED = "driver started", "driver finished"
+DIED, NOTICE = "replica died", "replica notice"
+"""Names of events."""
+
+
+@dataclass(slots=True)
+class Session:
+    """One driver's work on the run."""
+
+    started: datetime
+    ended: datetime | None = None
+    """None: it wrote no event at its end, so it was stopped or is at work."""
+    last_seen: datetime | None = None
+    """Its last event or committed shard."""
+    num_shards: int = 0
+    num_rows: int = 0
+    """Rows of the shards that it committed, some of which an earlier driver may have decoded."""
+
+    @property
+    def seconds(self) -> float:
+        return ((self.ended or self.last_seen or self.started) - self.started).total_seconds()
+
+
+@dataclass(slots=True)
+class Timeline:
+    """The run's course in time; seconds count from the first driver's start."""
+
+    sessions: list[Session] = field(default_factory=list)
+    committed: list[tuple[float, int]] = field(default_factory=list)
+    """When a shard was committed, and how many rows were by then."""
+    deaths: list[float] = field(default_factory=list)
+    """When replicas died."""
+    occupancy: float | None = None
+    """Mean share of slots that held a row, from the driver's start to its end."""
+    notes: list[str] = field(default_factory=list)
+
+
+def timeline(run: Run, counts: Counts) -> Timeline:
+    """The course of a run from its events and its files' times."""
+    found = Timeline(sessions=_sessions(run))
+    if not found.sessions:
+        found.notes.append("events.jsonl names no driver's start, so nothing is placed in time.")
+        return found
+    start = found.sessions[0].started
+    found.deaths = [(e.time - start).total_seconds() for e in run.events if e.what == DIED]
+    _place_shards(run, counts, found)
+    _occupancy(run, counts, found)
+    return found
+
+
+def _sessions(run: Run) -> list[Session]:
+    sessions: list[Session] = []
+    for event in run.events:
+        if event.what == STARTED:
+            sessions.append(Session(event.time))
+        elif sessions:
+            sessions[-1].last_seen = event.time
+            if event.what == FINISHED:
+                sessions[-1].ended = event.time
+    return sessions
+
+
+def _place_shards(run: Run, counts: Counts, found: Timeline) -> None:
+    """Each shard to the driver that was at work when its file was written."""
+    placed = []
+    for shard, num_rows in zip(run.shards, counts.shard_rows, strict=True):
+        session = _session_at(found.sessions, shard.written)
+        if session is None:
+            found.notes.append(
+                "The shards' file times do not lie within the run's events, as after a copy, so "
+                "there is no throughput over time."
+            )
+            return
+        assert shard.written is not None
+        placed.append((shard.written, num_rows, session))
+    total = 0
+    for time, num_rows, session in sorted(placed, key=lambda entry: entry[0]):
+        total += num_rows
+        session.num_rows += num_rows
+        session.num_shards += 1
+        session.last_seen = max(session.last_seen or time, time)
+        since = (time - found.sessions[0].started).total_seconds()
+        found.committed.append((max(0.0, since), total))
+
+
+def _session_at(sessions: list[Session], time: datetime | None) -> Session | None:
+    """The driver at work at a time; None where none was."""
+    if time is None or time < sessions[0].started - SLACK:
+        return None
+    at_work = [s for s in sessions if s.started <= time + SLACK][-1]
+    return None if at_work.ended and time > at_work.ended + SLACK else at_work
+
+
+def _occupancy(run: Run, counts: Counts, found: Timeline) -> None:
+    """Time of rows in slots over time that slots were there, for a run in one undisturbed piece.
+
+    A row's `seconds` count from its slot's filling to its end. Of attempts that a death or a
+    stop cut short nothing is stored, so runs with these have no figure.
+    """
+    why = None
+    if len(found.sessions) != 1 or found.sessions[0].ended is None or not run.is_whole:
+        why = "more than one driver worked on the run, or it is not finished"
+    elif found.deaths:
+        why = "replicas died, and what their slots held then is not stored"
+    elif any(event.what == NOTICE for event in run.events):
+        why = "a replica changed its number of slots"
+    elif not counts.seconds or not run.settings.get("slots"):
+        why = "no row says how long it was in a slot"
+    if why is None:
+        num_replicas = run.settings.get("replicas") or len(counts.replicas)
+        available = num_replicas * run.settings["slots"] * found.sessions[0].seconds
+        share = counts.seconds / available if available else 2.0
+        if share <= 1:
+            found.occupancy = share
+            return
+        why = "the rows' times in slots do not fit the run's length"
+    found.notes.append(f"Slot occupancy is not known: {why}.")

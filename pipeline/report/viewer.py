@@ -1,0 +1,77 @@
+"""The rows of the sample viewer as data for the page's script.
+
+Knows nothing of HTML. Numbers are rounded to what a screen shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline.report.counting import Place
+from pipeline.report.samples import Row
+from pipeline.report.tokens import Tokens
+
+MAX_CHARACTERS = 20_000
+"""Of a prompt or an answer; what is longer is cut, with a word about it."""
+SHOWN = (
+    *("num_forwards", "refine_steps", "decode_steps", "blocks", "num_output_tokens"),
+    *("num_prompt_tokens", "bucket", "open_at_stop", "max_entropy_at_stop", "mean_mix_weight"),
+    *("seconds", "replica", "attempts"),
+)
+
+
+def viewer_data(
+    decoding: Mapping[str, Any],
+    rows: Mapping[Place, Row],
+    why: Mapping[Place, str],
+    tokens: Tokens,
+) -> dict[str, Any]:
+    """All that the viewer shows; why: how each row came to be among the sampled ones."""
+    return {
+        "rows": [viewer_row(row, why[place]) for place, row in rows.items()],
+        "tokens": tokens.texts,
+        "block_length": decoding.get("block_length"),
+        "tau_refine": decoding.get("tau_refine"),
+        "tau_decode": decoding.get("tau_decode") if decoding.get("early_stop") else None,
+    }
+
+
+def viewer_row(row: Row, why: str) -> dict[str, Any]:
+    """One row."""
+    facts, decoding = row.facts, row.decoding_passes
+    return {
+        "id": facts["row_id"],
+        "status": facts["status"],
+        "stop": facts["stop_reason"],
+        "why": why,
+        "error": facts["error"],
+        "prompt": _cut(facts["prompt"]),
+        "text": _cut(facts["output_text"]),
+        "ids": row.token_ids.tolist(),
+        "commit": row.commit_step.tolist(),
+        "kl": _rounded(row.kl),
+        "entropy": _rounded(row.entropy),
+        "phases": None if decoding is None else "".join("d" if d else "r" for d in decoding),
+        "facts": {name: _number(facts[name]) for name in SHOWN if facts[name] is not None},
+    }
+
+
+def _cut(text: str | None) -> str | None:
+    if text is None or len(text) <= MAX_CHARACTERS:
+        return text
+    return f"{text[:MAX_CHARACTERS]}… ({len(text) - MAX_CHARACTERS:,} more characters)"
+
+
+def _rounded(values: Iterable[np.float32]) -> list[float | None]:
+    return [_number(float(value)) for value in values]
+
+
+def _number(value: Any) -> Any:
+    """Four digits of a float, None for what is no number; other values as they are."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.4g}") if math.isfinite(value) else None

@@ -1,0 +1,71 @@
+"""What the scores of one dataset come to: accuracy with its interval, tokens, forwards, stops.
+
+Knows nothing of files or of any single task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What the scores of one dataset come to. Failed rows count as wrong."""
+
+    task: str
+    num_rows: int
+    num_failed: int
+    num_correct: int
+    accuracy: float
+    accuracy_low: float
+    """Lower end of Wilson's 95 % interval."""
+    accuracy_high: float
+    mean_output_tokens: float | None
+    """The paper's effective tokens, over decoded rows; None where no row was."""
+    mean_forwards: float | None
+    stop_reasons: dict[str, int]
+    wrong: dict[str, int]
+    """Reasons of wrong rows, details left out, most frequent first."""
+    num_shards: int
+    num_shards_planned: int
+    scores: str
+    """Where the rows' scores are."""
+
+
+def wilson(num_correct: int, num_rows: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    z, share = 1.959964, num_correct / num_rows
+    middle = share + z * z / (2 * num_rows)
+    half = z * math.sqrt(share * (1 - share) / num_rows + z * z / (4 * num_rows * num_rows))
+    return (middle - half) / (1 + z * z / num_rows), (middle + half) / (1 + z * z / num_rows)
+
+
+def summarize(
+    task: str, rows: pa.Table, scores: pa.Table, num_shards: int, num_planned: int, where: str
+) -> Evaluation:
+    """Sum up `scores` (correct, reason) of `rows` (the results' columns), row by row the same."""
+    decoded = rows.filter(pc.equal(rows["status"], "ok"))
+    num_correct = pc.sum(scores["correct"]).as_py()
+    low, high = wilson(num_correct, rows.num_rows)
+    reasons = [reason for reason in scores["reason"].to_pylist() if reason]
+    return Evaluation(
+        task=task,
+        num_rows=rows.num_rows,
+        num_failed=rows.num_rows - decoded.num_rows,
+        num_correct=num_correct,
+        accuracy=num_correct / rows.num_rows,
+        accuracy_low=low,
+        accuracy_high=high,
+        mean_output_tokens=pc.mean(decoded["num_output_tokens"]).as_py(),
+        mean_forwards=pc.mean(decoded["num_forwards"]).as_py(),
+        stop_reasons=dict(Counter(rows["stop_reason"].to_pylist()).most_common()),
+        wrong=dict(Counter(reason.partition(":")[0] for reason in reasons).most_common()),
+        num_shards=num_shards,
+        num_shards_planned=num_planned,
+        scores=where,
+    )

@@ -1,0 +1,17 @@
+"""The tasks by name. Knows nothing else of them."""
+
+from __future__ import annotations
+
+from pipeline.scoring import gsm8k, humaneval, math500, mbpp, word_problems
+from pipeline.scoring.task import Task
+
+TASKS = {
+    module.TASK.name: module.TASK for module in (gsm8k, math500, humaneval, mbpp, word_problems)
+}
+
+
+def task_named(name: str) -> Task:
+    """The task; ValueError with the names there are for another."""
+    if name not in TASKS:
+        raise ValueError(f"task {name!r} is unknown; choose {', '.join(TASKS)}")
+    return TASKS[name]

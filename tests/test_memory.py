@@ -1,0 +1,134 @@
+"""The formula of what slots take against what tensors really take, and the probe."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from live_bytes import LiveBytes
+from test_engine import cramped
+
+import lrd
+from lrd import memory
+from lrd.models.checkpoint import LoadedModel
+from lrd.models.transformer import Transformer, TransformerConfig
+
+BELIEFS = {"num_columns": 4000, "gen_length": 64, "block_length": 32, "prompt": 16}
+PASSES = {"num_columns": 60, "gen_length": 8, "block_length": 8, "prompt": 200}
+CASES: dict[str, dict[str, Any]] = {
+    "beliefs": BELIEFS,
+    "a whole canvas": {**BELIEFS, "block_length": 64},
+    "many columns": {**BELIEFS, "num_columns": 20_000, "block_length": 8},
+    "warm": {**BELIEFS, "temperature": 0.7},
+    "drawn from a part": {**BELIEFS, "temperature": 0.7, "sample_top_p": 0.9},
+    "guided": {**PASSES, "cfg_scale": 1.0},
+    "activations": PASSES,
+    "activations: shared kv heads": {**PASSES, "num_kv_heads": 1, "rope_in_float32": False},
+    "activations: a narrow MLP": {**PASSES, "mlp_width": 64},
+}
+
+
+def model_of(case: dict[str, Any], dtype: torch.dtype) -> LoadedModel:
+    config = TransformerConfig(
+        num_layers=3,
+        width=64,
+        num_heads=4,
+        num_kv_heads=case.get("num_kv_heads", 4),
+        mlp_width=case.get("mlp_width", 200),
+        table_rows=case["num_columns"],
+        max_length=512,
+        rope_theta=1e4,
+        rms_norm_eps=1e-5,
+        rope_in_float32=case.get("rope_in_float32", True),
+    )
+    torch.manual_seed(0)
+    transformer = Transformer(config).requires_grad_(False).eval().to(dtype)
+    return LoadedModel(transformer, {"mask_token_id": 0, "eos_token_id": 1}, None)
+
+
+def settings_of(case: dict[str, Any]) -> lrd.DecodingConfig:
+    names = ("gen_length", "block_length", "temperature", "sample_top_p", "cfg_scale")
+    return lrd.DecodingConfig(
+        early_stop=True, **{name: case[name] for name in names if name in case}
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CASES)
+def test_a_pass_takes_what_the_formula_says(name: str, dtype: torch.dtype) -> None:
+    case, num_slots = CASES[name], 4
+    model, config = model_of(case, dtype), settings_of(case)
+    need = memory.memory_of(model, config, case["prompt"], num_slots, fixed_shapes=True)
+    assert need.weights == sum(p.nbytes for p in model.transformer.parameters())
+    model.transformer.prepare(512, torch.device("cpu"))
+    with LiveBytes() as live:
+        engine = lrd.Engine(model, config, num_slots, case["prompt"], fixed_shapes=True)
+        assert live.now == need.state
+        for index in range(num_slots):
+            engine.submit(lrd.Request(index, [3] * (case["prompt"] - index % 2), index))
+        for _ in range(3):
+            engine.step()
+    assert engine.canvases.past.num_bytes == need.past
+    assert live.peak <= need.beside_weights <= 1.35 * live.peak, (need, live.peak)
+
+
+def test_of_a_foreign_model_the_table_is_known() -> None:
+    class Foreign:
+        embedding_table = torch.zeros(100, 8)
+
+    config = lrd.DecodingConfig(gen_length=8)
+    need = memory.memory_of(Foreign(), config, 4, 2)  # type: ignore[arg-type]
+    assert need.weights == 100 * 8 * 4
+    assert need.beside_weights > 0
+
+
+def test_the_most_slots_that_fit(model: LoadedModel) -> None:
+    config = lrd.DecodingConfig(gen_length=12)
+
+    def need(num_slots: int) -> int:
+        return memory.memory_of(model, config, 9, num_slots).beside_weights
+
+    assert need(1) < need(2) < need(7) < need(8)
+    for num_bytes, expected in (
+        *((need(7), 7), (need(8) - 1, 7), (need(1) - 1, 1), (0, 1)),
+        *((math.inf, 50), (need(50), 50)),
+    ):
+        assert memory.fitting_slots(model, config, 9, 50, num_bytes) == expected  # type: ignore[arg-type]
+
+
+def test_a_probe_runs_a_pass_and_halves(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = lrd.DecodingConfig(gen_length=12, temperature=0.5)
+    assert memory.probe_slots(model, config, 9, 16) == 16
+    tight = cramped(torch.OutOfMemoryError("CUDA out of memory"))
+    assert memory.probe_slots(tight, config, 9, 16) == 2, "16, 8 and 4 were too many"
+    assert memory.probe_slots(tight, config, 9, 3) == 3
+    spare = memory.memory_of(model, config, 9, 5).beside_weights / memory.MARGIN + 1
+    monkeypatch.setattr(memory, "free_bytes", lambda device: spare)
+    assert memory.probe_slots(model, config, 9, 16) == 5
+    assert memory.probe_slots(model, config, 9, 16, share=0.5) < 5
+    with pytest.raises(ValueError, match="64 positions"):
+        memory.probe_slots(model, config, 60, 4)
+
+
+def test_a_probe_without_memory_for_one_slot_raises(model: LoadedModel) -> None:
+    none = cramped(torch.OutOfMemoryError("not even one"))
+    none.__class__ = type(
+        "Full", (type(none),), {"hidden": lambda self, *inputs: (_ for _ in ()).throw(self.error)}
+    )
+    with pytest.raises(torch.OutOfMemoryError, match="not even one"):
+        memory.probe_slots(none, lrd.DecodingConfig(gen_length=12), 9, 8)
+
+
+def test_free_memory_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert memory.free_bytes(torch.device("cpu")) > 1 << 20
+    (tmp_path / "meminfo").write_text("MemFree:  1 kB\nMemAvailable:     3 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    assert memory.free_bytes(torch.device("cpu")) == 3072
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "none")
+    assert memory.free_bytes(torch.device("cpu")) == sys.maxsize
