@@ -22,7 +22,7 @@ from pipeline.scoring.word_problems import final_answer
 SETTINGS: dict[str, dict[str, object]] = {
     "baseline, one a pass": {"preset": "baseline"},
     "LRD, one a pass": {"preset": "fast", "tokens_per_step": 1, "early_stop": False},
-    "baseline, entropy threshold": {"preset": "baseline", "entropy_threshold": 0.1},
+    "baseline, entropy threshold": {"preset": "baseline", "entropy_threshold": 0.2},
     "fast": {"preset": "fast"},
     "paper": {"preset": "paper"},
 }

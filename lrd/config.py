@@ -35,8 +35,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tau_decode": 0.1,
         "max_refine_steps": 20,
         "early_stop": True,
-        "stop_max_entropy": 0.1,
-        "entropy_threshold": 0.1,
+        "stop_max_entropy": 0.2,
+        "entropy_threshold": 0.2,
     },
 }
 
