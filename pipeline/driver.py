@@ -97,13 +97,8 @@ class Driver:
     # Reading.
 
     def _read_ahead(self) -> None:
-        """Open shards while the window has room and no bucket fills a unit for every worker."""
-        enough = self.fleet.capacity * UNITS_IN_FLIGHT
-        while (
-            self._owed
-            and len(self._ledger.shards) < self._config.lookahead_shards
-            and len(self._buckets) < enough
-        ):
+        """Open shards while there is room for more."""
+        while self._wants_more():
             found = self._reader.ahead(self._owed[0])
             if found is None:
                 return
@@ -113,6 +108,13 @@ class Driver:
             self._meter.shard_read(shard.prompts.num_rows, shard.num_done, found.prompts)
             self._take(shard.number, found.failed)
             self._buckets.add(found.prompts)
+
+    def _wants_more(self) -> bool:
+        """Whether shards are left, the window has room, and there are not units enough for every
+        worker."""
+        enough = self.fleet.capacity * UNITS_IN_FLIGHT
+        room = len(self._ledger.shards) < self._config.lookahead_shards
+        return bool(self._owed) and room and len(self._buckets) < enough
 
     # Feeding.
 
@@ -132,8 +134,8 @@ class Driver:
             return []
         if self._suspects:
             return [] if worker.units else self._suspects.take()
-        window_full = not self._owed or (len(self._ledger.shards) >= self._config.lookahead_shards)
-        return self._buckets.take(worker.last_bucket, partial=window_full)
+        # While more prompts come a bucket may still fill a unit.
+        return self._buckets.take(worker.last_bucket, partial=not self._wants_more())
 
     # Collecting.
 
