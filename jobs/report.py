@@ -19,7 +19,7 @@ OK, BAD_INPUT = 0, 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The job's flags."""
-    parser.add_argument("run", metavar="OUT", help="output folder of `lrd generate`")
+    parser.add_argument("folder", metavar="OUT", help="output folder of `lrd generate`")
     parser.add_argument("--output", metavar="FILE.html", help="[OUT/report.html]")
     parser.add_argument(
         "--export", metavar="FOLDER", help="also write the figures as SVG, and PNG with the extra"
@@ -29,11 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The job; its exit code."""
-    file = args.output or f"{args.run.rstrip('/')}/report.html"
+    file = args.output or f"{args.folder.rstrip('/')}/report.html"
     try:
         if args.rows < 1:
             raise ValueError(f"--rows is {args.rows}; at least 1 is needed")
-        report = make_report(Storage(args.run), args.rows)
+        report = make_report(Storage(args.folder), args.rows)
         folder, _, name = file.rpartition("/")
         Storage(folder or ("/" if file.startswith("/") else ".")).write(name, report.html.encode())
         exported = export(report.figures, Storage(args.export)) if args.export else []

@@ -305,6 +305,17 @@ def test_rows_must_be_some(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "--rows is 0" in refused(capsys, str(tmp_path / "run"), "--rows", "0")
 
 
+def test_the_command_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs import cli
+
+    write_run(tmp_path / "run", (10,))
+    monkeypatch.setattr("sys.argv", ["lrd", "report", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    assert exit_info.value.code == 0
+    assert (tmp_path / "run/report.html").is_file()
+
+
 def test_figures_are_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "run")
     output, folder = tmp_path / "page.html", tmp_path / "figures"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import chain
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -108,7 +109,10 @@ class Counts:
 
     @property
     def all_forwards(self) -> Counter[int]:
-        return sum(self.forwards.values(), Counter())
+        total: Counter[int] = Counter()
+        for counter in self.forwards.values():
+            total.update(counter)
+        return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +202,11 @@ def _add_buckets(counts: Counts, table: pa.Table) -> None:
         bucket.num_prompt_tokens += row["num_prompt_tokens_sum"]
 
 
-def _values(column: pa.ChunkedArray) -> Counter[object]:
+def _values(column: pa.ChunkedArray) -> dict[Any, int]:
     """Value → how often; nulls left out."""
     found = pc.drop_null(column).value_counts()
-    return Counter({entry["values"]: entry["counts"] for entry in found.to_pylist()})
+    return {entry["values"]: entry["counts"] for entry in found.to_pylist()}
 
 
-def _sum(column: pa.ChunkedArray) -> float:
+def _sum(column: pa.ChunkedArray) -> Any:
     return pc.sum(column).as_py() or 0

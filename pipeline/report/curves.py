@@ -70,7 +70,7 @@ def curve(series: Sequence[Floats], after: float = np.nan) -> Curve:
                 quantiles.append([np.nan] * 3)
             else:
                 quantiles.append(np.nanquantile(column, [LOW, 0.5, HIGH]).tolist())
-    low, median, high = (list(q) for q in zip(*quantiles, strict=True)) if quantiles else ([],) * 3
+    low, median, high = np.array(quantiles).reshape(-1, 3).T.tolist()
     return Curve(list(range(1, num_passes + 1)), numbers, low, median, high)
 
 

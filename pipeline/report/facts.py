@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.report.counting import UNSURE_ENTROPY, Counts
@@ -38,7 +39,8 @@ def head(run: Run, counts: Counts) -> tuple[str, str, tuple[str, str]]:
 def notices(run: Run, counts: Counts) -> Iterator[str]:
     """What a reader has to know before any number."""
     if not run.is_whole:
-        last = f" Its last event: {run.events[-1].what}, {_time(run)}." if run.events else ""
+        event = run.events[-1] if run.events else None
+        last = f" Its last event: {event.what}, {_time(event.time)} UTC." if event else ""
         yield (
             f"This run is going on or was interrupted: {counts.num_rows:,} of "
             f"{sum(run.planned_rows):,} rows are in committed shards, and this report is on these "
@@ -55,8 +57,8 @@ def notices(run: Run, counts: Counts) -> Iterator[str]:
         yield f"Lines of events.jsonl that are unreadable and left out: {run.num_bad_events}."
 
 
-def _time(run: Run) -> str:
-    return run.events[-1].time.isoformat(timespec="seconds")
+def _time(time: datetime) -> str:
+    return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _driver(run: Run) -> str:
@@ -146,8 +148,8 @@ def machine(run: Run, counts: Counts, course: Timeline) -> tuple[list[str], str]
     """Drivers with what is not known of time, and replicas, an HTML card each; below, events."""
     drivers = [
         (
-            session.started.isoformat(timespec="seconds"),
-            "finished" if session.ended else "no end on record",
+            _time(session.started),
+            "finished" if session.ended else "not recorded",
             _length(session.seconds),
             f"{session.num_shards:,}",
             f"{session.num_rows:,}",
@@ -162,7 +164,9 @@ def machine(run: Run, counts: Counts, course: Timeline) -> tuple[list[str], str]
     if drivers:
         parts.append(
             heading("Drivers")
-            + table(["started", "end", "length", "shards", "rows in them"], drivers, (2, 3, 4))
+            + table(
+                ["started (UTC)", "end", "length", "shards", "rows in them"], drivers, (2, 3, 4)
+            )
             + "".join(map(paragraph, course.notes))
         )
     else:
@@ -181,7 +185,7 @@ def _events(run: Run) -> str:
     """The latest events under a line that opens them, as HTML."""
     rows = [
         (
-            event.time.isoformat(timespec="seconds"),
+            _time(event.time),
             event.what,
             _cut(", ".join(f"{name} {_plain(value)}" for name, value in event.facts.items())),
         )
@@ -191,7 +195,7 @@ def _events(run: Run) -> str:
         return ""
     which = "" if len(rows) == len(run.events) else f", the last {len(rows)}"
     return folded(
-        f"{len(run.events):,} events{which}", table(["time", "event", "what it says"], rows)
+        f"{len(run.events):,} events{which}", table(["time (UTC)", "event", "what it says"], rows)
     )
 
 

@@ -45,7 +45,9 @@ def histograms(run: Run, counts: Counts) -> list[Figure]:
 
 def _histogram(series: dict[str, tuple[str, Counter[int]]], label: str) -> Chart:
     """Stacked bars; series: name in the legend → stop reason for the colour, counts."""
-    together = sum((counter for _, counter in series.values()), Counter())
+    together: Counter[int] = Counter()
+    for _, counter in series.values():
+        together.update(counter)
     edges = bin_edges(together)
     heights = binned(together, edges)
     chart = Chart(

@@ -46,8 +46,8 @@ def page(
     title: str,
     subtitle: str,
     status: tuple[str, str],
-    notices: Sequence[str],
-    tiles: Sequence[Tile],
+    notices: Iterable[str],
+    tiles: Iterable[Tile],
     sections: Sequence[Section],
     data: dict[str, Any],
 ) -> str:

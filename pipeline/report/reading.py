@@ -7,6 +7,7 @@ OUT/.run/driver.json, and writes nothing, so it may look at a run that is going 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,8 +26,6 @@ MANIFEST, EVENTS, DRIVER = ".run/manifest.json", ".run/events.jsonl", ".run/driv
 class Shard:
     """One committed result shard."""
 
-    number: int
-    """Its place in the input's order."""
     name: str
     """Under OUT."""
     written: datetime | None
@@ -146,20 +145,13 @@ def _shards(output: Storage) -> list[Shard]:
         and info.base_name.endswith(".parquet")
         and not info.base_name.endswith(PARTIAL)
     ]
+    for info in found:
+        if re.fullmatch(r"train-\d+-of-\d+\.parquet", info.base_name) is None:
+            raise ValueError(f"{info.path}: no result shard of ours; move it out of the folder")
     return [
-        Shard(_number(output, info.base_name), f"data/{info.base_name}", _utc(info.mtime))
+        Shard(f"data/{info.base_name}", _utc(info.mtime))
         for info in sorted(found, key=lambda info: str(info.base_name))
     ]
-
-
-def _number(output: Storage, name: str) -> int:
-    """3 of train-00003-of-00012.parquet."""
-    parts = name.removesuffix(".parquet").split("-")
-    if len(parts) != 4 or not parts[1].isdigit():
-        raise ValueError(
-            f"{output.path(f'data/{name}')}: no result shard of ours; move it out of the folder"
-        )
-    return int(parts[1])
 
 
 def _utc(time: datetime | None) -> datetime | None:
