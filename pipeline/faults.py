@@ -110,15 +110,18 @@ class WatchedModel:
     """A model whose prompts pass `replica.place` when they are embedded, that is when they get
     their slots."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, gen_length: int) -> None:
+        self._model, self._gen_length = model, gen_length
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def embed(self, ids: Tensor) -> Tensor:
         embeds: Tensor = self._model.embed(ids)
-        if self._model.tokenizer is None:
+        # A canvas alone is embedded too, in every pass.
+        if self._model.tokenizer is None or ids.shape[-1] <= self._gen_length:
             return embeds
-        text = self._model.tokenizer.decode(ids.flatten().tolist())
+        empty = (self._model.pad_id, self._model.mask_id)
+        prompt = [token for token in ids.flatten().tolist() if token not in empty]
+        text = self._model.tokenizer.decode(prompt)
         return torch.full_like(embeds, torch.nan) if at("replica.place", text) else embeds

@@ -82,7 +82,7 @@ class Replica:
         torch.set_num_threads(settings.threads)
         self._model = load_model(settings.model, settings.device, settings.dtype, settings.revision)
         if faults.wanted():
-            self._model = faults.WatchedModel(self._model)
+            self._model = faults.WatchedModel(self._model, settings.decoding.gen_length)
 
     def drain(self) -> None:
         """Begin nothing more: prompts that have no slot yet go back to the driver."""

@@ -43,7 +43,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         runtime_env={"env_vars": {"PYTHONPATH": path}},
     )
     # A pass takes long enough for a node to go meanwhile.
-    slow = {"at": "replica.pass", "do": "slow", "seconds": 0.03}
+    slow = {"at": "replica.pass", "do": "slow", "seconds": 0.1}
     monkeypatch.setenv("LRD_FAULTS", json.dumps([slow]))
     yield found
     ray.shutdown()
@@ -128,7 +128,7 @@ def test_a_node_where_nothing_starts_is_avoided(
     write_prompts(tmp_path / "in", 160)
     rules = [
         {"at": "replica.start", "match": f"* on {bad}", "do": "raise", "error": "EACCES"},
-        {"at": "replica.pass", "do": "slow", "seconds": 0.03},
+        {"at": "replica.pass", "do": "slow", "seconds": 0.1},
     ]
     monkeypatch.setenv("LRD_FAULTS", json.dumps(rules))
     frame, events = run(tmp_path, lambda driver: None, replicas=2)

@@ -320,7 +320,7 @@ def test_a_replica_kill_costs_its_slots_at_most(
     log = tmp_path / "placed"
     rules = [
         {"at": "replica.place", "do": "log", "path": str(log)},
-        {"at": "replica.pass", "do": "slow", "seconds": 0.02},
+        {"at": "replica.pass", "do": "slow", "seconds": 0.1},
     ]
     monkeypatch.setenv("LRD_FAULTS", json.dumps(rules))
     drivers: list[Driver] = []
