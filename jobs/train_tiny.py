@@ -1,14 +1,15 @@
 """Train the embedded model `tiny` from nothing: tokenizer, training, checkpoint, evaluation.
 
-    python -m jobs.train_tiny --output runs/tiny          # about 25 minutes on two free cores
+    python -m jobs.train_tiny --output runs/tiny          # about an hour on two free cores
 
 Two one-thread processes average their gradients over gloo. Training is plain masked
 diffusion first (1/t-weighted cross-entropy on masked response positions); from `--soft-from`
 on, every second batch puts soft embeddings of the model's own predictions (Eq. 3 and 4, one
 extra pass without gradient) at the masked positions, which is what latent refinement will
-feed the model when it decodes. Writes OUTPUT/plain (the weights at the switch) and
-OUTPUT/final in LLaDA's on-disk format, and a checkpoint every few minutes: the same command
-continues. Knows nothing of Ray or Parquet.
+feed the model when it decodes; from `--drills-from` on part of the samples are bare sums.
+Writes OUTPUT/plain (the weights where soft batches begin) and OUTPUT/final in LLaDA's on-disk
+format, and a checkpoint every few minutes: the same command continues. Knows nothing of Ray or
+Parquet.
 """
 
 from __future__ import annotations
@@ -351,11 +352,11 @@ def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--output", required=True)
-    parser.add_argument("--steps", type=int, default=4200)
+    parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--tokens", type=int, default=8192, help="tokens a step, all processes")
-    parser.add_argument("--soft-from", type=float, default=0.36, help="share of the steps")
+    parser.add_argument("--soft-from", type=float, default=0.33, help="share of the steps")
     parser.add_argument("--suffix-from", type=float, default=0.0, help="share of the steps")
-    parser.add_argument("--drills-from", type=float, default=0.0, help="share of the steps")
+    parser.add_argument("--drills-from", type=float, default=0.67, help="share of the steps")
     parser.add_argument("--decay", type=float, default=0.7, help="share of the steps")
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--seed", type=int, default=1)
