@@ -40,11 +40,13 @@ class Engine:
         padding_side: PaddingSide = "left",
         passes_a_read: int | None = None,
         fixed_shapes: bool | None = None,
+        padded: bool = True,
     ) -> None:
         """prompt_length: tokens of the longest prompt that will be submitted. passes_a_read:
         how often ended samples are looked for; every pass on a CPU, where looking is free.
         fixed_shapes: every pass computes all slots, idle ones too, and nothing waits for the
-        device; on by default off the CPU and for a compiled model.
+        device; on by default off the CPU and for a compiled model. padded: whether prompts may be
+        shorter than prompt_length; where none is, a GPU's kernels without a mask are faster.
 
         Raises ValueError where prompt and canvas exceed the model's positions.
         """
@@ -62,6 +64,7 @@ class Engine:
         self.num_columns = prompt_length + config.gen_length
         self.padding_side = padding_side
         self.fixed_shapes = wants_fixed_shapes(model) if fixed_shapes is None else fixed_shapes
+        self._padded = padded
         self.num_passes = 0
         self.num_slot_passes = 0
         """Canvases that went through the model, over all passes."""
@@ -74,7 +77,9 @@ class Engine:
 
     def _new_slots(self) -> Slots:
         rows = self.num_slots if self.fixed_shapes else None
-        return Slots(self.model, self.config, self.num_columns, self.padding_side, rows)
+        return Slots(
+            self.model, self.config, self.num_columns, self.padding_side, rows, self._padded
+        )
 
     @property
     def canvases(self) -> Canvases:
@@ -114,6 +119,8 @@ class Engine:
                 f"{len(request.prompt)} prompt tokens exceed the slots' "
                 f"{self.num_columns - self.config.gen_length}"
             )
+        if not self._padded and len(request.prompt) + self.config.gen_length < self.num_columns:
+            raise ValueError(f"{len(request.prompt)} prompt tokens leave padding in the slots")
         # On a GPU an index out of range takes the whole process down.
         num_tokens = self.model.embedding_table.shape[0]
         for token in request.prompt:

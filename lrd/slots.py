@@ -53,14 +53,17 @@ class Slots:
         num_columns: int,
         padding_side: PaddingSide,
         fixed_rows: int | None,
+        padded: bool,
     ) -> None:
-        """fixed_rows: how many there always are; None: as many as there are prompts."""
+        """fixed_rows: how many there always are; None: as many as there are prompts. padded:
+        whether a prompt may be shorter than its room."""
         self.canvases = Canvases.empty(
             model, config, fixed_rows or 0, num_columns, fixed_rows is not None
         )
         self._model, self._config = model, config
         self._num_columns, self._padding_side = num_columns, padding_side
         self._is_fixed = fixed_rows is not None
+        self._padded = padded
         self._held: list[Held | None] = [None] * (fixed_rows or 0)
 
     def __len__(self) -> int:
@@ -87,9 +90,12 @@ class Slots:
                 waiting.popleft()
         if not self._is_fixed:
             self._drop_free_rows()
-        room = self._num_columns - self._config.gen_length
-        # A row that nobody holds may attend to anything.
-        self.canvases.has_padding = any(len(asked.prompt) < room for asked in self.requests())
+        if self._is_fixed:
+            # A kernel without a mask rounds otherwise, and a row must not tell its neighbours.
+            self.canvases.has_padding = self._padded
+        else:
+            room = self._num_columns - self._config.gen_length
+            self.canvases.has_padding = any(len(asked.prompt) < room for asked in self.requests())
 
     def _place(self, row: int, request: Request) -> None:
         self.canvases.place(row, request.prompt, self._model, self._config, self._padding_side)

@@ -79,7 +79,9 @@ def test_a_look_shows_what_was_then(model: LoadedModel) -> None:
     assert before.num_forwards == 1
 
 
-def test_idle_slots_force_no_mask(model: LoadedModel) -> None:
+def test_the_mask_does_not_come_and_go_with_the_neighbours(model: LoadedModel) -> None:
+    """Kernels with and without a mask round otherwise."""
+
     class Masks(Observed):
         def logits(self, embeds: Tensor, *rest: Any) -> Tensor:
             masks.append(rest[0])
@@ -87,16 +89,23 @@ def test_idle_slots_force_no_mask(model: LoadedModel) -> None:
 
     masks: list[Tensor | None] = []
     whole = requests([[n] * 9 for n in range(5)])
-    run_fixed(Masks(model), whole, 4)
-    assert set(masks) == {None}
-    engine = lrd.Engine(Masks(model), UNEVEN, 2, 9, fixed_shapes=True)  # type: ignore[arg-type]
-    for asked in ([lrd.Request("short", [1], 0)], whole[:1]):
+    for padded in (True, False):
         masks.clear()
-        engine.submit(asked[0])
+        engine = lrd.Engine(
+            Masks(model),
+            UNEVEN,
+            2,
+            9,
+            fixed_shapes=True,
+            padded=padded,  # type: ignore[arg-type]
+        )
+        for asked in whole:
+            engine.submit(asked)
         while engine.busy:
             engine.step()
-        assert (masks[0] is None) == (len(asked[0].prompt) == 9)
-        assert len({mask is None for mask in masks}) == 1
+        assert {mask is None for mask in masks} == {not padded}
+    with pytest.raises(ValueError, match="padding"):
+        engine.submit(lrd.Request("short", [1], 0))
 
 
 def test_slots_are_shared_out(model: LoadedModel) -> None:
