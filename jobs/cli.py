@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jobs import generate, models, plan, prepare, retry_failed, status, verify
+from jobs import generate, models, plan, prepare, publish, retry_failed, status, verify
 
 JOBS = {
     "generate": (generate, "decode prompt shards into a result dataset"),
@@ -14,6 +14,7 @@ JOBS = {
     "verify": (verify, "read a whole result dataset and name all that is wrong with it"),
     "retry-failed": (retry_failed, "decode a run's failed rows once more"),
     "prepare": (prepare, "make prompt shards from Parquet, JSONL, CSV or a hub dataset"),
+    "publish": (publish, "make a dataset in the hub's layout of a finished run"),
     "models": (models, "list the models that are known by name"),
 }
 
