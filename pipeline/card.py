@@ -173,8 +173,8 @@ def _body(facts: Facts, about: About) -> Iterator[str]:
         )
     if facts.num_failed:
         yield (
-            f"\n{facts.num_failed} rows that failed are a configuration of their own, with the same "
-            'columns and the reasons in `error`: `load_dataset(…, "failed", split="failed")`.'
+            f"\n{facts.num_failed} rows that failed are a configuration of their own, "
+            '`load_dataset(…, "failed", split="failed")`, with the reasons in `error`.'
         )
     yield "\n## Statistics\n"
     yield from _table(("", "value"), _statistics(facts))

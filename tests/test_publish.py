@@ -56,8 +56,12 @@ def header(folder: Path) -> dict[str, Any]:
 def score(made: MadeRun) -> None:
     """Scores as `lrd evaluate` leaves them."""
     evaluation = {
-        **{"task": "gsm8k", "num_rows": 12, "num_correct": 9, "accuracy": 0.75},
-        **{"accuracy_low": 0.468, "accuracy_high": 0.911},
+        "task": "gsm8k",
+        "num_rows": 12,
+        "num_correct": 9,
+        "accuracy": 0.75,
+        "accuracy_low": 0.468,
+        "accuracy_high": 0.911,
     }
     table = pa.table({"row_id": ["00000-00000000"]})
     table = table.replace_schema_metadata({"lrd.evaluation": json.dumps(evaluation)})
@@ -192,7 +196,8 @@ def test_a_name_that_is_both_is_asked_about(
 
 HOSTILE = (
     "<script>alert(1)</script> | `</td>` [x](javascript:alert(1)) ![i](http://evil/i.png) **b** "
-    "@everyone\n\n---\n# head\n| a | b |\n```\n\u202egnp.exe\u2066 &lt;img src=x onerror=alert(1)&gt;"
+    "@everyone\n\n---\n# head\n| a | b |\n```\n"
+    "\u202egnp.exe\u2066 &lt;img src=x onerror=alert(1)&gt;"
 )
 
 
@@ -205,7 +210,8 @@ def test_no_text_becomes_markup() -> None:
     for write in (escaped, code):
         page = rendered(f"| a | b |\n|---|---|\n| {write(HOSTILE)} | end |\n")
         assert page.count("<td>") == 2
-        assert set(re.findall(r"</?([a-z0-9]+)", page)) <= set("table thead tbody tr th td".split())
+        tags = set(re.findall(r"</?([a-z0-9]+)", page))
+        assert tags <= {"table", "thead", "tbody", "tr", "th", "td"}
         assert "alert(1)" in page
         assert "&amp;lt;img" in page, "an entity in a text stands there as it was written"
         assert not set("\u202e\u2066") & set(page)
@@ -221,19 +227,31 @@ def test_a_card_of_hostile_names(tmp_path: Path) -> None:
             "created": HOSTILE,
             "settings": {"model": HOSTILE, "system_prompt": HOSTILE, "prompt_column": HOSTILE},
             "fingerprint": {
-                **{"version": HOSTILE, "model": HOSTILE, "dtype": HOSTILE},
-                **{"input": {HOSTILE: HOSTILE}, "decoding": {HOSTILE: HOSTILE}},
+                "version": HOSTILE,
+                "model": HOSTILE,
+                "dtype": HOSTILE,
+                "input": {HOSTILE: HOSTILE},
+                "decoding": {HOSTILE: HOSTILE},
             },
         },
         schema=schema,
-        **{"num_shards": 1, "num_shards_planned": 2, "num_ok": 1, "num_failed": 1},
-        **{"num_forwards": 1, "most_forwards": 1, "num_output_tokens": 1},
+        num_shards=1,
+        num_shards_planned=2,
+        num_ok=1,
+        num_failed=1,
+        num_forwards=1,
+        most_forwards=1,
+        num_output_tokens=1,
         stop_reasons={HOSTILE: 1},
         errors={HOSTILE: 1},
         evaluations=[
             {
-                **{"task": HOSTILE, "num_correct": 1, "num_rows": 1},
-                **{"accuracy": 1.0, "accuracy_low": 0.2, "accuracy_high": 1.0},
+                "task": HOSTILE,
+                "num_correct": 1,
+                "num_rows": 1,
+                "accuracy": 1.0,
+                "accuracy_low": 0.2,
+                "accuracy_high": 1.0,
             }
         ],
     )
@@ -241,7 +259,7 @@ def test_a_card_of_hostile_names(tmp_path: Path) -> None:
     _, front, body = re.split(r"^---$", written, maxsplit=2, flags=re.M)
     assert yaml.safe_load(front)["pretty_name"] == "<b>*title*</b> --- #"
     page = rendered(body)
-    ours = "table thead tbody tr th td h1 h2 p code strong a".split()
+    ours = ["table", "thead", "tbody", "tr", "th", "td", "h1", "h2", "p", "code", "strong", "a"]
     assert set(re.findall(r"</?([a-z0-9]+)", page)) == set(ours)
     assert re.findall(r'href="([^"]*)"', page) == ["https://arxiv.org/abs/2510.11052"]
     assert page.count("<h1>") == 1
@@ -313,8 +331,12 @@ def push(hub: dict[str, Any], output: Path, *flags: str) -> subprocess.Completed
     words = ["publish", str(output), "--to", "some/rows", *flags]
     environment = {
         **os.environ,
-        **{"HF_ENDPOINT": hub["url"], "HF_TOKEN": SECRET, "HF_HUB_DISABLE_XET": "1"},
-        **{"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"},
+        "HF_ENDPOINT": hub["url"],
+        "HF_TOKEN": SECRET,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
     }
     return subprocess.run(
         [sys.executable, "-c", "from jobs.cli import main; main()", *words],
