@@ -20,6 +20,7 @@ from pipeline.buckets import Buckets
 from pipeline.config import RunConfig
 from pipeline.fleet import Fleet, Worker
 from pipeline.ledger import Ledger
+from pipeline.log import record_rows
 from pipeline.metrics import RunMetrics
 from pipeline.progress import Meter, Progress
 from pipeline.reader import Reader
@@ -201,6 +202,7 @@ class Driver:
         new = self._ledger.add(shard, results)
         self._meter.rows_done(new)
         self._metrics.rows(new)
+        record_rows(shard, new)
 
     def _bury(self, worker: Worker, error: Exception) -> None:
         """A replica died. What it had not begun goes back at once."""
