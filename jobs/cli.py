@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jobs import generate, models, plan, prepare, publish, retry_failed, status, verify
+from jobs import generate, models, plan, prepare, publish, retry_failed, status, submit, verify
 
 JOBS = {
     "generate": (generate, "decode prompt shards into a result dataset"),
+    "submit": (submit, "run generate as a job on a Ray cluster, and follow it"),
     "plan": (plan, "tell what generate would do, without doing it"),
     "status": (status, "tell where a run stands, from its files alone"),
     "verify": (verify, "read a whole result dataset and name all that is wrong with it"),
