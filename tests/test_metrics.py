@@ -171,3 +171,10 @@ def test_a_run_is_seen_at_rays_endpoint(session: None, tmp_path: Path) -> None:
     assert max(busy.values()) == 4.0
     assert set(seen["ray_lrd_slots"].values()) == {4.0}
     assert {dict(labels)["state"] for labels in seen["ray_lrd_replicas"]} == set(STATES)
+
+
+def test_the_documentation_has_all_of_them() -> None:
+    text = (DASHBOARD.parents[1] / "pipeline" / "README.md").read_text()
+    for name, metric in METRICS.items():
+        labels = ", ".join(metric.labels)
+        assert f"| `ray_{name}` | {metric.kind} | {labels} | {metric.meaning} |" in text
