@@ -94,6 +94,7 @@ class Driver:
             self._ledger.event("driver stopped")
             raise RunStoppedError("stopped on request")
         finally:
+            self._metrics.flush()
             self._reader.close()
             self.fleet.end()
 

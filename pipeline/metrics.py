@@ -18,7 +18,7 @@ import pyarrow as pa
 from ray.util import metrics as ray_metrics
 
 TICK_SECONDS = 1.0
-"""Gauges of the driver are set this often; Ray exports them every ten seconds."""
+"""The driver records this often what has come in; Ray exports it every ten seconds."""
 STATES = ("waiting", "starting", "idle", "busy", "draining")
 """Of a replica (`pipeline.fleet.Worker.state`)."""
 PASSES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
@@ -74,9 +74,20 @@ class RunMetrics:
         self._replicas = _made("lrd_replicas")
         self._ticked_at = 0.0
         self._known: set[str] = set()
+        self._new: list[pa.Table] = []
 
     def rows(self, results: pa.Table) -> None:
-        """Rows of `RESULT_SCHEMA` have come in for the first time."""
+        """Rows of `RESULT_SCHEMA` have come in for the first time; recorded with the next tick,
+        as many small tables cost the driver five times what one large does."""
+        self._new.append(results)
+
+    def flush(self) -> None:
+        """Record the rows that have come in."""
+        if self._new:
+            self._record(pa.concat_tables(self._new))
+            self._new.clear()
+
+    def _record(self, results: pa.Table) -> None:
         counts: Counter[tuple[str, str, str]] = Counter()
         forwards: Counter[tuple[str, str]] = Counter()
         tokens: Counter[str] = Counter()
@@ -112,6 +123,7 @@ class RunMetrics:
         if time.monotonic() - self._ticked_at < TICK_SECONDS:
             return
         self._ticked_at = time.monotonic()
+        self.flush()
         self._left.set(num_left)
         self._queue.set(num_waiting)
         states: Counter[str] = Counter()
