@@ -21,6 +21,7 @@ import pytest
 import ray.autoscaler
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.scripts.scripts import cli
 
 from jobs.cli import JOBS
 from jobs.generate import settings_from
@@ -518,6 +519,40 @@ def test_a_written_command_has_flags_that_exist(command: str) -> None:
     args = parsed(command)
     if hasattr(args, "config") and args.config is None:
         settings_from(args)
+
+
+def rays_own(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Each call of Ray's command line in a text: its subcommand and flags."""
+    text = re.sub(r"\\\n\s*", " ", text)
+    calls = re.findall(r"(?:\bray|\$ray\"|/ray) ([a-z].*?)(?: -- |[;&>#\n`]|$)", text)
+    for call in calls:
+        words = call.split()
+        name = " ".join(words[:2]) if words[0] == "job" else words[0]
+        yield name, [word.partition("=")[0] for word in words if word.startswith("--")]
+
+
+def launched() -> str:
+    """The start commands of the launchers' files, unfolded."""
+    lists = [documents(name)[0] for name in LAUNCHERS]
+    keys = ("head_start_ray_commands", "worker_start_ray_commands")
+    return "\n".join(command for config in lists for key in keys for command in config[key])
+
+
+def test_calls_of_ray_have_flags_that_ray_knows() -> None:
+    texts = [read("README.md"), read("slurm.sh"), launched(), read("aws.yaml"), read("gcp.yaml")]
+    seen = {}
+    for text in texts:
+        for name, flags in rays_own(text):
+            group, _, job = name.partition(" ")
+            command = cli.commands.get(group)
+            if command is None:
+                continue  # Prose: "ray pods", "ray or".
+            command = command.commands[job] if job else command
+            known = {flag for option in command.params for flag in option.opts}
+            assert set(flags) <= known, f"ray {name}"
+            seen[name] = seen.get(name, 0) + len(flags)
+    assert {"up", "down", "dashboard", "start", "stop", "get-auth-token", "job submit"} <= set(seen)
+    assert seen["start"] >= 10
 
 
 def test_the_readme_names_every_file_and_no_other() -> None:
