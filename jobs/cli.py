@@ -5,10 +5,23 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jobs import evaluate, generate, models, plan, prepare, report, retry_failed, status, verify
+from jobs import (
+    evaluate,
+    generate,
+    models,
+    plan,
+    prepare,
+    publish,
+    report,
+    retry_failed,
+    status,
+    submit,
+    verify,
+)
 
 JOBS = {
     "generate": (generate, "decode prompt shards into a result dataset"),
+    "submit": (submit, "run generate as a job on a Ray cluster, and follow it"),
     "plan": (plan, "tell what generate would do, without doing it"),
     "status": (status, "tell where a run stands, from its files alone"),
     "verify": (verify, "read a whole result dataset and name all that is wrong with it"),
@@ -16,6 +29,7 @@ JOBS = {
     "prepare": (prepare, "make prompt shards from Parquet, JSONL, CSV or a hub dataset"),
     "evaluate": (evaluate, "score a result dataset against its references"),
     "report": (report, "write a report on a run: one HTML file, and figures for papers"),
+    "publish": (publish, "make a dataset in the hub's layout of a finished run"),
     "models": (models, "list the models that are known by name"),
 }
 

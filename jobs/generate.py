@@ -16,6 +16,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from jobs import logs
 from jobs.flags import add_model_flags, given, one_line
 from lrd.config import PRESETS, DecodingConfig
 from pipeline.config import RunConfig
 from pipeline.driver import Driver, RunStoppedError
+from pipeline.log import record
 from pipeline.progress import Progress as RunProgress
 from pipeline.run import Summary, generate
 
@@ -39,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags for every field of RunConfig and DecodingConfig, read off the models."""
     parser.add_argument("--config", metavar="RUN.toml", help="settings, [decoding] as a table")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="decoding preset [fast]")
+    logs.add_argument(parser)
     add_model_flags(parser, RunConfig, exclude={"decoding"})
     add_model_flags(parser.add_argument_group("decoding"), DecodingConfig)
 
@@ -67,15 +71,23 @@ def settings_from(args: argparse.Namespace) -> RunConfig:
 
 def run(args: argparse.Namespace) -> int:
     """The job; its exit code."""
-    return decode("lrd generate", lambda: settings_from(args))
+    return decode("lrd generate", lambda: settings_from(args), log_format=args.log_format)
 
 
-def decode(job: str, settings: Callable[[], RunConfig], *, retry_failed: bool = False) -> int:
+def decode(
+    job: str,
+    settings: Callable[[], RunConfig],
+    *,
+    retry_failed: bool = False,
+    log_format: str | None = None,
+) -> int:
     """Decode what is owed with a display and handling of signals; the exit code.
 
     job: how lines on stderr begin. settings: makes the run's; its ValueError is told in one line.
+    log_format: as `jobs.logs.set_up`.
     """
     try:
+        logs.set_up(log_format)
         config = settings()
         with Display() as show:
             began = time.monotonic()
@@ -83,22 +95,22 @@ def decode(job: str, settings: Callable[[], RunConfig], *, retry_failed: bool = 
                 config, show, lambda driver: handle_signals(job, driver), retry_failed=retry_failed
             )
     except ValueError as error:
-        print(f"{job}: {error}", file=sys.stderr)
+        logs.tell(f"{job}: {error}")
         return BAD_SETTINGS
     except (RunStoppedError, KeyboardInterrupt) as error:
         reason = str(error) or "interrupted"
-        print(
-            f"{job}: {reason}; finished rows are safe, the same command continues", file=sys.stderr
-        )
+        logs.tell(f"{job}: {reason}; finished rows are safe, the same command continues")
         return INTERRUPTED
     except OSError as error:
-        print(
+        logs.tell(
             f"{job}: storage failed: {error}; what was written before is safe, the same command "
-            "continues",
-            file=sys.stderr,
+            "continues"
         )
         return INTERRUPTED
-    print(describe(summary, config, time.monotonic() - began))
+    seconds = time.monotonic() - began
+    record("run finished", **asdict(summary), seconds=seconds, output=config.output)
+    if not logs.is_json():
+        print(describe(summary, config, seconds))
     return FAILED_ROWS if summary.num_failed else OK
 
 
@@ -123,7 +135,8 @@ def _say(line: str) -> None:
     """A line on stderr from within a signal handler, where a buffered stream may be half way
     through another; a terminal gets back the cursor that a bar has hidden."""
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-    os.write(2, f"{show_cursor}\r{line}\n".encode())
+    before = "" if logs.is_json() else f"{show_cursor}\r"
+    os.write(2, f"{before}{logs.as_line(line)}\n".encode())
 
 
 def describe(summary: Summary, config: RunConfig, seconds: float) -> str:
@@ -153,7 +166,7 @@ class Display:
     def __init__(self) -> None:
         console = Console(stderr=True)
         self._bar: Progress | None = None
-        if console.is_terminal:
+        if console.is_terminal and not logs.is_json():
             self._bar = Progress(
                 TextColumn("rows"),
                 BarColumn(),
@@ -181,11 +194,9 @@ class Display:
             self._bar.update(self._task, completed=progress.num_done, rate=rates(progress))
         elif time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
-            print(
-                f"{progress.num_done}/{progress.num_rows} rows, {rates(progress)}",
-                file=sys.stderr,
-                flush=True,
-            )
+            record("progress", **progress.to_json())
+            if not logs.is_json():
+                logs.tell(f"{progress.num_done}/{progress.num_rows} rows, {rates(progress)}")
 
 
 def rates(progress: RunProgress) -> str:

@@ -20,6 +20,8 @@ from pipeline.buckets import Buckets
 from pipeline.config import RunConfig
 from pipeline.fleet import Fleet, Worker
 from pipeline.ledger import Ledger
+from pipeline.log import record_rows
+from pipeline.metrics import RunMetrics
 from pipeline.progress import Meter, Progress
 from pipeline.reader import Reader
 from pipeline.replica import UNITS_IN_FLIGHT
@@ -63,6 +65,7 @@ class Driver:
         self._deaths_without_row = 0
         owed_rows = sum(ledger.plan.files[number].num_rows for number in self._owed)
         self._meter = Meter(ledger.plan.num_rows, ledger.plan.num_rows - owed_rows)
+        self._metrics = RunMetrics()
         self._flushed_at = time.monotonic()
 
     def stop(self) -> None:
@@ -91,6 +94,7 @@ class Driver:
             self._ledger.event("driver stopped")
             raise RunStoppedError("stopped on request")
         finally:
+            self._metrics.flush()
             self._reader.close()
             self.fleet.end()
 
@@ -156,6 +160,8 @@ class Driver:
                     self._bury(worker, error)
         progress = self._meter.progress({worker.name: worker.state for worker in self.fleet})
         self._ledger.lease.publish(progress.to_json)
+        num_waiting = len(self._buckets) + len(self._suspects)
+        self._metrics.tick(progress.num_rows - progress.num_done, num_waiting, self.fleet)
         self._on_progress(progress)
 
     def _ready(self, references: list[Any]) -> list[Any]:
@@ -196,7 +202,10 @@ class Driver:
             self._take(shard, results.filter(pa.array([number == shard for number in shards])))
 
     def _take(self, shard: int, results: pa.Table) -> None:
-        self._meter.rows_done(self._ledger.add(shard, results))
+        new = self._ledger.add(shard, results)
+        self._meter.rows_done(new)
+        self._metrics.rows(new)
+        record_rows(shard, new)
 
     def _bury(self, worker: Worker, error: Exception) -> None:
         """A replica died. What it had not begun goes back at once."""
@@ -214,6 +223,7 @@ class Driver:
             failed_start=worker.placing is not None or worker.loading is not None,
             decide_at=now + DOUBT_SECONDS if unreachable else now,
         )
+        self._metrics.died(worker.name)
         self.fleet.bury(worker, death.reason)
         self._return(untouched)
         self._suspects.died(death)

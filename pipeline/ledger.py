@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 
 from pipeline import parquet
 from pipeline.lease import Lease
+from pipeline.log import record
 from pipeline.parquet import InputFile
 from pipeline.shards import OpenShard
 from pipeline.storage import Storage
@@ -241,7 +242,8 @@ class Ledger:
         self.output.delete_folder(f"{SEGMENTS}/{shard.number:05d}")
 
     def event(self, what: str, **facts: Any) -> None:
-        """Record what happened; on storage with the next flush."""
+        """Record what happened; in the log at once, on storage with the next flush."""
+        record(what, **facts)
         self._events.append(json.dumps({"time": _now(), "event": what, **facts}))
 
 

@@ -21,6 +21,7 @@ import torch
 from lrd import DecodingConfig, Engine, Request, Sample, load_model
 from lrd.engine import row_seed
 from pipeline import faults
+from pipeline.metrics import PassMetrics
 from pipeline.parquet import results_table
 from pipeline.rows import HandedBack, Notice, Prompt, Pulse, Result
 
@@ -65,6 +66,7 @@ class Replica:
         self._handed_back: dict[int, list[int]] = {}
         self._notices: list[str] = []
         self._longest_pass = 0.0
+        self._metrics = PassMetrics(name, settings.slots)
 
     def whereabouts(self) -> tuple[str, int]:
         """Ray's id of its node, and its process."""
@@ -147,7 +149,9 @@ class Replica:
             self._slots[bucket] = engine.num_slots
             self._notices += engine.setbacks
             engine.setbacks = []
-        self._longest_pass = max(self._longest_pass, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        self._longest_pass = max(self._longest_pass, seconds)
+        self._metrics.passed(seconds, {b: engine.num_busy for b, engine in self._engines.items()})
 
     def _engine(self, bucket: int) -> Engine:
         """The bucket's engine, behind those that are busy; idle ones of other buckets go."""

@@ -32,6 +32,7 @@ from pipeline.parquet import InputFile
 from pipeline.progress import Progress
 from pipeline.reader import Reader
 from pipeline.replica import Replica, ReplicaSettings
+from pipeline.secrets import refuse_secrets
 from pipeline.storage import Storage
 
 LAST_TRY_SECONDS = 5.0
@@ -78,6 +79,7 @@ def check(config: RunConfig) -> Checked:
 
     Raises ValueError for what is wrong with settings, input or checkpoint.
     """
+    refuse_secrets(config)
     inputs, names = parquet.input_storage(config.input)
     output = Storage(config.output)
     _check_places(inputs, output)

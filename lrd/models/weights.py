@@ -18,6 +18,7 @@ from lrd.models.transformer import Transformer
 INDEX = "model.safetensors.index.json"
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 """Stored types that a cast keeps the meaning of; packed integers are none."""
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -28,6 +29,7 @@ def weight_files(folder: Path) -> list[Path]:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{index}: not an index of shards ({error!r})") from error
+        _refuse_pickles(folder, [name for name in names if not name.endswith(".safetensors")])
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ValueError(
@@ -38,13 +40,16 @@ def weight_files(folder: Path) -> list[Path]:
     single = folder / "model.safetensors"
     if single.is_file():
         return [single]
-    pickles = [f for end in ("*.bin", "*.pt", "*.pth", "*.ckpt") for f in folder.glob(end)]
-    if pickles:
-        raise ValueError(
-            f"{folder}: only pickled weights ({', '.join(sorted(f.name for f in pickles))}); they "
-            "can run code when read and are refused. Convert them to safetensors"
-        )
+    _refuse_pickles(folder, [file.name for end in PICKLES for file in folder.glob(end)])
     raise ValueError(f"{folder}: no model.safetensors and no {INDEX}; pickles are never read")
+
+
+def _refuse_pickles(folder: Path, names: list[str]) -> None:
+    if names:
+        raise ValueError(
+            f"{folder}: pickled weights ({', '.join(sorted(names))}); they can run code when read "
+            "and are refused. Convert them to safetensors"
+        )
 
 
 def load_weights(

@@ -1,0 +1,125 @@
+"""Logs as JSON lines: every line an object, events and row ids in them, text untouched."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from runs import FAILURE, MadeRun, bad, good
+
+from jobs import generate, logs, retry_failed
+from pipeline.log import LOG, record, record_rows
+from pipeline.parquet import results_table
+
+
+@pytest.fixture(autouse=True)
+def quiet_again() -> Iterator[None]:
+    yield
+    logs.set_up("text")
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_events_and_row_ids_are_json_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.set_up("json")
+    made = MadeRun(tmp_path).begin()
+    made.ledger.event("row set aside", row="00000-00000001", error="line one\nline two \u2028 ü")
+    record_rows(2, results_table([good(2, 0), bad(2, 1), good(2, 3)]))
+    record_rows(2, results_table([]))
+    made.end()
+    event, rows = lines(capsys.readouterr().err)
+    assert event["event"] == "row set aside"
+    assert (event["row"], event["level"]) == ("00000-00000001", "info")
+    assert event["error"] == "line one\nline two \u2028 ü"
+    assert datetime.fromisoformat(event["time"]).utcoffset() == timedelta(0)
+    stored = json.loads((made.output / ".run/events.jsonl").read_text())
+    assert {k: event[k] for k in ("event", "row", "error")} == {
+        k: stored[k] for k in ("event", "row", "error")
+    }
+    assert rows["event"] == "rows finished"
+    assert rows["shard"] == 2
+    assert rows["rows"] == ["00002-00000000", "00002-00000003"]
+    assert rows["failed"] == {"00002-00000001": FAILURE}
+
+
+def test_text_says_nothing_of_records(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up("text")
+    record("replica died", replica="replica-0")
+    logs.tell("lrd generate: a line")
+    assert capsys.readouterr().err == "lrd generate: a line\n"
+
+
+def test_setting_up_again_replaces(capsys: pytest.CaptureFixture[str]) -> None:
+    for log_format in ("json", "text", "json", "json"):
+        logs.set_up(log_format)
+    record("once")
+    assert len(lines(capsys.readouterr().err)) == 1
+    assert len(LOG.handlers) == 1
+
+
+def test_the_environment_chooses_and_the_flag_beats_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(logs.VARIABLE, "json")
+    assert job("--input", "nowhere") == 2
+    (line,) = lines(capsys.readouterr().err)
+    assert line["event"] == "message"
+    assert line["text"].startswith("lrd generate: output: is needed")
+    assert job("--input", "nowhere", "--log-format", "text") == 2
+    assert capsys.readouterr().err.startswith("lrd generate: output: is needed")
+    parser = argparse.ArgumentParser()
+    retry_failed.add_arguments(parser)
+    assert retry_failed.run(parser.parse_args(["nowhere"])) == 2
+    assert "holds no run" in lines(capsys.readouterr().err)[0]["text"]
+
+
+def test_a_format_that_there_is_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(logs.VARIABLE, "xml")
+    assert job("--input", "nowhere", "--output", "out") == 2
+    assert capsys.readouterr().err == "lrd generate: LRD_LOG_FORMAT is 'xml'; text or json is due\n"
+
+
+def job(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    generate.add_arguments(parser)
+    return generate.run(parser.parse_args(words))
+
+
+def test_a_run_says_everything_as_json(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else reaches the streams, and the rows are those of the dataset."""
+    monkeypatch.setattr(generate, "LINE_SECONDS", 0.5)
+    ray.shutdown()
+    (tmp_path / "in").mkdir()
+    prompts = ["", *(f"Tom has {n} apples and buys 2. How many?" for n in range(8))]
+    pq.write_table(pa.table({"prompt": prompts}), tmp_path / "in" / "a.parquet")
+    words = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    assert job(*words, "--gen-length", "32", "--slots", "4", "--log-format", "json") == 3
+    ray.shutdown()
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    found = lines(printed.err)
+    events = [line["event"] for line in found]
+    assert events[0] == "driver started"
+    assert {"replica up", "progress", "driver finished"} <= set(events)
+    ids = [f"00000-{number:08d}" for number in range(9)]
+    finished = [line for line in found if line["event"] == "rows finished"]
+    assert sorted(name for line in finished for name in line["rows"]) == ids[1:]
+    assert [name for line in finished for name in line["failed"]] == ids[:1]
+    assert events[-1] == "run finished"
+    assert (found[-1]["num_rows"], found[-1]["num_failed"]) == (9, 1)
