@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from lrd import DecodingConfig
+from lrd.models.compiled import Compile
 from lrd.prompts import PromptFormat
 
 Truncation = Literal["fail", "keep_last"]
@@ -46,7 +47,12 @@ class RunConfig(BaseModel):
         None, gt=0, description="CPU cores a replica [an equal share of the cluster's]"
     )
     gpus_per_replica: float = Field(1.0, gt=0, description="GPUs a replica, on cuda")
-    slots: int = Field(16, ge=1, description="canvases that a replica decodes together")
+    compile: Compile = Field(
+        "none", description="the forward pass by torch.compile, or as CUDA graphs as well"
+    )
+    slots: int = Field(
+        16, ge=1, description="canvases that a replica decodes together, as far as memory allows"
+    )
     lookahead_shards: int = Field(4, ge=1, description="input shards held in memory at a time")
     flush_seconds: float = Field(5.0, gt=0, description="finished rows reach storage this often")
     max_attempts: int = Field(

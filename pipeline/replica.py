@@ -20,6 +20,8 @@ import torch
 
 from lrd import DecodingConfig, Engine, Request, Sample, load_model
 from lrd.engine import row_seed
+from lrd.memory import probe_slots
+from lrd.models.compiled import Compile
 from pipeline import faults
 from pipeline.metrics import PassMetrics
 from pipeline.parquet import results_table
@@ -42,6 +44,9 @@ class ReplicaSettings:
     decoding: DecodingConfig
     slots: int
     threads: int
+    compile: Compile = "none"
+    memory_share: float = 1.0
+    """Of the device's free memory that is this replica's."""
     faults: str | None = None
     """Rules of `pipeline.faults`."""
 
@@ -82,7 +87,9 @@ class Replica:
             faults.load(settings.faults)
         faults.at("replica.start", f"{self._name} on {self._node}")
         torch.set_num_threads(settings.threads)
-        self._model = load_model(settings.model, settings.device, settings.dtype, settings.revision)
+        self._model = load_model(
+            settings.model, settings.device, settings.dtype, settings.revision, settings.compile
+        )
         if faults.wanted():
             self._model = faults.WatchedModel(self._model, settings.decoding.gen_length)
 
@@ -160,9 +167,23 @@ class Replica:
             return own
         self._engines = {b: engine for b, engine in self._engines.items() if engine.busy}
         if own is None:
-            own = self._new_engine(bucket, self._slots.get(bucket, self._settings.slots))
+            if bucket not in self._slots:
+                self._slots[bucket] = self._fitting_slots(bucket)
+            own = self._new_engine(bucket, self._slots[bucket])
         self._engines[bucket] = own
         return own
+
+    def _fitting_slots(self, bucket: int) -> int:
+        """As many of the slots as the device has memory for."""
+        settings = self._settings
+        if settings.device == "cpu":
+            return settings.slots
+        found = probe_slots(
+            self._model, settings.decoding, bucket, settings.slots, settings.memory_share
+        )
+        if found < settings.slots:
+            self._notices.append(f"memory for {found} of {settings.slots} slots in bucket {bucket}")
+        return found
 
     def _new_engine(self, bucket: int, num_slots: int) -> Engine:
         return Engine(self._model, self._settings.decoding, num_slots, prompt_length=bucket)

@@ -19,9 +19,11 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
+import torch
 
 from lrd import load_model
 from lrd.models.checkpoint import fingerprint
+from lrd.models.compiled import check_compile
 from pipeline import faults, parquet
 from pipeline.config import RunConfig
 from pipeline.driver import Driver, RunStoppedError
@@ -116,12 +118,14 @@ def generate(
     run = check(config)
     cluster = _connect(config)
     device, dtype, size, resources = _place(config, cluster)
+    check_compile(config.compile, torch.device(device))
     plan = Plan(
         files=run.files,
         fingerprint={
             "version": package_version(),
             "model": fingerprint(config.model, config.revision),
             "dtype": dtype,
+            "compile": config.compile,
             "decoding": config.decoding.model_dump(),
             "prompts": config.model_dump(
                 include={"prompt_column", "prompt_format", "system_prompt", "truncation"}
@@ -140,6 +144,8 @@ def generate(
         decoding=config.decoding,
         slots=config.slots,
         threads=max(1, int(resources["num_cpus"])),
+        compile=config.compile,
+        memory_share=min(1.0, config.gpus_per_replica),
         faults=os.environ.get(faults.VARIABLE),
     )
     ledger.begin()

@@ -64,6 +64,23 @@ def test_want_of_memory_is_a_notice_and_costs_no_row(monkeypatch: pytest.MonkeyP
     assert not any(isinstance(item, Notice) for item in actor.decode(UNIT))
 
 
+def test_on_a_device_there_are_as_many_slots_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, float]] = []
+
+    def probe(model: Any, config: Any, prompt_length: int, most: int, share: float) -> int:
+        asked.append((most, share))
+        return 2
+
+    monkeypatch.setattr(replica, "probe_slots", probe)
+    actor = started(device="cuda", memory_share=0.5)
+    items = [*actor.decode(UNIT), *actor.decode(UNIT)]
+    assert asked == [(5, 0.5)], "a bucket is probed once"
+    assert actor._engines[9].num_slots == 2
+    notices = [item.text for item in items if isinstance(item, Notice)]
+    assert notices == ["memory for 2 of 5 slots in bucket 9"]
+    assert len(rows_of(items)) == 2 * len(UNIT)
+
+
 def test_a_drained_replica_finishes_its_slots_and_hands_back_the_rest() -> None:
     actor = started(slots=2)
     stream = actor.decode(UNIT)
