@@ -114,18 +114,19 @@ class TimedEngine:
         )
 
 
-class SimulatedReplica(Replica):
-    """A replica without a model. The mean latency and the folder of reports come in the name of
-    the revision, the one setting that nothing else here uses."""
+def simulated(mean_latency: float, reports: Path | None) -> type[Replica]:
+    """A replica without a model. reports: folder for what its slots were held."""
 
-    def load(self) -> None:
-        pass
+    class SimulatedReplica(Replica):
+        def load(self) -> None:
+            pass
 
-    def _new_engine(self, bucket: int, num_slots: int) -> Engine:
-        mean, _, folder = str(self._settings.revision).partition("@")
-        report = Path(folder) / f"{self._name}-{bucket}.json" if folder else None
-        engine: Any = TimedEngine(num_slots, float(mean), report)
-        return engine
+        def _new_engine(self, bucket: int, num_slots: int) -> Engine:
+            report = reports / f"{self._name}-{bucket}.json" if reports else None
+            engine: Any = TimedEngine(num_slots, mean_latency, report)
+            return engine
+
+    return SimulatedReplica
 
 
 def write_prompts(folder: Path, num_rows: int, rows_a_shard: int) -> None:
@@ -172,7 +173,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         folder = Path(name)
         write_prompts(folder / "in", args.rows, args.rows_a_shard)
         (folder / "reports").mkdir()
-        reports = f"@{folder / 'reports'}" if args.latency else ""
+        replica = simulated(args.latency, folder / "reports" if args.latency else None)
         config = RunConfig(
             input=str(folder / "in"),
             output=str(folder / "out"),
@@ -180,11 +181,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             replicas=args.replicas,
             cpus_per_replica=args.cpus_per_replica,
             slots=args.slots,
-            revision=f"{args.latency}{reports}",
             decoding=DecodingConfig.preset("fast", gen_length=GEN_LENGTH),
         )
         began = time.monotonic()
-        summary = run.generate(config, watch, drivers.append, replica_class=SimulatedReplica)
+        summary = run.generate(config, watch, drivers.append, replica_class=replica)
         seconds = time.monotonic() - began
         assert (summary.num_rows, summary.num_failed) == (args.rows, 0)
         found = [json.loads(path.read_text()) for path in (folder / "reports").iterdir()]
