@@ -130,7 +130,7 @@ class Chaos:
                 self.kills[kind] += getattr(self, f"_kill_{kind}")()
 
     def _start(self) -> None:
-        faults: list[dict[str, Any]] = [{"at": "replica.pass", "do": "slow", "seconds": 0.03}]
+        faults: list[dict[str, Any]] = [{"at": "replica.pass", "do": "slow", "seconds": 0.1}]
         if self._rng.random() < 0.6:
             place, file = self._rng.choice(PLACES), self._rng.choice(FILES)
             faults.append({"at": place, "match": file, "do": "kill", "chance": 0.3})
@@ -180,7 +180,7 @@ def main() -> None:
     """Print what happened; the last line is one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--rows", type=int, default=6000)
+    parser.add_argument("--rows", type=int, default=5000)
     parser.add_argument("--shards", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--limit", type=float, default=2400, help="seconds")
