@@ -14,11 +14,12 @@ import argparse
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable
 from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
-from pipeline.scoring.task import Task, few_shot_prompt
+from pipeline.scoring.task import Example, Task, few_shot_prompt
 from pipeline.scoring.tasks import TASKS, task_named
 
 BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
@@ -119,7 +120,9 @@ def read_exemplars(task: Task, shots: int | None, path: str | None) -> list[Any]
 def with_prompts(dataset: Any, source: str, task: Task, exemplars: list[Any] | None) -> Any:
     """The dataset with the task's column `prompt`; a row without its parts gets null."""
     _check_columns(source, dataset, task, task.prompt_columns)
-    make = task.chat_prompt if exemplars is None else bound(few_shot_prompt, task, exemplars)
+    make: Callable[[Example], str] = task.chat_prompt
+    if exemplars is not None:
+        make = bound(few_shot_prompt, task, exemplars)
     prompts = [
         None if any(row[column] is None for column in task.prompt_columns) else make(row)
         for row in dataset

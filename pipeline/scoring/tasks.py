@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.scoring import gsm8k, humaneval, math500, mbpp, word_problems
 from pipeline.scoring.task import Task
 
-TASKS = {
+TASKS: dict[str, Task] = {
     module.TASK.name: module.TASK for module in (gsm8k, math500, humaneval, mbpp, word_problems)
 }
 
