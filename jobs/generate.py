@@ -31,7 +31,8 @@ from pipeline.config import RunConfig
 from pipeline.driver import Driver, RunStoppedError
 from pipeline.log import record
 from pipeline.progress import Progress as RunProgress
-from pipeline.run import Summary, generate
+from pipeline.run import generate
+from pipeline.summary import Summary
 
 OK, BAD_SETTINGS, FAILED_ROWS, INTERRUPTED = 0, 2, 3, 75
 LINE_SECONDS = 5.0

@@ -19,7 +19,7 @@ from jobs.status import duration
 from pipeline.config import RunConfig
 from pipeline.forecast import Forecast, check_output, forecast, padding, rows_left
 from pipeline.inspect import Inspector, whole_manifest
-from pipeline.ledger import MANIFEST
+from pipeline.layout import MANIFEST
 from pipeline.memory import MemoryNeed, memory_need
 from pipeline.pace import pace_of, seconds_for
 from pipeline.parquet import InputFile

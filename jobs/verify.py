@@ -13,7 +13,7 @@ import sys
 
 from pipeline import parquet
 from pipeline.inspect import whole_manifest
-from pipeline.ledger import MANIFEST
+from pipeline.layout import MANIFEST
 from pipeline.storage import Storage
 from pipeline.verify import Verification
 
@@ -67,7 +67,8 @@ def _inputs(output: Storage, moved_to: str | None) -> Storage | None:
 
 def report(verification: Verification, partial: bool) -> int:
     """Print every finding and the sum; the exit code."""
-    num_wrong, wrong_files = 0, set()
+    num_wrong = 0
+    wrong_files: set[str] = set()
     for finding in verification.findings():
         print(finding, flush=True)
         if finding.wrong:

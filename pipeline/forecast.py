@@ -18,7 +18,8 @@ from lrd.models.checkpoint import fingerprint
 from pipeline import parquet
 from pipeline.config import RunConfig
 from pipeline.inspect import Inspector
-from pipeline.ledger import MANIFEST, Ledger, Plan
+from pipeline.layout import MANIFEST
+from pipeline.ledger import Ledger, Plan
 from pipeline.parquet import InputFile
 from pipeline.reader import Reader
 from pipeline.run import Checked, package_version

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from pipeline.layout import COMMITS, EVENTS, MANIFEST, SEGMENTS, Commit, read_manifest, shard_name
 from pipeline.lease import _is_dead, read_lease
-from pipeline.ledger import COMMITS, EVENTS, MANIFEST, SEGMENTS, Commit, read_manifest, shard_name
 from pipeline.parquet import InputFile
 from pipeline.state import SILENT_SECONDS, DriverState, Pulse, RunState, ShardState
 from pipeline.storage import Storage

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from pipeline.card import About, Facts, card
 from pipeline.inspect import planned_files, read_commit
-from pipeline.ledger import Commit, commit_name, read_manifest, shard_name
+from pipeline.layout import Commit, commit_name, read_manifest, shard_name
 from pipeline.parquet import parquet_bytes
 from pipeline.storage import PARTIAL, Storage
 

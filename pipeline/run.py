@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 import torch
 
@@ -36,25 +32,9 @@ from pipeline.reader import Reader
 from pipeline.replica import Replica, ReplicaSettings
 from pipeline.secrets import refuse_secrets
 from pipeline.storage import Storage
+from pipeline.summary import Summary, summarize
 
 LAST_TRY_SECONDS = 5.0
-UNSURE_ENTROPY = 0.5
-"""An early stop that committed a position above this entropy (nats) is called unsure."""
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What a result dataset holds, counted from its files."""
-
-    num_rows: int
-    num_failed: int
-    errors: dict[str, int]
-    """Reasons of failed rows with their numbers as N, most frequent first."""
-    num_forwards: int
-    num_output_tokens: int
-    stop_reasons: dict[str, int]
-    num_unsure_stops: int
-    """Early stops with an open position above `UNSURE_ENTROPY`."""
 
 
 def package_version() -> str:
@@ -258,41 +238,3 @@ def _place(
         return device, dtype, config.replicas, resources
     # At least one, so that an autoscaler sees what is wanted.
     return device, dtype, lambda: max(1, room(ray.cluster_resources())), resources
-
-
-def summarize(output: Storage) -> Summary:
-    """Count a result dataset, shard by shard, from its files alone."""
-    columns = [
-        "status",
-        "error",
-        "stop_reason",
-        "num_forwards",
-        "num_output_tokens",
-        "max_entropy_at_stop",
-    ]
-    num_rows = num_forwards = num_output_tokens = num_unsure = 0
-    errors: Counter[str] = Counter()
-    stops: Counter[str] = Counter()
-    for name in output.names("data"):
-        with output.filesystem.open_input_file(output.path(f"data/{name}")) as source:
-            table = pq.ParquetFile(source).read(columns=columns)
-        num_rows += table.num_rows
-        decoded = pc.equal(table["status"], "ok")
-        ok, failed = table.filter(decoded), table.filter(pc.invert(decoded))
-        for entry in failed["error"].value_counts().to_pylist():
-            errors[re.sub(r"\d+", "N", entry["values"])] += entry["counts"]
-        for entry in ok["stop_reason"].value_counts().to_pylist():
-            stops[entry["values"]] += entry["counts"]
-        num_forwards += pc.sum(ok["num_forwards"]).as_py() or 0
-        num_output_tokens += pc.sum(ok["num_output_tokens"]).as_py() or 0
-        unsure = pc.greater(ok["max_entropy_at_stop"], UNSURE_ENTROPY)
-        num_unsure += pc.sum(unsure).as_py() or 0
-    return Summary(
-        num_rows=num_rows,
-        num_failed=errors.total(),
-        errors=dict(errors.most_common()),
-        num_forwards=num_forwards,
-        num_output_tokens=num_output_tokens,
-        stop_reasons=dict(stops.most_common()),
-        num_unsure_stops=num_unsure,
-    )

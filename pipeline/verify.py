@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from pipeline import parquet
 from pipeline.inspect import listing, planned_files, read_commit, whole_manifest
+from pipeline.layout import SEGMENTS, Commit, commit_name, shard_name
 from pipeline.lease import _is_dead, read_lease
-from pipeline.ledger import SEGMENTS, Commit, commit_name, shard_name
 from pipeline.rows import row_id
 from pipeline.shard_checks import Expected, ShardCheck, contradictions
 from pipeline.storage import PARTIAL, Storage

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import parquet
-from pipeline.ledger import Commit, Ledger, Plan, commit_name, shard_name
+from pipeline.layout import Commit, commit_name, shard_name
+from pipeline.ledger import Ledger, Plan
 from pipeline.rows import Result, row_id
 from pipeline.storage import Storage
 

@@ -14,8 +14,9 @@ import pytest
 
 from pipeline import parquet
 from pipeline.buckets import Buckets, bucket_of, choose_lengths, fitting
+from pipeline.layout import EVENTS, SEGMENTS, commit_name, shard_name
 from pipeline.lease import LEASE, Lease, LeaseLostError
-from pipeline.ledger import EVENTS, SEGMENTS, Ledger, Plan, commit_name, shard_name
+from pipeline.ledger import Ledger, Plan
 from pipeline.rows import Prompt, Result, row_id
 from pipeline.shards import OpenShard
 from pipeline.storage import Storage

@@ -26,7 +26,8 @@ from pipeline.config import RunConfig
 from pipeline.driver import Driver, RunStoppedError
 from pipeline.parquet import RESULT_SCHEMA
 from pipeline.progress import Progress
-from pipeline.run import Summary, generate
+from pipeline.run import generate
+from pipeline.summary import Summary
 
 SHARED = Path(os.environ.get("LRD_SHARED") or Path(__file__).parents[2] / "shared")
 DECODING = DecodingConfig.preset("fast", gen_length=32)

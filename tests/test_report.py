@@ -86,7 +86,7 @@ def test_counts_are_those_of_pandas(finished: tuple[Path, pd.DataFrame, str]) ->
 
 
 def test_the_summary_of_a_run_says_the_same(finished: tuple[Path, pd.DataFrame, str]) -> None:
-    from pipeline.run import UNSURE_ENTROPY, summarize
+    from pipeline.summary import UNSURE_ENTROPY, summarize
 
     folder, _, page = finished
     summary, numbers = summarize(Storage(str(folder))), data_of(page)["numbers"]

@@ -16,7 +16,7 @@ from jobs import status
 from jobs.status import describe, duration
 from pipeline import state
 from pipeline.inspect import Inspector, listing
-from pipeline.ledger import EVENTS
+from pipeline.layout import EVENTS
 from pipeline.parquet import results_table
 from pipeline.progress import Meter
 from pipeline.rows import Prompt

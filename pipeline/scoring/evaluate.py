@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.ledger import MANIFEST
+from pipeline.layout import MANIFEST
 from pipeline.parquet import RESULT_SCHEMA, parquet_bytes
 from pipeline.scoring.summary import Evaluation, summarize
 from pipeline.scoring.task import Score, Task
