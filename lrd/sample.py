@@ -65,7 +65,7 @@ class Readout:
         self._fields = {name: _on_host(value, copied) for name, value in state.outcomes()}
         self._arrived: torch.cuda.Event | None = None
         if state.stop_B.is_cuda:
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record(torch.cuda.current_stream(state.stop_B.device))
 
     def reasons(self) -> list[StopReason]:
@@ -76,7 +76,7 @@ class Readout:
 
     def sample(self, row: int, model: DiffusionModel, key: Any, seconds: float) -> Sample:
         """The sample of a row that has ended; `reasons` has been called."""
-        of = {name: value[row].tolist() for name, value in self._fields.items()}
+        of: dict[str, Any] = {name: value[row].tolist() for name, value in self._fields.items()}
         canvas = of["canvas_BG"]
         length = canvas.index(model.eos_id) if model.eos_id in canvas else len(canvas)
         num_forwards = of["refine_steps_B"] + of["decode_steps_B"]

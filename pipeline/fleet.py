@@ -254,7 +254,7 @@ class Fleet:
 
 
 def _alive() -> set[str]:
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
 
 
 def draining_nodes() -> set[str]:

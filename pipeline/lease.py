@@ -187,9 +187,10 @@ def _is_dead(lease: dict[str, Any]) -> bool:
         return False
     try:
         process = psutil.Process(lease["pid"])
-        return (
+        gone: bool = (
             process.create_time() != lease["process_began"]
             or process.status() == psutil.STATUS_ZOMBIE
         )
+        return gone
     except psutil.NoSuchProcess:
         return True

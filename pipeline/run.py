@@ -236,5 +236,9 @@ def _place(
         )
     if config.replicas is not None:
         return device, dtype, config.replicas, resources
-    # At least one, so that an autoscaler sees what is wanted.
-    return device, dtype, lambda: max(1, room(ray.cluster_resources())), resources
+
+    def size() -> int:
+        # At least one, so that an autoscaler sees what is wanted.
+        return max(1, room(ray.cluster_resources()))  # type: ignore[no-untyped-call]
+
+    return device, dtype, size, resources

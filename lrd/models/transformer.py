@@ -136,7 +136,8 @@ class Block(nn.Module):
             gate, up = self.gate(h), self.up(h)
         else:
             gate, up = self.gate_up(h).chunk(2, dim=-1)
-        return F.silu(gate) * up
+        risen: Tensor = F.silu(gate) * up
+        return risen
 
     def forward(
         self,
@@ -159,7 +160,7 @@ class Block(nn.Module):
 
 def _joined(*layers: nn.Linear) -> nn.Linear:
     """One layer with the outputs of several, in their order."""
-    biases = [layer.bias for layer in layers if layer.bias is not None]
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
     width_in, width_out = layers[0].in_features, sum(layer.out_features for layer in layers)
     joined = nn.Linear(width_in, width_out, bias=bool(biases), device="meta")
     joined.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), False)

@@ -154,7 +154,8 @@ def count(run: Run, num_viewer_rows: int) -> tuple[Counts, Chosen]:
 
 def _candidates(table: pa.Table, shard: int, first: int) -> tuple[list[Candidate], list[Candidate]]:
     """The batch's ok rows and its failed ones."""
-    good, bad = [], []
+    good: list[Candidate] = []
+    bad: list[Candidate] = []
     columns = (table[name].to_pylist() for name in ("row_id", "status", "num_forwards"))
     for row, (row_id, status, forwards) in enumerate(zip(*columns, strict=True), first):
         lot = blake2b(row_id.encode(), digest_size=8).digest()

@@ -81,7 +81,7 @@ def committed_curve(rows: Sequence[Row]) -> Curve:
 
 def _committed(row: Row) -> Floats:
     counts = np.bincount(row.commit_step, minlength=len(row.kl) + 1)[1:]
-    share = counts.cumsum().astype(np.float32) / len(row.commit_step)
+    share: Floats = (counts.cumsum() / len(row.commit_step)).astype(np.float32)
     # Positions that EOS filled undecoded are there once the row has stopped.
     share[-1:] = 1.0
     return share

@@ -57,7 +57,8 @@ class Row:
         if decoding.sum() == self.facts["decode_steps"]:
             return decoding
         if self.facts["blocks"] == 1 and not decoding[: self.facts["refine_steps"]].any():
-            return np.arange(num_passes) >= self.facts["refine_steps"]
+            decoding = np.arange(num_passes) >= int(self.facts["refine_steps"])
+            return decoding
         return None
 
 

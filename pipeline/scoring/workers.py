@@ -61,8 +61,8 @@ def score_answers(
         while any(worker.answer for worker in workers):
             for worker in _done(workers):
                 yield worker.take()
-                if (answer := next(waiting, None)) is not None:
-                    worker.give(answer)
+                if (following := next(waiting, None)) is not None:
+                    worker.give(following)
     finally:
         for worker in workers:
             worker.end()
