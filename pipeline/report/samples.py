@@ -57,8 +57,8 @@ class Row:
         if decoding.sum() == self.facts["decode_steps"]:
             return decoding
         if self.facts["blocks"] == 1 and not decoding[: self.facts["refine_steps"]].any():
-            decoding = np.arange(num_passes) >= int(self.facts["refine_steps"])
-            return decoding
+            later: npt.NDArray[np.bool_] = np.arange(num_passes) >= int(self.facts["refine_steps"])
+            return later
         return None
 
 
