@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.exceptions import ActorUnavailableError, RayError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
 from pipeline import parquet
 from pipeline.buckets import Buckets
@@ -220,7 +220,8 @@ class Driver:
             begun=begun,
             alone=len(in_flight) == 1,
             node=worker.node,
-            failed_start=worker.placing is not None or worker.loading is not None,
+            # One that was killed while it loaded says nothing of what it loaded.
+            failed_start=worker.loading is not None and not isinstance(error, RayActorError),
             decide_at=now + DOUBT_SECONDS if unreachable else now,
         )
         self._metrics.died(worker.name)

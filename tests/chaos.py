@@ -90,7 +90,11 @@ class Run:
         assert self.process is not None
         code = self.process.wait()
         if code:
-            raise SystemExit(f"chaos: lrd generate ended with {code}:\n{self._log.read_text()}")
+            raise SystemExit(f"chaos: lrd generate ended with {code}:\n{self.log()}")
+
+    def log(self) -> str:
+        """The last lines that drivers wrote."""
+        return "\n".join(self._log.read_text().splitlines()[-20:])
 
 
 def replicas() -> list[psutil.Process]:
@@ -124,7 +128,7 @@ class Chaos:
                 print("the run ended before there were enough kills", file=sys.stderr)
                 return
             elif code is not None:
-                raise SystemExit(f"chaos: the driver ended with {code}")
+                raise SystemExit(f"chaos: the driver ended with {code}:\n{self._run.log()}")
             else:
                 (kind,) = self._rng.choices(list(WEIGHTS), list(WEIGHTS.values()))
                 self.kills[kind] += getattr(self, f"_kill_{kind}")()

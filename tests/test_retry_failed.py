@@ -35,7 +35,8 @@ FLAGS = ["--gen-length", "32", "--replicas", "1", "--cpus-per-replica", "1", "--
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    # Not the cluster of somebody else on this machine.
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -195,7 +196,8 @@ def test_the_second_signal_leaves_at_once_and_leaves_nothing_behind(tmp_path: Pa
     rules = [{**here, "do": "log", "path": str(log)}, {**here, "do": "slow", "seconds": 600}]
     environment = {**os.environ, VARIABLE: json.dumps(rules), "PYTHONPATH": str(ROOT)}
     environment.pop("RAY_ADDRESS", None)
-    words = ["--input", str(source), "--output", str(output), "--flush-seconds", "0.1", *FLAGS]
+    places = ["--input", str(source), "--output", str(output), "--address", "local"]
+    words = [*places, "--flush-seconds", "0.1", *FLAGS]
     with (tmp_path / "stderr").open("wb") as stderr:
         driver = psutil.Popen(
             [sys.executable, "-m", "jobs.generate", *words],
