@@ -20,7 +20,7 @@ from pipeline.config import RunConfig
 from pipeline.forecast import Forecast, check_output, forecast, padding, rows_left
 from pipeline.inspect import Inspector, whole_manifest
 from pipeline.layout import MANIFEST
-from pipeline.memory import MemoryNeed, memory_need
+from pipeline.memory import MOST_SLOTS, MemoryNeed, memory_need
 from pipeline.pace import pace_of, seconds_for
 from pipeline.parquet import InputFile
 from pipeline.run import check
@@ -139,13 +139,14 @@ def _memory(need: MemoryNeed | None, dtype: str, longest: int, config: RunConfig
     if need is None:
         return ["memory    unknown: the shape of another package's model is not known here"]
     lines = [
-        f"memory    {_gb(need.weights)} of weights in {dtype}, {_gb(need.slot)} a slot of "
-        f"{longest} + {config.decoding.gen_length} tokens, {_gb(need.shared)} besides; reckoned, "
-        "not measured"
+        f"memory    {_gb(need.weights)} of weights in {dtype}; slots of {longest} + "
+        f"{config.decoding.gen_length} tokens: 1 takes {_gb(need.beside_weights(1))}, "
+        f"{config.slots} take {_gb(need.beside_weights(config.slots))}; reckoned, not measured"
     ]
     for size in DEVICES_GB:
         slots = need.slots_in(size * 1e9)
-        note = "does not hold it" if not slots else f"{slots} slots"
+        more = " or more" if slots == MOST_SLOTS else ""
+        note = f"{slots} slots{more}" if slots else "does not hold it"
         few = f", fewer than --slots {config.slots}" if 0 < slots < config.slots else ""
         lines.append(f"  {size:5d} GB  {note}{few}")
     return lines

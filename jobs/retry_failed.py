@@ -22,7 +22,7 @@ from pipeline.inspect import whole_manifest
 from pipeline.storage import Storage
 
 FIXED = {
-    *("output", "decoding", "dtype"),
+    *("output", "decoding", "dtype", "compile"),
     *("prompt_column", "prompt_format", "system_prompt", "truncation"),
 }
 """What the fingerprint holds word for word. Input and model are in it by their contents, so that

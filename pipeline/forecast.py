@@ -131,6 +131,7 @@ def fingerprint_of(config: RunConfig, files: list[InputFile], dtype: str) -> dic
         "version": package_version(),
         "model": fingerprint(config.model, config.revision),
         "dtype": dtype,
+        "compile": config.compile,
         "decoding": config.decoding.model_dump(),
         "prompts": config.model_dump(include=prompts),
         "input": {file.name: file.sha256 for file in files},

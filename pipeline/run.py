@@ -171,7 +171,8 @@ def _connect(config: RunConfig) -> dict[str, float]:
         _check_answers(address)
         try:
             ray.init(
-                address=address,
+                # Ray itself would join a cluster that happens to run on this machine.
+                address=address or "local",
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 include_dashboard=None if address else False,

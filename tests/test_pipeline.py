@@ -40,6 +40,7 @@ def ray_session() -> Iterator[None]:
     # Workers import the tests' plugs; more cores than there are let small replicas start.
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     ray.init(
+        address="local",
         num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,
