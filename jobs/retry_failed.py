@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from jobs import logs
 from jobs.flags import add_model_flags, given, one_line
 from jobs.generate import decode
 from pipeline.config import RunConfig
@@ -32,13 +33,19 @@ they may lie elsewhere now."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The job's flags: the output, and every setting that results do not depend on."""
     parser.add_argument("output", metavar="OUT", help="the run's output folder")
+    logs.add_argument(parser)
     add_model_flags(parser, RunConfig, exclude=FIXED)
     parser.epilog = "What is not given is as the run had it, whatever stands in brackets."
 
 
 def run(args: argparse.Namespace) -> int:
     """The job; its exit code."""
-    return decode("lrd retry-failed", lambda: settings_from(args), retry_failed=True)
+    return decode(
+        "lrd retry-failed",
+        lambda: settings_from(args),
+        retry_failed=True,
+        log_format=args.log_format,
+    )
 
 
 def settings_from(args: argparse.Namespace) -> RunConfig:

@@ -129,5 +129,7 @@ def _raw_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int] | ValueErro
 def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
-    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    # Not verbose: it would warn of prompts beyond a length that is not the model's to say.
+    found = tokenizer(list(texts), add_special_tokens=False, verbose=False)
+    ids: list[list[int]] = found["input_ids"]
     return ids
