@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -97,13 +98,16 @@ class Run:
         return "\n".join(self._log.read_text().splitlines()[-20:])
 
 
-def replicas() -> list[psutil.Process]:
-    """Processes of replicas that are up."""
+def replicas(address: str) -> list[psutil.Process]:
+    """Processes of the replicas that are up in the cluster at this address, and in no other."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or [""]
         if words[0].startswith("ray::Replica"):
-            found.append(process)
+            with suppress(psutil.Error):
+                raylet = process.parent()
+                if raylet is not None and any(address in word for word in raylet.cmdline()):
+                    found.append(process)
     return found
 
 
@@ -141,14 +145,14 @@ class Chaos:
         self._run.start(faults)
 
     def _kill_replica(self) -> bool:
-        up = replicas()
+        up = replicas(self._cluster.address)
         if up:
             self._rng.choice(up).kill()
         return bool(up)
 
     def _kill_driver(self) -> bool:
         # Not before it has begun: nothing would be at stake.
-        if not replicas():
+        if not replicas(self._cluster.address):
             return False
         assert self._run.process is not None
         self._run.process.kill()
@@ -157,7 +161,7 @@ class Chaos:
         return True
 
     def _kill_node(self) -> bool:
-        if not replicas():
+        if not replicas(self._cluster.address):
             return False
         node = self._nodes.pop(self._rng.randrange(len(self._nodes)))
         self._cluster.remove_node(node, allow_graceful=False)
