@@ -25,8 +25,7 @@ LOOK_SECONDS = 2.0
 PASSES_OF_SILENCE = 20
 """A replica that is silent for as many of the longest pass seen hangs."""
 FIRST_PASS_FACTOR = 10
-"""Before any pass was seen, a replica may be silent for as many times `hang_seconds`: kernels
-are compiled in the first one."""
+"""A first pass may take as many times `hang_seconds`: kernels are compiled in it."""
 STARTS_A_NODE = 2
 """Failed starts on a node after which it is avoided."""
 
@@ -50,6 +49,8 @@ class Worker:
     deaths: int = 0
     """In a row, without a finished row in between."""
     heard_at: float = 0.0
+    heard: bool = False
+    """Whether it has finished a pass."""
     draining: bool = False
 
     @property
@@ -101,6 +102,7 @@ class Fleet:
         self.longest_pass = 0.0
         """Seconds, of all passes that replicas told of."""
         self.any_ready = False
+        self._any_heard = False
         self._looked_at = 0.0
         self._failed_on: Counter[str] = Counter()
         self._num_named = 0
@@ -138,7 +140,8 @@ class Fleet:
 
     def heard(self, worker: Worker, longest_pass: float = 0.0) -> None:
         """A replica gave a sign of life."""
-        worker.heard_at = time.monotonic()
+        worker.heard_at, worker.heard = time.monotonic(), True
+        self._any_heard = True
         self.longest_pass = max(self.longest_pass, longest_pass)
 
     def step_up(self, worker: Worker, reference: Any) -> None:
@@ -210,7 +213,7 @@ class Fleet:
             with suppress(ray.exceptions.RayError):
                 ray.kill(worker.actor)
         worker.actor = worker.placing = worker.loading = worker.node = worker.pid = None
-        worker.draining = False
+        worker.draining = worker.heard = False
 
     def _stuck(self, worker: Worker, now: float) -> Exception | None:
         silence = now - worker.heard_at
@@ -219,7 +222,7 @@ class Fleet:
         if not worker.units:
             return None
         limit = max(self._hang_seconds, PASSES_OF_SILENCE * self.longest_pass)
-        if not self.longest_pass:
+        if not (worker.heard or (self._any_heard and self._settings.compile == "none")):
             limit *= FIRST_PASS_FACTOR
         if silence <= limit:
             return None
