@@ -10,19 +10,16 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
-from lrd.models.checkpoint import fingerprint
 from pipeline import parquet
 from pipeline.config import RunConfig
 from pipeline.inspect import Inspector
 from pipeline.layout import MANIFEST
 from pipeline.ledger import Ledger, Plan
-from pipeline.parquet import InputFile
 from pipeline.reader import Reader
-from pipeline.run import Checked, package_version
+from pipeline.run import Checked, fingerprint_of
 from pipeline.shards import OpenShard
 
 
@@ -122,20 +119,6 @@ def check_output(run: Checked, config: RunConfig, dtype: str) -> Inspector | Non
     known = {} if is_new else fingerprint_of(config, run.files, dtype)
     Ledger(run.output, run.inputs, Plan(run.files, known, {}))
     return None if is_new else Inspector(run.output)
-
-
-def fingerprint_of(config: RunConfig, files: list[InputFile], dtype: str) -> dict[str, Any]:
-    """The fingerprint that `pipeline.run.generate` gives this run."""
-    prompts = {"prompt_column", "prompt_format", "system_prompt", "truncation"}
-    return {
-        "version": package_version(),
-        "model": fingerprint(config.model, config.revision),
-        "dtype": dtype,
-        "compile": config.compile,
-        "decoding": config.decoding.model_dump(),
-        "prompts": config.model_dump(include=prompts),
-        "input": {file.name: file.sha256 for file in files},
-    }
 
 
 def rows_left(found: Forecast, inspector: Inspector | None) -> dict[int, float]:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipeline.layout import COMMITS, EVENTS, MANIFEST, SEGMENTS, Commit, read_manifest, shard_name
-from pipeline.lease import _is_dead, read_lease
+from pipeline.lease import is_dead, read_lease
 from pipeline.parquet import InputFile
 from pipeline.state import SILENT_SECONDS, DriverState, Pulse, RunState, ShardState
 from pipeline.storage import Storage
@@ -139,7 +139,7 @@ class Inspector:
             self._beat, self._beat_seen_at = beat, now
         if lease["released"]:
             return "ended"
-        if _is_dead(lease):
+        if is_dead(lease):
             return "dead"
         if now - self._beat_seen_at >= SILENT_SECONDS:
             return "silent"

@@ -93,7 +93,7 @@ class Lease:
 
     def _wait_for_silence(self) -> None:
         seen = self._read()
-        if seen is None or seen["released"] or _is_dead(seen):
+        if seen is None or seen["released"] or is_dead(seen):
             return
         since = time.monotonic()
         while time.monotonic() - since < self._longest_silence:
@@ -181,7 +181,7 @@ def _machine() -> str:
     return "/".join(parts)
 
 
-def _is_dead(lease: dict[str, Any]) -> bool:
+def is_dead(lease: dict[str, Any]) -> bool:
     """Whether the owner surely is no more: it ran here and its process is gone."""
     if lease["machine"] != _machine():
         return False

@@ -80,6 +80,20 @@ def check(config: RunConfig) -> Checked:
     return Checked(inputs, output, face, files)
 
 
+def fingerprint_of(config: RunConfig, files: list[InputFile], dtype: str) -> dict[str, Any]:
+    """All that the results of a run depend on."""
+    prompts = {"prompt_column", "prompt_format", "system_prompt", "truncation"}
+    return {
+        "version": package_version(),
+        "model": fingerprint(config.model, config.revision),
+        "dtype": dtype,
+        "compile": config.compile,
+        "decoding": config.decoding.model_dump(),
+        "prompts": config.model_dump(include=prompts),
+        "input": {file.name: file.sha256 for file in files},
+    }
+
+
 def generate(
     config: RunConfig,
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -101,17 +115,7 @@ def generate(
     check_compile(config.compile, torch.device(device))
     plan = Plan(
         files=run.files,
-        fingerprint={
-            "version": package_version(),
-            "model": fingerprint(config.model, config.revision),
-            "dtype": dtype,
-            "compile": config.compile,
-            "decoding": config.decoding.model_dump(),
-            "prompts": config.model_dump(
-                include={"prompt_column", "prompt_format", "system_prompt", "truncation"}
-            ),
-            "input": {file.name: file.sha256 for file in run.files},
-        },
+        fingerprint=fingerprint_of(config, run.files, dtype),
         settings=config.model_dump(),
     )
     ledger = Ledger(run.output, run.inputs, plan)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline import parquet
 from pipeline.inspect import listing, planned_files, read_commit, whole_manifest
 from pipeline.layout import SEGMENTS, Commit, commit_name, shard_name
-from pipeline.lease import _is_dead, read_lease
+from pipeline.lease import is_dead, read_lease
 from pipeline.rows import row_id
 from pipeline.shard_checks import Expected, ShardCheck, contradictions
 from pipeline.storage import PARTIAL, Storage
@@ -193,7 +193,7 @@ class Verification:
 
     def _may_be_on(self) -> bool:
         lease = read_lease(self._output)
-        return lease is not None and not lease["released"] and not _is_dead(lease)
+        return lease is not None and not lease["released"] and not is_dead(lease)
 
     def _segments(self) -> Iterator[Finding]:
         for name in sorted(listing(self._output, SEGMENTS, recursive=True)):

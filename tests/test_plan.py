@@ -24,14 +24,14 @@ from lrd.models.families import family_of
 from lrd.models.transformer import Transformer
 from lrd.prompts import encode_prompt
 from pipeline.buckets import choose_lengths, fitting
-from pipeline.forecast import check_output, fingerprint_of, forecast, rows_left
+from pipeline.forecast import check_output, forecast, rows_left
 from pipeline.ledger import Ledger, Plan
 from pipeline.memory import memory_need, weight_bytes
 from pipeline.pace import Pace, pace_of, seconds_for
 from pipeline.parquet import results_table
 from pipeline.progress import Meter
 from pipeline.rows import Prompt
-from pipeline.run import Checked, check
+from pipeline.run import Checked, check, fingerprint_of
 from pipeline.storage import Storage
 
 QUESTIONS: list[Any] = [f"How many apples are there? {'One more. ' * (n % 5)}" for n in range(40)]
