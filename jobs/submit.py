@@ -186,7 +186,7 @@ def entrypoint_of(config: RunConfig, log_format: str | None = None) -> str:
     """
     words = [f"--log-format={log_format}"] if log_format else []
     words += _flags(config, RunConfig.model_fields.keys() - {"decoding", "address"}, _defaults())
-    words += min((_preset_flags(config.decoding, preset) for preset in PRESETS), key=len)
+    words += min((_preset_flags(config.decoding, preset) for preset in PRESETS), key=_length)
     parser = argparse.ArgumentParser()
     generate.add_arguments(parser)
     if generate.settings_from(parser.parse_args(words)) != config.model_copy(
@@ -203,6 +203,10 @@ def _defaults() -> dict[str, Any]:
 def _preset_flags(decoding: DecodingConfig, preset: str) -> list[str]:
     start = DecodingConfig.preset(preset).model_dump()
     return [f"--preset={preset}", *_flags(decoding, start.keys(), start)]
+
+
+def _length(words: list[str]) -> int:
+    return len(words)
 
 
 def _flags(settings: BaseModel, names: Any, defaults: dict[str, Any]) -> list[str]:

@@ -110,8 +110,12 @@ def job_name(output: str) -> str:
 def submit(
     client: JobSubmissionClient, name: str, entrypoint: str, runtime_env: dict[str, Any]
 ) -> tuple[str, bool]:
-    """Submit a run, or find its job that is at work: its id, and whether it is new."""
-    for _ in range(5):
+    """Submit a run, or find its job that is at work: its id, and whether it is new.
+
+    Raises what the client raises where the server does not take it within a minute.
+    """
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while True:
         attempts = _attempts(client, name)
         for number, status in attempts.items():
             if not status.is_terminal():
@@ -122,12 +126,13 @@ def submit(
                 entrypoint=entrypoint, submission_id=job_id, runtime_env=dict(runtime_env)
             )
         except RuntimeError as error:
-            # Someone else was faster: theirs is at work now.
-            if "already exists" not in str(error):
+            # Someone else was faster, and theirs is at work now; or the cluster has just begun.
+            passes = any(words in str(error) for words in ("already exists", "No available agent"))
+            if not passes or time.monotonic() > give_up_at:
                 raise
+            time.sleep(RETRY_SECONDS)
         else:
             return job_id, True
-    raise RuntimeError(f"the ids of {name} are taken again and again")
 
 
 def _attempts(client: JobSubmissionClient, name: str) -> dict[int, Any]:

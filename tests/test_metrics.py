@@ -98,6 +98,7 @@ def test_without_ray_nothing_breaks() -> None:
 def session() -> Iterator[None]:
     ray.shutdown()
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
