@@ -27,6 +27,8 @@ from ray.job_submission import JobSubmissionClient
 OK, INTERRUPTED = 0, 75
 PATIENCE_SECONDS = 60.0
 """How long a job server that has answered before may be silent."""
+BEGIN_SECONDS = 180.0
+"""How long a cluster that has just begun may take until it takes jobs."""
 RETRY_SECONDS = 1.0
 LOST = (
     *(requests.RequestException, aiohttp.ClientError, OSError, RuntimeError),
@@ -112,9 +114,9 @@ def submit(
 ) -> tuple[str, bool]:
     """Submit a run, or find its job that is at work: its id, and whether it is new.
 
-    Raises what the client raises where the server does not take it within a minute.
+    Raises what the client raises where the server refuses, or takes no job in three minutes.
     """
-    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    give_up_at = time.monotonic() + BEGIN_SECONDS
     while True:
         attempts = _attempts(client, name)
         for number, status in attempts.items():

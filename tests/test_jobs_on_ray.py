@@ -100,7 +100,9 @@ def cluster() -> Iterator[Cluster]:
                 *(f"--dashboard-port={dashboard}", f"--temp-dir={folder}/r"),
             )
             wait_for(lambda: answers(dashboard), 120)
-            made.start(ip, f"--address=127.0.0.1:{port}", "--num-cpus=2")
+            # A folder of its own, as on another machine: in a common one a node would delete the
+            # working directory that the other still runs in.
+            made.start(ip, f"--address=127.0.0.1:{port}", "--num-cpus=2", f"--temp-dir={folder}/w")
             yield made
         finally:
             made.end()
