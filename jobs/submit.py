@@ -12,6 +12,7 @@ nothing of decoding; what it does is no more than
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import shlex
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         entrypoint = entrypoint_of(config, args.log_format)
         environment = runtime_env(args.working_dir, args.env)
         address = address_from(args.address)
+        quieten_ray()
         client = connect(address)
         with plainly(address):
             job_id, new = submit(client, job_name(config.output), entrypoint, environment)
@@ -127,6 +129,12 @@ def watch(client: Any, job_id: str, address: str, *, stop_on_interrupt: bool = F
             if ended.reason:
                 _say(f"lrd submit: {ended.reason}; finished rows are safe, submit it again")
             return ended.code
+
+
+def quieten_ray() -> None:
+    """Ray tells of every file that it leaves at home; of what goes wrong we tell in one line."""
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.CRITICAL)
 
 
 def address_from(given: str | None) -> str:
@@ -178,8 +186,7 @@ def entrypoint_of(config: RunConfig, log_format: str | None = None) -> str:
     """
     words = [f"--log-format={log_format}"] if log_format else []
     words += _flags(config, RunConfig.model_fields.keys() - {"decoding", "address"}, _defaults())
-    choices: list[list[str]] = [_preset_flags(config.decoding, preset) for preset in PRESETS]
-    words += sorted(choices, key=lambda choice: len(choice))[0]
+    words += min((_preset_flags(config.decoding, preset) for preset in PRESETS), key=_length)
     parser = argparse.ArgumentParser()
     generate.add_arguments(parser)
     if generate.settings_from(parser.parse_args(words)) != config.model_copy(
@@ -196,6 +203,10 @@ def _defaults() -> dict[str, Any]:
 def _preset_flags(decoding: DecodingConfig, preset: str) -> list[str]:
     start = DecodingConfig.preset(preset).model_dump()
     return [f"--preset={preset}", *_flags(decoding, start.keys(), start)]
+
+
+def _length(words: list[str]) -> int:
+    return len(words)
 
 
 def _flags(settings: BaseModel, names: Any, defaults: dict[str, Any]) -> list[str]:

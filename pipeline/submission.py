@@ -27,6 +27,8 @@ from ray.job_submission import JobSubmissionClient
 OK, INTERRUPTED = 0, 75
 PATIENCE_SECONDS = 60.0
 """How long a job server that has answered before may be silent."""
+BEGIN_SECONDS = 180.0
+"""How long a cluster that has just begun may take until it takes jobs."""
 RETRY_SECONDS = 1.0
 LOST = (
     *(requests.RequestException, aiohttp.ClientError, OSError, RuntimeError),
@@ -110,8 +112,12 @@ def job_name(output: str) -> str:
 def submit(
     client: JobSubmissionClient, name: str, entrypoint: str, runtime_env: dict[str, Any]
 ) -> tuple[str, bool]:
-    """Submit a run, or find its job that is at work: its id, and whether it is new."""
-    for _ in range(5):
+    """Submit a run, or find its job that is at work: its id, and whether it is new.
+
+    Raises what the client raises where the server refuses, or takes no job in three minutes.
+    """
+    give_up_at = time.monotonic() + BEGIN_SECONDS
+    while True:
         attempts = _attempts(client, name)
         for number, status in attempts.items():
             if not status.is_terminal():
@@ -122,12 +128,13 @@ def submit(
                 entrypoint=entrypoint, submission_id=job_id, runtime_env=dict(runtime_env)
             )
         except RuntimeError as error:
-            # Someone else was faster: theirs is at work now.
-            if "already exists" not in str(error):
+            # Someone else was faster, and theirs is at work now; or the cluster has just begun.
+            passes = any(words in str(error) for words in ("already exists", "No available agent"))
+            if not passes or time.monotonic() > give_up_at:
                 raise
+            time.sleep(RETRY_SECONDS)
         else:
             return job_id, True
-    raise RuntimeError(f"the ids of {name} are taken again and again")
 
 
 def _attempts(client: JobSubmissionClient, name: str) -> dict[int, Any]:

@@ -105,6 +105,8 @@ def test_a_run_says_everything_as_json(
     """Nothing else reaches the streams, and the rows are those of the dataset."""
     monkeypatch.setattr(generate, "LINE_SECONDS", 0.5)
     ray.shutdown()
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
+    capfd.readouterr()
     (tmp_path / "in").mkdir()
     prompts = ["", *(f"Tom has {n} apples and buys 2. How many?" for n in range(8))]
     pq.write_table(pa.table({"prompt": prompts}), tmp_path / "in" / "a.parquet")
