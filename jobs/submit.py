@@ -186,7 +186,8 @@ def entrypoint_of(config: RunConfig, log_format: str | None = None) -> str:
     """
     words = [f"--log-format={log_format}"] if log_format else []
     words += _flags(config, RunConfig.model_fields.keys() - {"decoding", "address"}, _defaults())
-    words += min((_preset_flags(config.decoding, preset) for preset in PRESETS), key=_length)
+    choices: list[list[str]] = [_preset_flags(config.decoding, preset) for preset in PRESETS]
+    words += sorted(choices, key=_length)[0]
     parser = argparse.ArgumentParser()
     generate.add_arguments(parser)
     if generate.settings_from(parser.parse_args(words)) != config.model_copy(

@@ -203,7 +203,7 @@ class Fleet:
     def _avoided(self) -> set[str]:
         """Nodes where replicas failed to start, unless there are no others."""
         avoided = {node for node, failed in self._failed_on.items() if failed >= STARTS_A_NODE}
-        if not avoided or _alive() <= avoided:
+        if avoided and _alive() <= avoided:
             self._failed_on.clear()
             return set()
         return avoided
