@@ -35,8 +35,9 @@ FETCH_SECONDS = 60.0
 """A result that cannot be fetched for as long counts as its replica's death."""
 
 
-DOUBT_SECONDS = 5.0
-"""How long a replica that cannot be reached may turn out to have been on a lost node."""
+DOUBT_SECONDS = 20.0
+"""How long a replica that cannot be reached may turn out to have been on a lost node; Ray takes
+some twelve seconds to call a node dead."""
 
 
 class RunStoppedError(Exception):
