@@ -86,10 +86,13 @@ class Run:
 
     def finish(self, faults: list[dict[str, Any]]) -> None:
         """To the end, undisturbed."""
-        if self.process is None or self.code() is not None:
+        if self.process is None:
             self.start(faults)
         assert self.process is not None
         code = self.process.wait()
+        while code == -signal.SIGKILL:  # What the last driver was told to do to itself.
+            self.start(faults)
+            code = self.process.wait()
         if code:
             raise SystemExit(f"chaos: lrd generate ended with {code}:\n{self.log()}")
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 TOKEN = secrets.token_hex(24)
 NOT_THE_ROWS_OWN = ["seconds", "replica", "attempts"]
 PROMPTS = [f"Tom has {n} apples and buys 7 more. How many are there?" for n in range(60)]
-SLOW = '[{"at": "replica.pass", "do": "slow", "seconds": 0.1}]'
+SLOW = '[{"at": "replica.pass", "do": "slow", "seconds": 0.3}]'
 
 
 def free_port() -> int:
@@ -103,6 +103,9 @@ def cluster() -> Iterator[Cluster]:
             # A folder of its own, as on another machine: in a common one a node would delete the
             # working directory that the other still runs in.
             made.start(ip, f"--address=127.0.0.1:{port}", "--num-cpus=2", f"--temp-dir={folder}/w")
+            # A run that asks for more than has joined is refused.
+            joined = folder / "node-1.log"
+            wait_for(lambda: b"Ray runtime started" in joined.read_bytes(), 120)
             yield made
         finally:
             made.end()
@@ -179,6 +182,7 @@ def test_a_finished_run_is_0_and_again(undisturbed: pd.DataFrame) -> None:
     assert set(undisturbed["status"]) == {"ok"}
 
 
+@pytest.mark.slow
 def test_failed_rows_are_3_and_flags_override(cluster: Cluster, tmp_path: Path) -> None:
     toml = write_run(tmp_path, ["", *PROMPTS[:5]])
     flags = ("--output", f"{tmp_path}/other", "--log-format", "json")
@@ -197,6 +201,7 @@ def test_what_the_driver_refuses_is_2(cluster: Cluster, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_job_that_is_stopped_is_75_and_submitted_again_continues(
     cluster: Cluster, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:
@@ -219,6 +224,7 @@ def test_a_job_that_is_stopped_is_75_and_submitted_again_continues(
     pd.testing.assert_frame_equal(read(tmp_path), undisturbed)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_and_a_follower_that_leaves(
     cluster: Cluster, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:
@@ -230,7 +236,8 @@ def test_a_killed_driver_and_a_follower_that_leaves(
     assert first.returncode == 75
     assert "the job goes on" in lines
     second = start(cluster, toml)
-    time.sleep(5)
+    assert second.stderr is not None
+    said = second.stderr.readline()
     drivers = [
         process
         for process in psutil.process_iter(["cmdline"])
@@ -241,7 +248,7 @@ def test_a_killed_driver_and_a_follower_that_leaves(
         driver.kill()
     log, lines = second.communicate(timeout=60)
     assert second.returncode == 75, log + lines
-    assert "at work already" in lines
+    assert "at work already" in said + lines
     assert "signal 9" in lines
     code, log, lines = submit(cluster, toml)
     assert code == 0, log + lines
@@ -265,6 +272,7 @@ def test_without_the_token_nothing_goes(cluster: Cluster, tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_rays_own_command_does_as_well(
     cluster: Cluster, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:

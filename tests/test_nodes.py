@@ -125,7 +125,7 @@ def test_a_node_where_nothing_starts_is_avoided(
     """As where one node cannot read the checkpoint."""
     cluster.add_node(num_cpus=1)
     bad = cluster.add_node(num_cpus=1).node_id
-    write_prompts(tmp_path / "in", 160)
+    write_prompts(tmp_path / "in", 110)
     rules = [
         {"at": "replica.start", "match": f"* on {bad}", "do": "raise", "error": "EACCES"},
         {"at": "replica.pass", "do": "slow", "seconds": 0.1},
@@ -140,7 +140,7 @@ def test_a_node_where_nothing_starts_is_avoided(
 
 def test_replicas_follow_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=1)
-    write_prompts(tmp_path / "in", 160)
+    write_prompts(tmp_path / "in", 110)
 
     def grow(driver: Driver) -> None:
         assert len(driver.fleet.workers) == 1
