@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,7 +113,8 @@ class Storage:
     def _write_locally(self, name: str, content: bytes | pa.Buffer) -> None:
         path = self.path(name)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        partial = f"{path}.{os.getpid()}{PARTIAL}"
+        # Process ids repeat, on the nodes of a shared file system and among threads.
+        partial = f"{path}.{uuid.uuid4().hex}{PARTIAL}"
         try:
             with open(partial, "wb") as stream:
                 stream.write(content)

@@ -23,7 +23,7 @@ from pipeline.parquet import results_table
 from pipeline.run import generate
 
 DASHBOARD = Path(__file__).parents[1] / "cluster" / "grafana-dashboard.json"
-QUESTIONS = [f"Tom has {n} apples and buys 7 more. How many apples are there?" for n in range(24)]
+QUESTIONS = [f"Tom has {n} apples and buys 7 more. How many apples are there?" for n in range(80)]
 
 
 @dataclass
@@ -149,11 +149,14 @@ def watch_a_run(tmp_path: Path) -> None:
         replicas=2,
         slots=4,
         cpus_per_replica=1.0,
-        decoding=DecodingConfig.preset("fast", gen_length=32),
+        decoding=DecodingConfig.preset("baseline", gen_length=32),  # Lasts for some reports.
     )
     generate(config, look)
     until = time.monotonic() + 30
-    while sum(seen.get("ray_lrd_rows_total", {}).values()) < 25 and time.monotonic() < until:
+    while (
+        sum(seen.get("ray_lrd_rows_total", {}).values()) < 1 + len(QUESTIONS)
+        and time.monotonic() < until
+    ):
         time.sleep(1)
         look(None)
     assert set(seen) >= set().union(*map(exported, METRICS))
