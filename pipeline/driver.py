@@ -24,7 +24,7 @@ from pipeline.log import record_rows
 from pipeline.metrics import RunMetrics
 from pipeline.progress import Meter, Progress
 from pipeline.reader import Reader
-from pipeline.replica import UNITS_IN_FLIGHT
+from pipeline.replica import SLOTS_AHEAD, UNITS_IN_FLIGHT
 from pipeline.rows import HandedBack, Notice, Prompt, Pulse, Result
 from pipeline.suspects import Death, Suspects
 
@@ -117,7 +117,7 @@ class Driver:
     def _wants_more(self) -> bool:
         """Whether shards are left, the window has room, and there are not units enough for every
         worker."""
-        enough = self.fleet.capacity * UNITS_IN_FLIGHT
+        enough = self.fleet.capacity * SLOTS_AHEAD + self._config.slots
         room = len(self._ledger.shards) < self._config.lookahead_shards
         return bool(self._owed) and room and len(self._buckets) < enough
 
@@ -125,10 +125,15 @@ class Driver:
 
     def _feed(self) -> None:
         """Give every ready worker its next units, round robin, so that near the end of a run no
-        worker hoards the last ones."""
-        for num_units in range(UNITS_IN_FLIGHT):
+        worker hoards the last ones.
+
+        What is held counts, not units: a unit's last row may take as long as many others, and
+        the other slots want prompts meanwhile.
+        """
+        for enough in (1, SLOTS_AHEAD * self._config.slots):
             for worker in self.fleet:
-                if worker.ready and len(worker.units) <= num_units:
+                wants = worker.num_held < enough and len(worker.units) < UNITS_IN_FLIGHT
+                if worker.ready and wants:
                     unit = self._next_unit(worker)
                     if unit:
                         self.fleet.feed(worker, unit)

@@ -74,6 +74,11 @@ class Worker:
         return [ref for ref in (self.placing, self.loading, *self.units) if ref is not None]
 
     @property
+    def num_held(self) -> int:
+        """Prompts that are not back."""
+        return sum(map(len, self.units.values()))
+
+    @property
     def in_flight(self) -> list[Prompt]:
         """Prompts that are not back, in the order of submission."""
         return [prompt for prompts in self.units.values() for prompt in prompts.values()]
