@@ -81,6 +81,7 @@ def run(tmp_path: Path, act: Any, **settings: Any) -> tuple[pd.DataFrame, list[d
     return pd.read_parquet(tmp_path / "out" / "data"), [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_a_drained_node_is_left(cluster: Cluster, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=1)
     write_prompts(tmp_path / "in", 80)
@@ -119,6 +120,7 @@ def test_a_drained_node_is_left(cluster: Cluster, tmp_path: Path) -> None:
     assert frame["attempts"].max() == 1, "what was begun was finished"
 
 
+@pytest.mark.slow
 def test_a_node_where_nothing_starts_is_avoided(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -272,6 +272,7 @@ def test_a_killed_replica_is_replaced(
     assert "replica died" in events
 
 
+@pytest.mark.slow  # The three poison rows of test_chaos.py do it in every run.
 def test_a_row_that_kills_its_replica_is_set_aside(
     undisturbed: tuple[Path, pd.DataFrame], tmp_path: Path
 ) -> None:
@@ -289,6 +290,7 @@ def test_a_row_that_kills_its_replica_is_set_aside(
     assert_same(frame[fine], alone.iloc[:12][fine], but=["row_id", "bucket", *rounded])
 
 
+@pytest.mark.slow  # The three poison rows of test_chaos.py do it in every run.
 def test_a_hanging_row_is_found_and_set_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
