@@ -24,7 +24,8 @@ from jobs.word_problems import problems
 from lrd import DecodingConfig
 from pipeline import faults
 from pipeline.config import RunConfig
-from pipeline.driver import Driver, RunStoppedError
+from pipeline.driver import Driver
+from pipeline.limits import RunStoppedError
 from pipeline.parquet import RESULT_SCHEMA
 from pipeline.progress import Progress
 from pipeline.run import generate
@@ -311,7 +312,7 @@ def test_a_start_that_fails_once_is_tried_again(
     # Each replica is a process of its own, so `times` would not do.
     rule = {"at": "replica.start", "do": "raise", "chance": 0.5, "error": "EACCES"}
     monkeypatch.setenv("LRD_FAULTS", json.dumps([rule]))
-    monkeypatch.setattr("pipeline.driver.MAX_FAILED_STARTS", 50)
+    monkeypatch.setattr("pipeline.limits.MAX_FAILED_STARTS", 50)
     assert run(source, tmp_path / "out", replicas=1).num_failed == 0
     assert run(source, tmp_path / "out2", replicas=2).num_failed == 0
 
