@@ -26,6 +26,7 @@ from pipeline import faults
 from pipeline.metrics import PassMetrics
 from pipeline.parquet import results_table
 from pipeline.rows import HandedBack, Notice, Prompt, Pulse, Result
+from pipeline.weights import node_folder
 
 UNITS_IN_FLIGHT = 2
 """Units a replica holds at a time: the one it decodes and the one that fills free slots."""
@@ -88,7 +89,11 @@ class Replica:
         faults.at("replica.start", f"{self._name} on {self._node}")
         torch.set_num_threads(settings.threads)
         self._model = load_model(
-            settings.model, settings.device, settings.dtype, settings.revision, settings.compile
+            node_folder(settings.model),
+            settings.device,
+            settings.dtype,
+            settings.revision,
+            settings.compile,
         )
         if faults.wanted():
             self._model = faults.WatchedModel(self._model, settings.decoding.gen_length)
