@@ -121,7 +121,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
 
 
 def test_machines_come_for_replicas_are_replaced_and_go(cluster: Growing, tmp_path: Path) -> None:
-    questions = [p.question for p in islice(problems("test", seed=31), 300)]
+    questions = [p.question for p in islice(problems("test", seed=31), 200)]
     (tmp_path / "in").mkdir()
     pq.write_table(pa.table({"prompt": questions}), tmp_path / "in" / "a.parquet")
     output = tmp_path / "out"
