@@ -27,6 +27,7 @@ from pipeline import faults
 from pipeline.metrics import PassMetrics
 from pipeline.parquet import results_table
 from pipeline.rows import HandedBack, Notice, Prompt, Pulse, Result
+from pipeline.weights import node_folder
 
 SLOTS_AHEAD = 1.5
 """A replica that holds fewer times its slots of prompts is given more: they fill the slots that
@@ -109,7 +110,11 @@ class Replica:
         faults.at("replica.start", f"{self._name} on {self._node}")
         torch.set_num_threads(settings.threads)
         self._model = load_model(
-            settings.model, settings.device, settings.dtype, settings.revision, settings.compile
+            node_folder(settings.model),
+            settings.device,
+            settings.dtype,
+            settings.revision,
+            settings.compile,
         )
         if faults.wanted():
             self._model = faults.WatchedModel(self._model, settings.decoding.gen_length)

@@ -22,9 +22,10 @@ from ray.cluster_utils import Cluster
 
 from jobs.word_problems import problems
 from lrd import DecodingConfig
+from pipeline import nodes
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
-from pipeline.fleet import STARTS_A_NODE, draining_nodes
+from pipeline.fleet import STARTS_A_NODE
 from pipeline.progress import Progress
 from pipeline.run import generate
 
@@ -107,7 +108,7 @@ def test_a_drained_node_is_left(cluster: Cluster, tmp_path: Path) -> None:
             check=True,
             capture_output=True,
         )
-        assert draining_nodes() == {node}
+        assert nodes.draining() == {node}
 
     frame, events = run(tmp_path, drain, replicas=1)
     kinds = [event["event"] for event in events]
