@@ -37,6 +37,20 @@ STARTS_A_NODE = 2
 """Failed starts on a node after which it is avoided."""
 
 
+NewActor = Callable[[str, ReplicaSettings, dict[str, Any]], Any]
+"""A replica's name, settings and options → the handle of its actor."""
+
+
+def actor_of(replica_class: type[Replica]) -> NewActor:
+    """Actors of a class."""
+
+    def new_actor(name: str, settings: ReplicaSettings, options: dict[str, Any]) -> Any:
+        actor_class: Any = ray.remote(replica_class)
+        return actor_class.options(**options).remote(name, settings)
+
+    return new_actor
+
+
 class Fleet:
     """All replicas of a run."""
 
@@ -47,11 +61,11 @@ class Fleet:
         on_event: Callable[..., None],
         hang_seconds: float,
         start_seconds: float,
-        replica_class: type = Replica,
+        new_actor: NewActor,
     ) -> None:
         """on_event: as `Ledger.event`."""
         self._settings, self._placement = settings, placement
-        self._replica_class = replica_class
+        self._new_actor = new_actor
         self._event = on_event
         self._hang_seconds, self._start_seconds = hang_seconds, start_seconds
         self.longest_pass = 0.0
@@ -175,11 +189,8 @@ class Fleet:
         avoided = self._avoided()
         if avoided:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
-        actor_class: Any = ray.remote(self._replica_class)
-        actor_class = actor_class.options(
-            max_concurrency=UNITS_IN_FLIGHT + 2, max_restarts=0, **options
-        )
-        worker.actor = actor_class.remote(worker.name, self._settings)
+        options |= {"max_concurrency": UNITS_IN_FLIGHT + 2, "max_restarts": 0}
+        worker.actor = self._new_actor(worker.name, self._settings, options)
         worker.placing = worker.actor.whereabouts.remote()
 
     def _avoided(self) -> set[str]:

@@ -23,7 +23,7 @@ from lrd.models.compiled import check_compile
 from pipeline import faults, nodes, parquet
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
-from pipeline.fleet import Fleet
+from pipeline.fleet import Fleet, NewActor, actor_of
 from pipeline.lease import LeaseLostError
 from pipeline.ledger import Ledger, Plan
 from pipeline.limits import RunStoppedError
@@ -96,18 +96,21 @@ def fingerprint_of(config: RunConfig, files: list[InputFile], dtype: str) -> dic
     }
 
 
+REPLICAS = actor_of(Replica)
+
+
 def generate(
     config: RunConfig,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_driver: Callable[[Driver], None] = lambda driver: None,
     *,
     retry_failed: bool = False,
-    replica_class: type[Replica] = Replica,
+    new_actor: NewActor = REPLICAS,
 ) -> Summary:
     """Run `config` to its end; on_driver receives the driver, whose `stop` ends it early.
 
     retry_failed: decode rows that failed once more; what succeeds replaces the failure.
-    replica_class: what decodes; benchmarks of the driver put something cheaper in its place.
+    new_actor: what decodes; benchmarks of the driver put something cheaper in its place.
     Raises ValueError for bad settings or input before anything is written, RunStoppedError
     where the run was interrupted and can be continued.
     """
@@ -143,7 +146,7 @@ def generate(
             ledger.event,
             config.hang_seconds,
             config.start_seconds,
-            replica_class,
+            new_actor,
         )
         driver = Driver(config, ledger, reader, fleet, on_progress)
         on_driver(driver)

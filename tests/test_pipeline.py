@@ -25,6 +25,7 @@ from lrd import DecodingConfig
 from pipeline import faults
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
+from pipeline.fleet import actor_of
 from pipeline.limits import RunStoppedError
 from pipeline.parquet import RESULT_SCHEMA
 from pipeline.progress import Progress
@@ -76,7 +77,7 @@ def write_prompts(folder: Path, questions: list[Any], num_shards: int = 3) -> Pa
 
 
 def run(source: Path, output: Path, **settings: Any) -> Summary:
-    names = ("on_progress", "on_driver", "retry_failed", "replica_class")
+    names = ("on_progress", "on_driver", "retry_failed", "new_actor")
     hooks = {name: settings.pop(name) for name in names if name in settings}
     settings = {"decoding": DECODING, "cpus_per_replica": 1.0, **settings}
     return generate(RunConfig(input=str(source), output=str(output), **settings), **hooks)
@@ -110,11 +111,29 @@ def test_results_do_not_depend_on_slots_and_replicas(
     undisturbed: tuple[Path, pd.DataFrame], tmp_path: Path
 ) -> None:
     source, alone = undisturbed
-    run(source, tmp_path / "out", replicas=3, slots=7)
+    up: set[str] = set()
+    gate = tmp_path / "gate"
+
+    class Gated(Replica):
+        """Begins when all are up, so that all take part."""
+
+        def load(self) -> None:
+            super().load()
+            (tmp_path / self._name).touch()
+            while not gate.exists():
+                time.sleep(0.05)
+
+    def watch(progress: Progress) -> None:
+        up.update(path.name for path in tmp_path.glob("replica-*"))
+        if len(up) == 3:
+            gate.touch()
+
+    gated = actor_of(Gated)
+    run(source, tmp_path / "out", replicas=3, slots=7, on_progress=watch, new_actor=gated)
     together = read(tmp_path / "out")
     assert_same(together, alone)
     assert together["row_id"].tolist() == alone["row_id"].tolist()
-    assert together["replica"].nunique() > 1
+    assert together["replica"].nunique() == 3
     assert alone["num_forwards"].nunique() > 3, "samples must stop at different passes"
 
 
@@ -455,7 +474,9 @@ def test_prompts_are_tokenised_while_replicas_load(tmp_path: Path) -> None:
             gate.touch()
 
     # Two replicas' slots, twice over, hold all prompts: so many are read ahead.
-    summary = run(source, tmp_path / "out", replicas=2, on_progress=watch, replica_class=Gated)
+    summary = run(
+        source, tmp_path / "out", replicas=2, on_progress=watch, new_actor=actor_of(Gated)
+    )
     assert (summary.num_rows, summary.num_failed) == (len(QUESTIONS), 0)
 
 
