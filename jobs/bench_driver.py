@@ -143,9 +143,11 @@ def simulated(mean_latency: float, reports: Path | None, share: int) -> NewActor
     replicas are one process, which has the slots of all; the driver cannot tell."""
 
     class SimulatedReplica(Replica):
+        occupancy: Occupancy | None = None
+
         def load(self) -> None:
-            path = reports / f"{self._name}.json" if reports else None
-            self.occupancy = Occupancy(path) if path else None
+            if reports and self.occupancy is None:
+                self.occupancy = Occupancy(reports / f"{self._name}.json")
 
         def _new_engine(self, bucket: int, num_slots: int) -> Engine:
             engine: Any = TimedEngine(num_slots, mean_latency, self.occupancy)
