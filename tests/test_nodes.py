@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from pipeline import nodes
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
 from pipeline.fleet import STARTS_A_NODE
+from pipeline.placement import place
 from pipeline.progress import Progress
+from pipeline.replica import Replica, ReplicaSettings
 from pipeline.run import generate
 
 pytestmark = pytest.mark.timeout(180)
@@ -57,6 +60,13 @@ def write_prompts(folder: Path, num_rows: int) -> None:
     pq.write_table(pa.table({"prompt": questions}), folder / "a.parquet")
 
 
+class OnCpu(Replica):
+    """Told to use a GPU that there only seems to be."""
+
+    def __init__(self, name: str, settings: ReplicaSettings) -> None:
+        super().__init__(name, replace(settings, device="cpu"))
+
+
 def run(tmp_path: Path, act: Any, **settings: Any) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """A run during which `act(driver)` is called once, when some rows are done."""
     drivers: list[Driver] = []
@@ -67,15 +77,15 @@ def run(tmp_path: Path, act: Any, **settings: Any) -> tuple[pd.DataFrame, list[d
             acted.append(True)
             act(drivers[0])
 
+    replica_class = settings.pop("replica_class", Replica)
     config = RunConfig(
         input=str(tmp_path / "in"),
         output=str(tmp_path / "out"),
-        cpus_per_replica=1.0,
         slots=2,
         decoding=DecodingConfig.preset("fast", gen_length=32),
-        **settings,
+        **{"cpus_per_replica": 1.0, **settings},
     )
-    summary = generate(config, watch, drivers.append)
+    summary = generate(config, watch, drivers.append, replica_class=replica_class)
     assert summary.num_failed == 0
     assert acted
     lines = (tmp_path / "out" / ".run" / "events.jsonl").read_text().splitlines()
@@ -162,3 +172,22 @@ def test_replicas_follow_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
     assert sizes[0] == 2
     assert "machine lost" in [event["event"] for event in events]
     assert frame["attempts"].max() == 2
+
+
+@pytest.mark.slow
+def test_replicas_keep_to_gpus_of_their_type(cluster: Cluster, tmp_path: Path) -> None:
+    gpu = {"num_cpus": 1, "num_gpus": 1}
+    cluster.add_node(**gpu, resources={"accelerator_type:T4": 1})
+    right = cluster.add_node(**gpu, resources={"accelerator_type:A100": 1}).node_id
+    write_prompts(tmp_path / "in", 40)
+    half = {"gpus_per_replica": 0.5, "accelerator_type": "A100", "dtype": "float32"}
+    settings = RunConfig(input="in", output="out", cpus_per_replica=0.5, **half, replicas=3)
+    with pytest.raises(ValueError, match="the cluster has 1 of type A100 on 1 nodes, room for 2"):
+        place(settings, list(nodes.alive().values()))
+    half["cpus_per_replica"] = 0.5
+    _, events = run(tmp_path, lambda driver: None, **half, replica_class=OnCpu)
+    up = [event for event in events if event["event"] == "replica up"]
+    assert [event["node"] for event in up] == [right] * 2
+    (started,) = [event for event in events if event["event"] == "driver started"]
+    assert started["accelerator_type"] == "A100"
+    assert (started["device"], started["replicas"], started["num_gpus"]) == ("cuda", 2, 0.5)
