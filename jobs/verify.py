@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from lrd.remote import RefusedError
 from pipeline import parquet
 from pipeline.inspect import whole_manifest
 from pipeline.layout import MANIFEST
@@ -44,6 +45,9 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"lrd verify: {error}", file=sys.stderr)
         return WRONG if output is not None else NO_RUN
+    except RefusedError as error:
+        print(f"lrd verify: {error}", file=sys.stderr)
+        return NO_RUN
     except OSError as error:
         print(f"lrd verify: storage does not answer: {error}", file=sys.stderr)
         return WRONG

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -49,6 +49,8 @@ class ReplicaSettings:
     """Of the device's free memory that is this replica's."""
     faults: str | None = None
     """Rules of `pipeline.faults`."""
+    servers: dict[str, str] = field(default_factory=dict)
+    """Which servers of object stores the driver means, for nodes that do not say."""
 
 
 class Replica:
@@ -85,6 +87,8 @@ class Replica:
         settings = self._settings
         if settings.faults:
             faults.load(settings.faults)
+        for name, value in settings.servers.items():
+            os.environ.setdefault(name, value)
         faults.at("replica.start", f"{self._name} on {self._node}")
         torch.set_num_threads(settings.threads)
         self._model = load_model(

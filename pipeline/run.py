@@ -20,6 +20,7 @@ import torch
 from lrd import load_model
 from lrd.models.checkpoint import fingerprint
 from lrd.models.compiled import check_compile
+from lrd.remote import servers
 from pipeline import faults, parquet
 from pipeline.config import RunConfig
 from pipeline.driver import Driver, RunStoppedError
@@ -31,7 +32,7 @@ from pipeline.progress import Progress
 from pipeline.reader import Reader
 from pipeline.replica import Replica, ReplicaSettings
 from pipeline.secrets import refuse_secrets
-from pipeline.storage import Storage
+from pipeline.storage import Storage, refused_as_settings
 from pipeline.summary import Summary, summarize
 
 LAST_TRY_SECONDS = 5.0
@@ -56,6 +57,7 @@ class Checked:
     files: list[InputFile]
 
 
+@refused_as_settings()
 def check(config: RunConfig) -> Checked:
     """Look at all that a run needs but the cluster.
 
@@ -118,7 +120,8 @@ def generate(
         fingerprint=fingerprint_of(config, run.files, dtype),
         settings=config.model_dump(),
     )
-    ledger = Ledger(run.output, run.inputs, plan)
+    with refused_as_settings():
+        ledger = Ledger(run.output, run.inputs, plan)
     ledger.retry_failed = retry_failed
     settings = ReplicaSettings(
         model=config.model,
@@ -131,8 +134,10 @@ def generate(
         compile=config.compile,
         memory_share=min(1.0, config.gpus_per_replica),
         faults=os.environ.get(faults.VARIABLE),
+        servers=servers(),
     )
-    ledger.begin()
+    with refused_as_settings():
+        ledger.begin()
     try:
         reader = Reader(config, ledger, run.face, run.face.max_length)
         fleet = Fleet(

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import faults, storage
+from lrd import remote
+from pipeline import faults
 from pipeline.storage import Storage
 
 
 @pytest.fixture(autouse=True)
 def no_faults_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(storage, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(remote, "LONGEST_PAUSE", 0.02)
     yield
     faults.load(None)
 
@@ -71,6 +72,6 @@ def test_a_missing_file_is_missing_at_once(tmp_path: Path) -> None:
 
 
 def test_object_stores_words_are_understood() -> None:
-    assert storage._may_pass(OSError("AWS Error SLOW_DOWN during PutObject: reduce your rate"))
-    assert not storage._may_pass(OSError("AWS Error ACCESS_DENIED during PutObject: no"))
-    assert not storage._may_pass(ValueError("other"))
+    assert remote.may_pass(OSError("AWS Error SLOW_DOWN during PutObject: reduce your rate"))
+    assert not remote.may_pass(OSError("AWS Error ACCESS_DENIED during PutObject: no"))
+    assert not remote.may_pass(ValueError("other"))
