@@ -27,13 +27,15 @@ from tenacity.wait import wait_random_exponential
 PATIENCE_SECONDS = 300.0
 """How long one call goes on trying."""
 LONGEST_PAUSE = 15.0
-S3_ATTEMPTS = 5
+S3_ATTEMPTS = 3
 """Tries of one HTTP request by Amazon's own client, so that one lost part of a large object does
 not cost the object."""
 S3_CONNECT_SECONDS = 5.0
-S3_SILENCE_SECONDS = 20.0
+S3_SILENCE_SECONDS = 15.0
 """Longest time in which a request may move no byte."""
-SERVERS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+"""Environment variables that name a server other than Amazon's, as its own tools read them."""
+SERVERS = (*ENDPOINTS, "AWS_REGION", "AWS_DEFAULT_REGION")
 """Environment variables that say which server is meant, and nothing secret."""
 S3_OPTIONS = {"region", "scheme", "endpoint_override"}
 """What may stand in the query of an s3 URI."""
@@ -87,37 +89,45 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
 
     Raises ValueError where nothing opens it, RefusedError or StorageError where the store does not.
     """
+    if uri.startswith("s3://"):
+        return _open_s3(uri)
     try:
-        found, root = again(lambda: fs.FileSystem.from_uri(uri), uri)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        if uri.startswith("s3://"):
-            raise ValueError(f"{uri}: is no s3 URI ({error}); s3://bucket/folder is due") from error
-        try:
-            opened, root = fsspec.core.url_to_fs(uri)
-        except (ValueError, ImportError) as other:
-            raise ValueError(f"{uri}: no filesystem opens it ({other})") from other
-        return fs.PyFileSystem(fs.FSSpecHandler(opened)), root
-    if found.type_name == "s3":
-        found = _patient_s3(uri, found.region)
-    return found, root.rstrip("/")
+        found: tuple[fs.FileSystem, str] = again(lambda: fs.FileSystem.from_uri(uri), uri)
+        return found[0], found[1].rstrip("/")
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        pass
+    try:
+        opened, root = fsspec.core.url_to_fs(uri)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"{uri}: no filesystem opens it ({error})") from error
+    return fs.PyFileSystem(fs.FSSpecHandler(opened)), root
 
 
-def _patient_s3(uri: str, region: str) -> fs.FileSystem:
-    """pyarrow's own has no way from a URI to these, and gives up after three seconds."""
-    options = dict(parse_qsl(uri.partition("?")[2]))
+def _open_s3(uri: str) -> tuple[fs.FileSystem, str]:
+    """pyarrow makes S3 filesystems of URIs too, but such that give up after a second or three."""
+    path, _, query = uri.removeprefix("s3://").partition("?")
+    bucket = path.partition("/")[0]
+    options = dict(parse_qsl(query))
     unknown = sorted(options.keys() - S3_OPTIONS)
-    if unknown:
+    if unknown or not bucket:
+        fault = f"its query has {', '.join(unknown)}" if unknown else "names no bucket"
         raise ValueError(
-            f"{uri.partition('?')[0]}: its query has {', '.join(unknown)}; it may have "
+            f"s3://{path}: {fault}; s3://bucket/folder is due, and behind a ? at most "
             f"{', '.join(sorted(S3_OPTIONS))}"
         )
-    return fs.S3FileSystem(
-        **{"region": region, **options},
+    named = [os.environ.get(name) for name in ENDPOINTS]
+    endpoint = options.pop("endpoint_override", None) or next(filter(None, named), None)
+    if endpoint is None and "region" not in options:
+        options["region"] = again(lambda: fs.resolve_s3_region(bucket), uri)
+    filesystem = fs.S3FileSystem(
+        **options,
+        endpoint_override=endpoint,
         connect_timeout=S3_CONNECT_SECONDS,
         request_timeout=S3_SILENCE_SECONDS,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
         allow_delayed_open=True,  # Small objects go in one request instead of three.
     )
+    return filesystem, path.rstrip("/")
 
 
 def again(

@@ -67,6 +67,7 @@ def check(config: RunConfig) -> Checked:
     inputs, names = parquet.input_storage(config.input)
     output = Storage(config.output)
     _check_places(inputs, output)
+    output.kind()  # Whether it answers at all.
     files, _ = parquet.inspect_inputs(inputs, names, config.prompt_column)
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype
     face = load_model(config.model, "meta", dtype, config.revision)

@@ -12,6 +12,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,8 @@ from pipeline.secrets import refuse_secret
 
 PARTIAL = ".part"
 """Suffix of local files that are not whole yet; never read."""
+PART_BYTES = 1 << 25
+"""Most that is read of an object in one request."""
 
 T = TypeVar("T")
 
@@ -79,11 +82,13 @@ class Storage:
     def read(self, name: str) -> bytes:
         """A whole file. Raises FileNotFoundError where there is none."""
 
+        if not self.is_local:
+            with _Repeated(self, name) as source:
+                return b"".join(iter(partial(source.read, PART_BYTES), b""))
+
         def once() -> bytes:
             faults.at("storage.read", name)
-            with self.filesystem.open_input_stream(self.path(name), compression=None) as stream:
-                content: bytes = stream.read()
-            return content
+            return Path(self.path(name)).read_bytes()
 
         return self._again(once)
 
