@@ -233,6 +233,16 @@ def test_every_command_reads_a_run_there(
     assert Storage(place).kind("r.html") == "file"
 
 
+def test_prompts_are_prepared_there(place: str, tmp_path: Path) -> None:
+    source = tmp_path / "questions.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"question {n}"}) + "\n" for n in range(5)))
+    words = ["prepare", str(source), "--output", f"{place}/in", "--rows-per-shard", "2"]
+    assert lrd(words) == 0
+    assert len(Storage(f"{place}/in").names()) == 3
+    assert pd.read_parquet(f"{place}/in")["prompt"].tolist()[4] == "question 4"
+    assert lrd(words) == 2, "what is there stays"
+
+
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """The one line of a command that refuses."""
     assert lrd([*words]) == 2
