@@ -28,8 +28,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs import logs
 from jobs.flags import add_model_flags, given, one_line
-from lrd import remote
 from lrd.config import PRESETS, DecodingConfig
+from pipeline import remote
 from pipeline.config import RunConfig
 from pipeline.driver import Driver, RunStoppedError
 from pipeline.log import record

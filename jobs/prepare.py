@@ -21,7 +21,7 @@ from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
-from lrd.remote import is_uri
+from pipeline.remote import is_uri
 from pipeline.scoring.task import Example, Task, few_shot_prompt
 from pipeline.scoring.tasks import TASKS, task_named
 from pipeline.storage import Storage

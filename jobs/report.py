@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lrd import remote
+from pipeline import remote
 from pipeline.report.export import export, has_png
 from pipeline.report.report import make_report
 from pipeline.storage import Storage

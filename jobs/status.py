@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from lrd.remote import RefusedError
 from pipeline.inspect import Inspector
+from pipeline.remote import RefusedError
 from pipeline.state import DriverState, RunState, ShardState
 from pipeline.storage import Storage
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lrd.remote import RefusedError
 from pipeline import parquet
 from pipeline.inspect import whole_manifest
 from pipeline.layout import MANIFEST
+from pipeline.remote import RefusedError
 from pipeline.storage import Storage
 from pipeline.verify import Verification
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lrd import remote
+from pipeline import remote
 from pipeline.rows import Result
 from pipeline.storage import Storage
 

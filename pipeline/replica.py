@@ -23,6 +23,7 @@ from lrd.engine import row_seed
 from lrd.memory import probe_slots
 from lrd.models.compiled import Compile
 from pipeline import faults
+from pipeline.checkpoints import local_model
 from pipeline.metrics import PassMetrics
 from pipeline.parquet import results_table
 from pipeline.rows import HandedBack, Notice, Prompt, Pulse, Result
@@ -91,8 +92,9 @@ class Replica:
             os.environ.setdefault(name, value)
         faults.at("replica.start", f"{self._name} on {self._node}")
         torch.set_num_threads(settings.threads)
+        model = local_model(settings.model)
         self._model = load_model(
-            settings.model, settings.device, settings.dtype, settings.revision, settings.compile
+            model, settings.device, settings.dtype, settings.revision, settings.compile
         )
         if faults.wanted():
             self._model = faults.WatchedModel(self._model, settings.decoding.gen_length)

@@ -20,8 +20,8 @@ import torch
 from lrd import load_model
 from lrd.models.checkpoint import fingerprint
 from lrd.models.compiled import check_compile
-from lrd.remote import servers
 from pipeline import faults, parquet
+from pipeline.checkpoints import local_model
 from pipeline.config import RunConfig
 from pipeline.driver import Driver, RunStoppedError
 from pipeline.fleet import Fleet
@@ -30,6 +30,7 @@ from pipeline.ledger import Ledger, Plan
 from pipeline.parquet import InputFile
 from pipeline.progress import Progress
 from pipeline.reader import Reader
+from pipeline.remote import servers
 from pipeline.replica import Replica, ReplicaSettings
 from pipeline.secrets import refuse_secrets
 from pipeline.storage import Storage, refused_as_settings
@@ -70,7 +71,7 @@ def check(config: RunConfig) -> Checked:
     output.kind()  # Whether it answers at all.
     files, _ = parquet.inspect_inputs(inputs, names, config.prompt_column)
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype
-    face = load_model(config.model, "meta", dtype, config.revision)
+    face = load_model(local_model(config.model), "meta", dtype, config.revision)
     if face.tokenizer is None:
         raise ValueError(f"{config.model}: has no tokenizer.json; put its tokenizer files beside")
     if config.prompt_format == "chat" and not face.tokenizer.chat_template:
@@ -88,7 +89,7 @@ def fingerprint_of(config: RunConfig, files: list[InputFile], dtype: str) -> dic
     prompts = {"prompt_column", "prompt_format", "system_prompt", "truncation"}
     return {
         "version": package_version(),
-        "model": fingerprint(config.model, config.revision),
+        "model": fingerprint(local_model(config.model), config.revision),
         "dtype": dtype,
         "compile": config.compile,
         "decoding": config.decoding.model_dump(),

@@ -19,8 +19,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from lrd import remote
-from pipeline import faults
+from pipeline import faults, remote
 from pipeline.secrets import refuse_secret
 
 PARTIAL = ".part"

@@ -17,9 +17,8 @@ import s3
 from runs import MadeRun
 
 from jobs import cli
-from lrd import load_model, remote
-from lrd.models import bucket as checkpoints
 from lrd.models.checkpoint import TINY, fingerprint
+from pipeline import checkpoints, remote
 from pipeline import lease as leases
 from pipeline.lease import Lease
 from pipeline.storage import Storage
@@ -192,16 +191,16 @@ def test_a_checkpoint_is_read_once_a_machine(
     for thread in threads:
         thread.join()
     faults.share, before = 0.0, faults.requests
-    assert fingerprint(place) == fingerprint("tiny")
+    assert fingerprint(checkpoints.local_model(place)) == fingerprint("tiny")
     assert faults.requests - before <= 2, "a listing, and nothing that is there"
-    assert load_model(place, "meta").max_length == load_model("tiny", "meta").max_length
     assert len(set(folders)) == 1
     assert not (folders[0] / "pytorch_model.bin").exists()
     config = json.loads((TINY / "config.json").read_text())
     Storage(place).write("config.json", json.dumps({**config, "changed": 1}).encode())
-    assert fingerprint(place) != fingerprint("tiny"), "a checkpoint that changed is read again"
+    changed = fingerprint(checkpoints.local_model(place))
+    assert changed != fingerprint("tiny"), "a checkpoint that changed is read again"
     with pytest.raises(ValueError, match="no checkpoint there"):
-        load_model(f"{place}/none")
+        checkpoints.local_model(f"{place}/none")
 
 
 def test_every_command_reads_a_run_there(

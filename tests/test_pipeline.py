@@ -392,7 +392,7 @@ def test_storage_that_fails_now_and_then_costs_nothing(
     source, alone = undisturbed
     rules = [{"at": f"storage.{what}", "do": "raise", "chance": 0.3} for what in ("read", "write")]
     faults.load(json.dumps(rules))
-    monkeypatch.setattr("lrd.remote.LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr("pipeline.remote.LONGEST_PAUSE", 0.1)
     try:
         run(source, tmp_path / "out", replicas=1, flush_seconds=0.2)
     finally:

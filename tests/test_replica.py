@@ -13,8 +13,7 @@ import torch
 from random_model import LIVELY, random_model
 from test_engine import PROMPTS, UNEVEN, Cramped
 
-from lrd import remote
-from pipeline import faults, replica
+from pipeline import faults, remote, replica
 from pipeline.replica import Replica, ReplicaSettings
 from pipeline.rows import HandedBack, Notice, Prompt, Pulse
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lrd import remote
-from pipeline import faults
+from pipeline import faults, remote
 from pipeline.storage import Storage
 
 

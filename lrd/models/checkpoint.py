@@ -1,8 +1,7 @@
-"""A checkpoint folder, URI, hub id or plug → a model.
+"""A checkpoint folder, hub id or plug → a model.
 
 Knows nothing of decoding. Reads safetensors alone and runs no code from a checkpoint;
-`weights.py` accounts for every tensor, `hub.py` and `bucket.py` download, `plug.py` imports
-other models.
+`weights.py` accounts for every tensor, `hub.py` downloads, `plug.py` imports other models.
 
 Legend: B samples, L positions, C chosen columns, D width, V rows of the embedding table.
 """
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrd.models.bucket import fetch
 from lrd.models.compiled import Compile, check_compile, hidden_of
 from lrd.models.families import family_of
 from lrd.models.hub import download, is_hub_id
@@ -27,7 +25,6 @@ from lrd.models.protocol import DiffusionModel
 from lrd.models.tokenizer import load_tokenizer, token_id
 from lrd.models.transformer import Transformer
 from lrd.models.weights import load_weights, weight_files
-from lrd.remote import is_uri
 
 TINY = Path(__file__).parent / "tiny"
 """Folder of the embedded model, known as `tiny` everywhere."""
@@ -125,7 +122,7 @@ def load_model(
     revision: str | None = None,
     compile: Compile = "none",
 ) -> DiffusionModel:
-    """The model of a checkpoint folder or its URI, a hub id, or `tiny` for the embedded one.
+    """The model of a checkpoint folder, a hub id, or `tiny` for the embedded one.
 
     `package.module:factory` names a model of another package (README.md beside this file).
     dtype: float32, bfloat16, or int8 (weight-only, by torchao). revision: of a hub id. compile:
@@ -158,15 +155,12 @@ def load_model(
 
 
 def checkpoint_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
-    """The folder that a path, a URI, a hub id or the name `tiny` stands for.
+    """The folder that a path, a hub id or the name `tiny` stands for.
 
     A folder goes before a hub id of the same spelling. Raises ValueError where there is none.
     """
     folder = TINY if str(path_or_id) == "tiny" else Path(path_or_id)
-    if is_uri(str(path_or_id)):
-        _refuse_revision(path_or_id, revision)
-        folder = fetch(str(path_or_id))
-    elif folder.is_dir():
+    if folder.is_dir():
         _refuse_revision(path_or_id, revision)
     elif is_hub_id(str(path_or_id)):
         folder = download(str(path_or_id), revision)

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lrd.remote import StorageError
+from pipeline.remote import StorageError
 from pipeline.storage import Storage
 
 MANIFEST, EVENTS, DRIVER = ".run/manifest.json", ".run/events.jsonl", ".run/driver.json"

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrd.models.bucket import fetch
 from lrd.models.checkpoint import TINY
 from lrd.models.hub import TOKENIZER_FILES, download, is_hub_id
 from lrd.models.plug import is_plug
 from lrd.models.tokenizer import load_tokenizer
-from lrd.remote import is_uri
+from pipeline.checkpoints import fetch
+from pipeline.remote import is_uri
 from pipeline.report.samples import Row
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lrd import remote
+from pipeline import remote
 from pipeline.layout import MANIFEST
 from pipeline.parquet import RESULT_SCHEMA, parquet_bytes
 from pipeline.scoring.summary import Evaluation, summarize

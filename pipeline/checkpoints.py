@@ -22,8 +22,8 @@ from typing import Any
 from filelock import FileLock
 from pyarrow import fs
 
-from lrd import remote
 from lrd.models.hub import FILES
+from pipeline import remote
 
 CACHE = "LRD_CACHE"
 """Environment variable: where checkpoints of object stores are kept."""
@@ -34,6 +34,11 @@ CHUNK_BYTES = 1 << 23
 def cache_folder() -> Path:
     """Where checkpoints of object stores are kept on this machine."""
     return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "lrd")
+
+
+def local_model(model: str) -> str:
+    """What `lrd.load_model` takes: the local folder of a URI, any other name as it is."""
+    return str(fetch(model)) if remote.is_uri(model) else model
 
 
 def fetch(uri: str, files: Sequence[str] = FILES) -> Path:
