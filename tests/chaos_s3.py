@@ -97,6 +97,7 @@ def main() -> None:
         "slow": slow,
         "kills": {kind: chaos.kills[kind] for kind in WEIGHTS},
         "rows": args.rows,
+        "rows_placed": len(set(placed)),
         "rows_recomputed": len(placed) - len(set(placed)),
         "seconds": round(time.monotonic() - began),
         "lost": lost,
