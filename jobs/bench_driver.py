@@ -79,7 +79,7 @@ class TimedEngine:
         now = time.monotonic()
         while self._waiting and len(self._ends) < min(self.num_slots, self.max_busy):
             request = self._waiting.popleft()
-            seconds = random.Random(request.seed).gammavariate(4.0, self._mean / 4)
+            seconds = self._mean and random.Random(request.seed).gammavariate(4.0, self._mean / 4)
             self._ends[request.key] = now + seconds, seconds
         if not self._ends:
             return []
@@ -183,9 +183,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             slots=args.slots,
             decoding=DecodingConfig.preset("fast", gen_length=GEN_LENGTH),
         )
-        began = time.monotonic()
+        began, cpu = time.monotonic(), time.process_time()
         summary = run.generate(config, watch, drivers.append, replica_class=replica)
-        seconds = time.monotonic() - began
+        seconds, cpu = time.monotonic() - began, time.process_time() - cpu
         assert (summary.num_rows, summary.num_failed) == (args.rows, 0)
         found = [json.loads(path.read_text()) for path in (folder / "reports").iterdir()]
     held = sum(fact["held"] for fact in found)
@@ -197,6 +197,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "mean_latency": args.latency,
         "seconds": round(seconds, 1),
         "rows_per_second": round(watch.rows_per_second),
+        "driver_cpu_us_per_row": round(1e6 * cpu / args.rows, 1),
         "busy": round(held / could, 4) if could else None,
         "memory_mib": {rows: round(size / 2**20) for rows, size in _few(watch.memory)},
     }

@@ -31,7 +31,8 @@ from jobs.flags import add_model_flags, given, one_line
 from lrd.config import PRESETS, DecodingConfig
 from pipeline import remote
 from pipeline.config import RunConfig
-from pipeline.driver import Driver, RunStoppedError
+from pipeline.driver import Driver
+from pipeline.limits import RunStoppedError
 from pipeline.log import record
 from pipeline.progress import Progress as RunProgress
 from pipeline.run import generate

@@ -10,7 +10,6 @@ the files hold.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -24,16 +23,10 @@ from pyarrow import fs
 
 from lrd.models.hub import FILES
 from pipeline import remote
+from pipeline.weights import cache_folder
 
-CACHE = "LRD_CACHE"
-"""Environment variable: where checkpoints of object stores are kept."""
 FILES_AT_A_TIME = 4
 CHUNK_BYTES = 1 << 23
-
-
-def cache_folder() -> Path:
-    """Where checkpoints of object stores are kept on this machine."""
-    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "lrd")
 
 
 def local_model(model: str) -> str:

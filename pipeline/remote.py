@@ -71,6 +71,12 @@ def servers() -> dict[str, str]:
     return {name: os.environ[name] for name in SERVERS if os.environ.get(name)}
 
 
+def take_over(found: dict[str, str]) -> None:
+    """Let this process mean the same servers, where its own environment names none."""
+    for name, value in found.items():
+        os.environ.setdefault(name, value)
+
+
 def child(place: str, name: str) -> str:
     """The place of a file in a folder; a URI's query stays behind it."""
     folder, question, query = place.partition("?") if is_uri(place) else (place, "", "")

@@ -19,7 +19,7 @@ from runs import MadeRun
 
 from jobs import cli
 from lrd.models.checkpoint import TINY, fingerprint
-from pipeline import checkpoints, remote
+from pipeline import checkpoints, remote, weights
 from pipeline import lease as leases
 from pipeline.lease import Lease, LeaseLostError, read_lease
 from pipeline.storage import Storage
@@ -192,7 +192,7 @@ def test_a_lease_keeps_a_second_driver_out(
 def test_a_checkpoint_is_read_once_a_machine(
     faults: s3.Faults, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(checkpoints.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(weights.CACHE, str(tmp_path / "cache"))
     files = [file for file in TINY.iterdir() if file.suffix != ".py" and file.is_file()]
     for file in files:
         Storage(place).write(file.name, file.read_bytes())
