@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import s3
-from chaos import ROOT, Chaos, Run, compare, write_prompts
+from chaos import ROOT, SLOTS, Chaos, Run, compare, write_prompts
 from ray.cluster_utils import Cluster
 
 from lrd.models.checkpoint import TINY
@@ -28,6 +28,26 @@ from pipeline.storage import Storage
 
 WEIGHTS = {"replica": 3, "driver": 1}
 SLOW_SHARE, SLOW_SECONDS = 0.01, 2.0
+
+
+class AtWork(Chaos):
+    """Kills nobody before new rows have got slots since the last kill: there is something to lose."""
+
+    _num_placed = 0
+
+    def _kill_replica(self) -> bool:
+        return self._is_at_work() and super()._kill_replica()
+
+    def _kill_driver(self) -> bool:
+        return self._is_at_work() and super()._kill_driver()
+
+    def _is_at_work(self) -> bool:
+        placed = self._run.placed
+        num_placed = len(placed.read_text().splitlines()) if placed.exists() else 0
+        is_new = num_placed >= self._num_placed + SLOTS
+        if is_new:
+            self._num_placed = num_placed
+        return is_new
 
 
 def upload(folder: Path, uri: str) -> None:
@@ -79,7 +99,7 @@ def main() -> None:
             faults.slow_share, faults.slow_seconds = SLOW_SHARE, SLOW_SECONDS
             places = ("s3://bucket/in", "s3://bucket/out")
             run = Run(*places, cluster.address, folder / "log", "--model", "s3://bucket/model")
-            chaos = Chaos(run, cluster, nodes, args.seed, WEIGHTS)
+            chaos = AtWork(run, cluster, nodes, args.seed, WEIGHTS)
             chaos.go_on(args.kills, began + args.limit)
             run.finish([])
             verify = [sys.executable, "-m", "jobs.verify", "s3://bucket/out"]
