@@ -31,7 +31,7 @@ SLOW_SHARE, SLOW_SECONDS = 0.01, 2.0
 
 
 class AtWork(Chaos):
-    """Kills nobody before new rows have got slots since the last kill: there is something to lose."""
+    """Kills nobody before rows have got slots since the last kill: there is something to lose."""
 
     _num_placed = 0
 
