@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jobs import logs
 from jobs.flags import add_model_flags, given, one_line
 from lrd.config import PRESETS, DecodingConfig
+from pipeline import remote
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
 from pipeline.limits import RunStoppedError
@@ -168,7 +169,7 @@ def describe(summary: Summary, config: RunConfig, seconds: float) -> str:
             "still unsure; set --stop-max-entropy, or lower --tau-decode"
         )
     lines += [f"  {n} x {reason}" for reason, n in list(summary.errors.items())[:5]]
-    lines.append(f"results: {config.output}/data")
+    lines.append(f"results: {remote.child(config.output, 'data')}")
     return "\n".join(lines)
 
 

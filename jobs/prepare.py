@@ -13,14 +13,18 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
+from pipeline.remote import is_uri
 from pipeline.scoring.task import Example, Task, few_shot_prompt
 from pipeline.scoring.tasks import TASKS, task_named
+from pipeline.storage import Storage
 
 BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 BAD_INPUT = 2
@@ -29,7 +33,9 @@ BAD_INPUT = 2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The job's flags."""
     parser.add_argument("source", help="file, folder of files, or hub id of a dataset")
-    parser.add_argument("--output", required=True, help="folder for the shards; must not exist")
+    parser.add_argument(
+        "--output", required=True, help="folder or URI for the shards; must not exist"
+    )
     parser.add_argument("--rows-per-shard", type=int, default=1000, help="[1000]")
     parser.add_argument("--split", default="train", help="split of a hub dataset [train]")
     parser.add_argument("--limit", type=int, help="take only the first rows")
@@ -56,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
             dataset = with_prompts(dataset, args.source, task, exemplars)
         elif args.shots is not None or args.exemplars:
             raise ValueError("--shots and --exemplars are a task's; name it with --task")
-        num_shards = write_shards(dataset, Path(args.output), args.rows_per_shard)
-    except ValueError as error:
+        num_shards = write(dataset, args.output, args.rows_per_shard)
+    except (ValueError, OSError) as error:
         print(f"lrd prepare: {error}", file=sys.stderr)
         return BAD_INPUT
     print(
@@ -141,6 +147,32 @@ def _check_columns(source: str, dataset: Any, task: Task, columns: tuple[str, ..
             f"{source}: no column {', '.join(missing)} for task {task.name}; it has "
             f"{', '.join(dataset.column_names)}"
         )
+
+
+def write(dataset: Any, output: str, rows_per_shard: int) -> int:
+    """Write the shards to a local folder or a URI; how many there are.
+
+    An object store shows them as they come; where one cannot be written, those before it go again.
+    Raises ValueError as `write_shards`, OSError where the store does not take them.
+    """
+    if not is_uri(output):
+        return write_shards(dataset, Path(output.removeprefix("file://")), rows_per_shard)
+    target = Storage(output)
+    if target.kind() == "file" or target.files(recursive=True):
+        raise ValueError(f"{output}: exists already; name a new --output or remove it")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "prompts"
+        num_shards = write_shards(dataset, folder, rows_per_shard)
+        files = sorted(folder.iterdir())
+        try:
+            for file in files:
+                target.write(file.name, file.read_bytes())
+        except OSError:
+            with suppress(OSError):
+                for file in files:
+                    target.delete_file(file.name)
+            raise
+    return num_shards
 
 
 def write_shards(dataset: Any, output: Path, rows_per_shard: int) -> int:

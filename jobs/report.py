@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from pipeline import remote
 from pipeline.report.export import export, has_png
 from pipeline.report.report import make_report
 from pipeline.storage import Storage
@@ -29,13 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The job; its exit code."""
-    file = args.output or f"{args.folder.rstrip('/')}/report.html"
+    file = args.output or remote.child(args.folder, "report.html")
     try:
         if args.rows < 1:
             raise ValueError(f"--rows is {args.rows}; at least 1 is needed")
         report = make_report(Storage(args.folder), args.rows)
-        folder, _, name = file.rpartition("/")
-        Storage(folder or ("/" if file.startswith("/") else ".")).write(name, report.html.encode())
+        folder, name = remote.parent(file)
+        Storage(folder).write(name, report.html.encode())
         exported = export(report.figures, Storage(args.export)) if args.export else []
     except (ValueError, OSError) as error:
         print(f"lrd report: {error}", file=sys.stderr)

@@ -20,7 +20,7 @@ from jobs.flags import add_model_flags, given, one_line
 from jobs.generate import decode
 from pipeline.config import RunConfig
 from pipeline.inspect import whole_manifest
-from pipeline.storage import Storage
+from pipeline.storage import Storage, refused_as_settings
 
 FIXED = {
     *("output", "decoding", "dtype", "compile"),
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     )
 
 
+@refused_as_settings()
 def settings_from(args: argparse.Namespace) -> RunConfig:
     """The run's settings as its manifest has them, under the flags.
 

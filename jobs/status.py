@@ -20,6 +20,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pipeline.inspect import Inspector
+from pipeline.remote import RefusedError
 from pipeline.state import DriverState, RunState, ShardState
 from pipeline.storage import Storage
 
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
                 if not args.watch or is_over(state):
                     return OK
                 time.sleep(WATCH_SECONDS)
-    except ValueError as error:
+    except (ValueError, RefusedError) as error:
         print(f"lrd status: {error}", file=sys.stderr)
         return NO_RUN
     except OSError as error:

@@ -14,6 +14,7 @@ import sys
 from pipeline import parquet
 from pipeline.inspect import whole_manifest
 from pipeline.layout import MANIFEST
+from pipeline.remote import RefusedError
 from pipeline.storage import Storage
 from pipeline.verify import Verification
 
@@ -44,6 +45,9 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"lrd verify: {error}", file=sys.stderr)
         return WRONG if output is not None else NO_RUN
+    except RefusedError as error:
+        print(f"lrd verify: {error}", file=sys.stderr)
+        return NO_RUN
     except OSError as error:
         print(f"lrd verify: storage does not answer: {error}", file=sys.stderr)
         return WRONG

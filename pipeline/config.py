@@ -34,7 +34,7 @@ class RunConfig(BaseModel):
     truncation: Truncation = Field(
         "fail", description="prompts too long for the model: fail the row, or keep the last tokens"
     )
-    model: str = Field("tiny", description="checkpoint folder, hub id, or tiny")
+    model: str = Field("tiny", description="checkpoint folder or its URI, hub id, or tiny")
     revision: str | None = Field(None, description="commit, tag or branch of a hub id")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: cuda where the cluster has GPUs"

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from pipeline.layout import COMMITS, EVENTS, MANIFEST, SEGMENTS, Commit, read_manifest, shard_name
 from pipeline.lease import is_dead, read_lease
@@ -167,11 +166,9 @@ def planned_files(manifest: dict[str, Any]) -> list[InputFile]:
 def listing(storage: Storage, folder: str, *, recursive: bool = False) -> dict[str, Stamp]:
     """Files under a folder by their name under the storage's root; with those that are not whole
     yet. One request a thousand files, where `Storage.names` needs one a folder."""
-    selector = fs.FileSelector(storage.path(folder), allow_not_found=True, recursive=recursive)
     return {
         f"{folder}/{info.path.rpartition(f'/{folder}/')[2]}": (info.size, info.mtime_ns)
-        for info in storage.filesystem.get_file_info(selector)
-        if info.type == fs.FileType.File
+        for info in storage.files(folder, recursive=recursive)
     }
 
 
@@ -212,7 +209,7 @@ def _read_statuses(output: Storage, name: str) -> pa.Table | None:
     None where it cannot be read, no rows where it has gone."""
     columns = ["row_id", "status"]
     try:
-        with output.filesystem.open_input_file(output.path(name)) as source:
+        with output.open(name) as source:
             return pq.ParquetFile(source).read(columns=columns).select(columns)
     except FileNotFoundError:
         return pa.table({column: pa.array([], pa.string()) for column in columns})

@@ -57,10 +57,15 @@ class Lease:
         Waits for up to `LOST_AFTER` beats where the last owner may be alive. Raises ValueError
         where it is.
         """
-        self._wait_for_silence()
+        looked_at = self._wait_for_silence()
         self._write()
+        settle = LOCAL_SETTLE_SECONDS if self._storage.is_local else self._beat_seconds / 2
+        if not self._storage.is_local and time.monotonic() - looked_at > settle / 2:
+            # A store that was slow to take it: another may have begun meanwhile, and finds out at
+            # its next beat.
+            settle = 1.5 * self._beat_seconds
         # Who saw the lease free at the same moment has written too by then.
-        time.sleep(LOCAL_SETTLE_SECONDS if self._storage.is_local else self._beat_seconds / 2)
+        time.sleep(settle)
         other = self._others()
         if other is not None:
             raise ValueError(_held(self._storage, other))
@@ -91,18 +96,22 @@ class Lease:
     def _longest_silence(self) -> float:
         return LOST_AFTER * self._beat_seconds
 
-    def _wait_for_silence(self) -> None:
+    def _wait_for_silence(self) -> float:
+        """When the last look began, at which the lease was free."""
+        looked_at = time.monotonic()
         seen = self._read()
         if seen is None or seen["released"] or is_dead(seen):
-            return
+            return looked_at
         since = time.monotonic()
         while time.monotonic() - since < self._longest_silence:
             time.sleep(self._beat_seconds / 4)
+            looked_at = time.monotonic()
             now = self._read()
             if now is None or now["released"]:
-                return
+                return looked_at
             if (now["id"], now["beat"]) != (seen["id"], seen["beat"]):
                 raise ValueError(_held(self._storage, now))
+        return looked_at
 
     def _keep_beating(self) -> None:
         while not self._over.wait(self._beat_seconds):

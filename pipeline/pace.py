@@ -62,7 +62,7 @@ def _pace_of_shards(output: Storage, slots: int) -> Pace | None:
     replicas: set[str] = set()
     columns = ["bucket", "seconds", "replica"]
     for name in output.names("data"):
-        with output.filesystem.open_input_file(output.path(f"data/{name}")) as source:
+        with output.open(f"data/{name}") as source:
             table = pq.ParquetFile(source).read(columns=columns).drop_null()
         replicas |= set(table["replica"].unique().to_pylist())
         groups = table.group_by("bucket").aggregate([("seconds", "sum"), ("seconds", "count")])

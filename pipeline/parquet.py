@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline import remote
 from pipeline.rows import Result
 from pipeline.storage import Storage
 
@@ -67,8 +68,8 @@ def input_storage(uri: str) -> tuple[Storage, list[str]]:
     if kind == "missing":
         raise ValueError(f"{uri}: no such file or folder; check --input")
     if kind == "file":
-        folder, _, name = storage.uri.rpartition("/")
-        return Storage(folder or ("/" if uri.startswith("/") else ".")), [name]
+        folder, name = remote.parent(storage.uri)
+        return Storage(folder), [name]
     names = [name for name in storage.names() if name.endswith(".parquet")]
     if not names:
         raise ValueError(f"{uri}: no .parquet files in it; make some with `lrd prepare`")
@@ -89,16 +90,16 @@ def inspect_inputs(
         where = storage.path(name)
         digest = hashlib.sha256()
         try:
-            with storage.filesystem.open_input_stream(where, compression=None) as stream:
-                while chunk := stream.read(1 << 22):
+            with storage.open(name) as source:
+                while chunk := source.read(1 << 22):
                     digest.update(chunk)
-            with (
-                storage.filesystem.open_input_file(where) as source,
-                pq.ParquetFile(source, page_checksum_verification=True) as parquet,
-            ):
+                source.seek(0)
+                parquet = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True)
                 for group in range(parquet.num_row_groups):
                     parquet.read_row_group(group)
                 found, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
+        except remote.StorageError:
+            raise
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(
@@ -147,13 +148,14 @@ def _difference(first: pa.Schema, other: pa.Schema) -> str:
 
 def read_shard(storage: Storage, name: str, columns: list[str] | None = None) -> pa.Table:
     """A whole prompt shard, or these columns of it."""
-    with storage.filesystem.open_input_file(storage.path(name)) as source:
-        return pq.ParquetFile(source).read(columns=columns).replace_schema_metadata(None)
+    with storage.open(name) as source:
+        table = pq.ParquetFile(source, pre_buffer=True).read(columns=columns)
+        return table.replace_schema_metadata(None)
 
 
 def read_prompts(storage: Storage, name: str, column: str, limit: int) -> list[str | None]:
     """The first prompts of a shard, at most `limit`."""
-    with storage.filesystem.open_input_file(storage.path(name)) as source:
+    with storage.open(name) as source:
         batches = pq.ParquetFile(source).iter_batches(batch_size=limit, columns=[column])
         first = next(batches, None)
         return [] if first is None else first.column(0).to_pylist()[:limit]

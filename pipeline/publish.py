@@ -118,7 +118,7 @@ def evaluations(output: Storage) -> list[dict[str, Any]]:
         if not name.endswith(".parquet"):
             continue
         try:
-            with output.filesystem.open_input_file(output.path(f"{SCORES}/{name}")) as source:
+            with output.open(f"{SCORES}/{name}") as source:
                 evaluation = json.loads((pq.read_metadata(source).metadata or {})[EVALUATION])
             counts = {key: int(evaluation[key]) for key in ("num_correct", "num_rows")}
             shares = ("accuracy", "accuracy_low", "accuracy_high")

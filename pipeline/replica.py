@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -23,7 +23,8 @@ from lrd import DecodingConfig, Engine, Request, Sample, load_model
 from lrd.engine import row_seed
 from lrd.memory import probe_slots
 from lrd.models.compiled import Compile
-from pipeline import faults
+from pipeline import faults, remote
+from pipeline.checkpoints import local_model
 from pipeline.metrics import PassMetrics
 from pipeline.parquet import results_table
 from pipeline.rows import HandedBack, Notice, Prompt, Pulse, Result
@@ -54,6 +55,8 @@ class ReplicaSettings:
     """Of the device's free memory that is this replica's."""
     faults: str | None = None
     """Rules of `pipeline.faults`."""
+    servers: dict[str, str] = field(default_factory=dict)
+    """Which servers of object stores the driver means, for nodes that do not say."""
 
 
 class _Unit:
@@ -107,14 +110,12 @@ class Replica:
         settings = self._settings
         if settings.faults:
             faults.load(settings.faults)
+        remote.take_over(settings.servers)
         faults.at("replica.start", f"{self._name} on {self._node}")
         torch.set_num_threads(settings.threads)
+        model = node_folder(local_model(settings.model))
         self._model = load_model(
-            node_folder(settings.model),
-            settings.device,
-            settings.dtype,
-            settings.revision,
-            settings.compile,
+            model, settings.device, settings.dtype, settings.revision, settings.compile
         )
         if faults.wanted():
             self._model = faults.WatchedModel(self._model, settings.decoding.gen_length)

@@ -21,6 +21,7 @@ from lrd import load_model
 from lrd.models.checkpoint import fingerprint
 from lrd.models.compiled import check_compile
 from pipeline import faults, nodes, parquet
+from pipeline.checkpoints import local_model
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
 from pipeline.fleet import Fleet, NewActor, actor_of
@@ -31,9 +32,10 @@ from pipeline.parquet import InputFile
 from pipeline.placement import place
 from pipeline.progress import Progress
 from pipeline.reader import Reader
+from pipeline.remote import servers
 from pipeline.replica import Replica, ReplicaSettings
 from pipeline.secrets import refuse_secrets
-from pipeline.storage import Storage
+from pipeline.storage import Storage, refused_as_settings
 from pipeline.summary import Summary, summarize
 
 LAST_TRY_SECONDS = 5.0
@@ -58,6 +60,7 @@ class Checked:
     files: list[InputFile]
 
 
+@refused_as_settings()
 def check(config: RunConfig) -> Checked:
     """Look at all that a run needs but the cluster.
 
@@ -67,9 +70,10 @@ def check(config: RunConfig) -> Checked:
     inputs, names = parquet.input_storage(config.input)
     output = Storage(config.output)
     _check_places(inputs, output)
+    output.kind()  # Whether it answers at all.
     files, _ = parquet.inspect_inputs(inputs, names, config.prompt_column)
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype
-    face = load_model(config.model, "meta", dtype, config.revision)
+    face = load_model(local_model(config.model), "meta", dtype, config.revision)
     if face.tokenizer is None:
         raise ValueError(f"{config.model}: has no tokenizer.json; put its tokenizer files beside")
     if config.prompt_format == "chat" and not face.tokenizer.chat_template:
@@ -87,7 +91,7 @@ def fingerprint_of(config: RunConfig, files: list[InputFile], dtype: str) -> dic
     prompts = {"prompt_column", "prompt_format", "system_prompt", "truncation"}
     return {
         "version": package_version(),
-        "model": fingerprint(config.model, config.revision),
+        "model": fingerprint(local_model(config.model), config.revision),
         "dtype": dtype,
         "compile": config.compile,
         "decoding": config.decoding.model_dump(),
@@ -123,7 +127,8 @@ def generate(
         fingerprint=fingerprint_of(config, run.files, placement.dtype),
         settings=config.model_dump(),
     )
-    ledger = Ledger(run.output, run.inputs, plan)
+    with refused_as_settings():
+        ledger = Ledger(run.output, run.inputs, plan)
     ledger.retry_failed = retry_failed
     settings = ReplicaSettings(
         model=config.model,
@@ -136,8 +141,10 @@ def generate(
         compile=config.compile,
         memory_share=min(1.0, config.gpus_per_replica),
         faults=os.environ.get(faults.VARIABLE),
+        servers=servers(),
     )
-    ledger.begin()
+    with refused_as_settings():
+        ledger.begin()
     try:
         reader = Reader(config, ledger, run.face, run.face.max_length)
         fleet = Fleet(

@@ -1,71 +1,63 @@
 """Files under one root, local or in an object store: list, read, write whole or not at all.
 
 Knows nothing of what the files hold. A file with its final name is whole: local files are
-written beside their place, synced and renamed; object stores take one PUT. What may pass by
-itself (a lost connection, throttling) is tried again with growing, random pauses.
+written beside their place, synced and renamed; objects appear when their upload ends. What may
+pass by itself (a lost connection, throttling) is tried again with growing, random pauses.
 """
 
 from __future__ import annotations
 
-import errno
+import io
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
 import pyarrow as pa
 from pyarrow import fs
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay
-from tenacity.wait import wait_random_exponential
 
-from pipeline import faults
+from pipeline import faults, remote
+from pipeline.secrets import refuse_secret
 
 PARTIAL = ".part"
 """Suffix of local files that are not whole yet; never read."""
-PATIENCE_SECONDS = 300.0
-"""How long one call goes on trying."""
-LONGEST_PAUSE = 15.0
-FOR_GOOD = (
-    FileNotFoundError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-    FileExistsError,
-)
-"""What waiting does not mend. fsspec raises these without a number."""
-FOR_GOOD_NUMBERS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
-FOR_GOOD_WORDS = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY", "SIGNATURE", "expired")
-"""The same in object stores' words, which come without a number."""
+PART_BYTES = 1 << 25
+"""Most that is read of an object in one request."""
 
 T = TypeVar("T")
+
+
+@contextmanager
+def refused_as_settings() -> Iterator[None]:
+    """Before anything is written, storage that refuses is a setting that is wrong: ValueError."""
+    try:
+        yield
+    except (remote.RefusedError, PermissionError) as error:
+        raise ValueError(str(error)) from error
 
 
 class Storage:
     """A folder: a local path, or a URI that pyarrow.fs or fsspec opens (s3://, gs://, …).
 
     Methods raise OSError for what waiting does not mend and for what lasted longer than
-    `patience` seconds; on_retry is told of every failed try.
+    `patience` seconds (of an object store `remote.StorageError`, where access is denied or the
+    bucket missing `remote.RefusedError`); on_retry is told of every failed try.
     """
 
     def __init__(self, uri: str) -> None:
+        refuse_secret("storage", uri)
         self.uri = uri.rstrip("/") if uri != "/" else uri
-        self.is_local = "://" not in uri or uri.startswith("file://")
-        self.patience = PATIENCE_SECONDS
+        self.is_local = not remote.is_uri(uri)
+        self.patience = remote.PATIENCE_SECONDS
         self.on_retry: Callable[[str], None] = lambda error: None
         if self.is_local:
             self.filesystem: fs.FileSystem = fs.LocalFileSystem()
             self.root = os.path.abspath(uri.removeprefix("file://"))
-            return
-        try:
-            self.filesystem, self.root = fs.FileSystem.from_uri(uri)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            try:
-                opened, self.root = fsspec.core.url_to_fs(uri)
-            except (ValueError, ImportError) as error:
-                raise ValueError(f"{uri}: no filesystem opens it ({error})") from error
-            self.filesystem = fs.PyFileSystem(fs.FSSpecHandler(opened))
+        else:
+            self.filesystem, self.root = remote.open_uri(uri)
 
     def path(self, name: str) -> str:
         return f"{self.root}/{name}" if name else self.root
@@ -77,24 +69,34 @@ class Storage:
 
     def names(self, folder: str = "") -> list[str]:
         """Whole files directly in a folder, sorted; empty where there is none."""
-        selector = fs.FileSelector(self.path(folder), allow_not_found=True)
+        names = [info.base_name for info in self.files(folder)]
+        return sorted(name for name in names if not name.endswith(PARTIAL))
+
+    def files(self, folder: str = "", *, recursive: bool = False) -> list[fs.FileInfo]:
+        """Files in a folder, those that are not whole yet too; empty where there is none."""
+        selector = fs.FileSelector(self.path(folder), allow_not_found=True, recursive=recursive)
         found = self._again(lambda: self.filesystem.get_file_info(selector))
-        return sorted(
-            info.base_name
-            for info in found
-            if info.type == fs.FileType.File and not info.base_name.endswith(PARTIAL)
-        )
+        return [info for info in found if info.type == fs.FileType.File]
 
     def read(self, name: str) -> bytes:
         """A whole file. Raises FileNotFoundError where there is none."""
 
+        if not self.is_local:
+            with _Repeated(self, name) as source:
+                return b"".join(iter(partial(source.read, PART_BYTES), b""))
+
         def once() -> bytes:
             faults.at("storage.read", name)
-            with self.filesystem.open_input_stream(self.path(name), compression=None) as stream:
-                content: bytes = stream.read()
-            return content
+            return Path(self.path(name)).read_bytes()
 
         return self._again(once)
+
+    def open(self, name: str) -> Any:
+        """A file for random access, to be closed by whoever asked; each read is repeated as
+        `read` is. Raises FileNotFoundError where there is none."""
+        if self.is_local:
+            return self.filesystem.open_input_file(self.path(name))
+        return pa.PythonFile(_Repeated(self, name), mode="r")
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
         """Write a whole file; a reader sees the old one or the new one, never a part."""
@@ -129,33 +131,62 @@ class Storage:
     def delete_file(self, name: str) -> None:
         """Remove a file; nothing happens where there is none."""
         if self.kind(name) == "file":
-            self._again(lambda: self.filesystem.delete_file(self.path(name)))
+            self._delete(self.filesystem.delete_file, name)
 
     def delete_folder(self, folder: str) -> None:
         """Remove a folder and all in it; nothing happens where there is none."""
         if self.kind(folder) == "folder":
-            self._again(lambda: self.filesystem.delete_dir(self.path(folder)))
+            self._delete(self.filesystem.delete_dir, folder)
+
+    def _delete(self, delete: Callable[[str], None], name: str) -> None:
+        # Gone already: the answer to a first try was lost.
+        with suppress(FileNotFoundError):
+            self._again(lambda: delete(self.path(name)))
 
     def _again(self, once: Callable[[], T]) -> T:
-        def told(state: RetryCallState) -> None:
-            assert state.outcome is not None
-            self.on_retry(str(state.outcome.exception()))
-
-        retrying: Any = Retrying(
-            retry=retry_if_exception(_may_pass),
-            wait=wait_random_exponential(multiplier=0.5, max=LONGEST_PAUSE),
-            stop=stop_after_delay(self.patience),
-            before_sleep=told,
-            reraise=True,
-        )
-        result: T = retrying(once)
-        return result
+        uri = None if self.is_local else self.uri
+        return remote.again(once, uri, patience=self.patience, on_retry=self.on_retry)
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether trying again may help."""
-    if not isinstance(error, OSError) or isinstance(error, FOR_GOOD):
-        return False
-    if error.errno in FOR_GOOD_NUMBERS:
-        return False
-    return not any(word.lower() in str(error).lower() for word in FOR_GOOD_WORDS)
+class _Repeated(io.RawIOBase):
+    """An object whose reads are repeated one by one."""
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        super().__init__()
+        self._storage, self._name, self._at = storage, name, 0
+        path = storage.path(name)
+        self._file: Any = storage._again(lambda: storage.filesystem.open_input_file(path))
+        self._size: int = storage._again(self._file.size)
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._size - self._at)
+        wanted = left if size is None or size < 0 else min(size, left)
+
+        def once() -> bytes:
+            faults.at("storage.read", self._name)
+            content: bytes = self._file.read_at(wanted, self._at)
+            if len(content) < wanted:
+                raise OSError(f"{self._name}: {len(content)} bytes came, not {wanted}")
+            return content
+
+        content = self._storage._again(once)
+        self._at += len(content)
+        return content
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()

@@ -47,7 +47,7 @@ def summarize(output: Storage) -> Summary:
     errors: Counter[str] = Counter()
     stops: Counter[str] = Counter()
     for name in output.names("data"):
-        with output.filesystem.open_input_file(output.path(f"data/{name}")) as source:
+        with output.open(f"data/{name}") as source:
             table = pq.ParquetFile(source).read(columns=columns)
         num_rows += table.num_rows
         decoded = pc.equal(table["status"], "ok")

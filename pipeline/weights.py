@@ -24,6 +24,11 @@ CACHE = "LRD_CACHE"
 """Environment variable that names the folder of copies."""
 
 
+def cache_folder() -> Path:
+    """The folder of copies on this machine."""
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "lrd").expanduser()
+
+
 def node_folder(model: str) -> str:
     """The model itself, or the node's copy of its folder.
 
@@ -32,7 +37,7 @@ def node_folder(model: str) -> str:
     """
     if not Path(model).is_dir() or not in_user_space(Path(model)):
         return model
-    cache = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "lrd").expanduser()
+    cache = cache_folder()
     files = sorted({file for pattern in FILES for file in Path(model).glob(pattern)})
     digest = hashlib.sha256()
     for file in files:

@@ -58,7 +58,10 @@ def write_prompts(folder: Path, num_rows: int, num_shards: int) -> None:
 class Run:
     """`lrd generate` as a process that is started again and again."""
 
-    def __init__(self, source: Path, output: Path, address: str, log: Path) -> None:
+    def __init__(
+        self, source: Path | str, output: Path | str, address: str, log: Path, *more: str
+    ) -> None:
+        """more: further flags of `lrd generate`."""
         self.output, self.placed = output, log.with_suffix(".placed")
         self._log = log
         self._command = [
@@ -66,7 +69,7 @@ class Run:
             *("--input", str(source), "--output", str(output), "--gen-length", "32"),
             *("--replicas", str(REPLICAS), "--cpus-per-replica", "1", "--slots", str(SLOTS)),
             *("--flush-seconds", "1", "--lookahead-shards", "3", "--max-restarts", "1000"),
-            *("--max-attempts", "10"),
+            *("--max-attempts", "10", *more),
         ]
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -117,8 +120,15 @@ def replicas(address: str) -> list[psutil.Process]:
 class Chaos:
     """Kills until there were enough."""
 
-    def __init__(self, run: Run, cluster: Cluster, nodes: list[Any], seed: int) -> None:
-        self._run, self._cluster, self._nodes = run, cluster, nodes
+    def __init__(
+        self,
+        run: Run,
+        cluster: Cluster,
+        nodes: list[Any],
+        seed: int,
+        weights: dict[str, int] = WEIGHTS,
+    ) -> None:
+        self._run, self._cluster, self._nodes, self._weights = run, cluster, nodes, weights
         self._rng = random.Random(seed)
         self.kills: Counter[str] = Counter()
 
@@ -137,7 +147,7 @@ class Chaos:
             elif code is not None:
                 raise SystemExit(f"chaos: the driver ended with {code}:\n{self._run.log()}")
             else:
-                (kind,) = self._rng.choices(list(WEIGHTS), list(WEIGHTS.values()))
+                (kind,) = self._rng.choices(list(self._weights), list(self._weights.values()))
                 self.kills[kind] += getattr(self, f"_kill_{kind}")()
 
     def _start(self) -> None:
@@ -214,7 +224,7 @@ def main() -> None:
             run.finish([])
         finally:
             cluster.shutdown()
-        lost, duplicated, identical = compare(run.output, calm.output)
+        lost, duplicated, identical = compare(folder / "out", folder / "calm")
         placed = run.placed.read_text().splitlines()
         recomputed = len(placed) - len(set(placed))
     kills = {kind: chaos.kills[kind] for kind in WEIGHTS}

@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3
 
 from jobs.word_problems import problems
 
@@ -21,9 +22,9 @@ SLOTS_AT_RISK = {"replica": 4, "node": 8, "driver": 8}
 """Rows in slots when one of the kind dies; a driver also loses what it had not flushed."""
 
 
-def chaos(*words: str) -> dict[str, object]:
+def chaos(*words: str, script: str = "chaos.py") -> dict[str, object]:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "chaos.py"), *words],
+        [sys.executable, str(ROOT / "tests" / script), *words],
         capture_output=True,
         text=True,
         check=False,
@@ -52,6 +53,20 @@ def test_a_dozen_kills_change_no_bit() -> None:
 @pytest.mark.timeout(3600)
 def test_a_hundred_kills_change_no_bit() -> None:
     judge(chaos("--kills", "100"), 100)
+
+
+@s3.needs_server
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_kills_and_failing_requests_on_an_object_store_change_no_bit() -> None:
+    found = chaos("--kills", "10", script="chaos_s3.py")
+    judge(found, 10)
+    assert found["verified"]
+    failed, requests = found["failed"], found["requests"]
+    assert isinstance(failed, dict)
+    assert set(failed) == set(s3.FAILURES)
+    assert isinstance(requests, int)
+    assert 0.03 < sum(failed.values()) / requests < 0.07
 
 
 def poisoned(tmp_path: Path, num_rows: int) -> tuple[int, pd.DataFrame, str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import s3
 
 from jobs import prepare
 from jobs.word_problems import problems
@@ -31,6 +34,7 @@ from pipeline.parquet import RESULT_SCHEMA
 from pipeline.progress import Progress
 from pipeline.replica import Replica
 from pipeline.run import generate
+from pipeline.storage import Storage
 from pipeline.summary import Summary
 
 SHARED = Path(os.environ.get("LRD_SHARED") or Path(__file__).parents[2] / "shared")
@@ -76,7 +80,7 @@ def write_prompts(folder: Path, questions: list[Any], num_shards: int = 3) -> Pa
     return folder
 
 
-def run(source: Path, output: Path, **settings: Any) -> Summary:
+def run(source: Path | str, output: Path | str, **settings: Any) -> Summary:
     names = ("on_progress", "on_driver", "retry_failed", "new_actor")
     hooks = {name: settings.pop(name) for name in names if name in settings}
     settings = {"decoding": DECODING, "cpus_per_replica": 1.0, **settings}
@@ -411,7 +415,7 @@ def test_storage_that_fails_now_and_then_costs_nothing(
     source, alone = undisturbed
     rules = [{"at": f"storage.{what}", "do": "raise", "chance": 0.3} for what in ("read", "write")]
     faults.load(json.dumps(rules))
-    monkeypatch.setattr("pipeline.storage.LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr("pipeline.remote.LONGEST_PAUSE", 0.1)
     try:
         run(source, tmp_path / "out", replicas=1, flush_seconds=0.2)
     finally:
@@ -523,3 +527,42 @@ def test_gsm8k_comes_out_once_and_in_order(tmp_path: Path) -> None:
     # The tiny model holds 512 positions; its tokenizer makes some questions longer.
     assert set(frame["error"].dropna().str.contains("tokens")) <= {True}
     assert (frame["status"] == "ok").mean() > 0.9
+
+
+@s3.needs_server
+def test_a_run_from_and_to_an_object_store_continues(
+    undisturbed: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, alone = undisturbed
+    monkeypatch.setattr("pipeline.lease.BEAT_SECONDS", 1.0)
+    drivers: list[Driver] = []
+    faults = s3.Faults(share=0.05, seed=1)
+
+    def stop_early(progress: Progress) -> None:
+        if progress.num_done >= 5:
+            drivers[0].stop()
+
+    with (
+        s3.server() as upstream,
+        s3.proxy(upstream, faults) as address,
+        s3.as_environment(s3.environment(address)),
+    ):
+        s3.make_bucket(upstream, "bucket")
+        for file in source.iterdir():
+            Storage("s3://bucket/in").write(file.name, file.read_bytes())
+        places = ("s3://bucket/in", "s3://bucket/out")
+        settings: dict[str, Any] = {"replicas": 1, "slots": 3, "flush_seconds": 0.2}
+        with pytest.raises(RunStoppedError):
+            run(*places, **settings, on_progress=stop_early, on_driver=drivers.append)
+        output = Storage("s3://bucket/out")
+        assert output.files(".run/segments", recursive=True) or output.names("data")
+        summary = run(*places, **settings)
+        assert (summary.num_rows, summary.num_failed) == (len(QUESTIONS), 0)
+        assert_same(pd.read_parquet("s3://bucket/out/data"), alone)
+        assert not output.files(".run/segments", recursive=True)
+        with urllib.request.urlopen(f"http://{upstream}/bucket?prefix=out/data") as listing:
+            keys = re.findall(r"<Key>(.*?)</Key>", listing.read().decode())
+        names = [f"out/data/train-{number:05d}-of-00003.parquet" for number in range(3)]
+        assert keys == names, "nothing else may lie there, markers of folders included"
+        manifest = output.read(".run/manifest.json").decode()
+    assert not any(secret in manifest for secret in s3.CREDENTIALS.values() if secret != "true")

@@ -13,7 +13,7 @@ import torch
 from random_model import LIVELY, random_model
 from test_engine import PROMPTS, UNEVEN, Cramped
 
-from pipeline import faults, replica
+from pipeline import faults, remote, replica
 from pipeline.replica import Replica, ReplicaSettings
 from pipeline.rows import HandedBack, Notice, Prompt, Pulse
 
@@ -142,3 +142,14 @@ def test_faults_reach_the_replica(capsys: pytest.CaptureFixture[str]) -> None:
     start = [{"at": "replica.start", "match": "it on *", "do": "raise", "error": "EACCES"}]
     with pytest.raises(PermissionError):
         started(faults=json.dumps(start))
+
+
+def test_the_drivers_servers_are_a_replicas_where_its_node_names_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    servers = {"AWS_ENDPOINT_URL": "http://minio:9000", "AWS_REGION": "us-east-1"}
+    started(servers=servers)
+    assert remote.servers() == {"AWS_ENDPOINT_URL": "http://minio:9000", "AWS_REGION": "eu-west-1"}

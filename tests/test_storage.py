@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import faults, storage
+from pipeline import faults, remote
 from pipeline.storage import Storage
 
 
 @pytest.fixture(autouse=True)
 def no_faults_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(storage, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(remote, "LONGEST_PAUSE", 0.02)
     yield
     faults.load(None)
 
@@ -70,7 +70,42 @@ def test_a_missing_file_is_missing_at_once(tmp_path: Path) -> None:
     assert not told
 
 
-def test_object_stores_words_are_understood() -> None:
-    assert storage._may_pass(OSError("AWS Error SLOW_DOWN during PutObject: reduce your rate"))
-    assert not storage._may_pass(OSError("AWS Error ACCESS_DENIED during PutObject: no"))
-    assert not storage._may_pass(ValueError("other"))
+@pytest.mark.parametrize(
+    ("words", "passes"),
+    [
+        ("AWS Error SLOW_DOWN during PutObject operation: reduce your rate", True),
+        ("key 'ACCESS_DENIED/ExpiredToken': AWS Error SLOW_DOWN during PutObject operation", True),
+        ("AWS Error ACCESS_DENIED during PutObject operation: no", False),
+        ("AWS Error NO_SUCH_BUCKET during CreateMultipartUpload operation: none", False),
+        ("AWS Error NO_SUCH_UPLOAD during UploadPart operation: none", True),
+        ("AWS Error UNKNOWN (HTTP status 400): Unable to parse ExceptionName: ExpiredToken", False),
+    ],
+)
+def test_object_stores_words_are_understood(words: str, passes: bool) -> None:
+    assert remote.may_pass(OSError(words)) == passes
+
+
+def test_only_a_failing_storage_is_asked_again() -> None:
+    assert not remote.may_pass(ValueError("other"))
+    assert not remote.may_pass(remote.RefusedError("for good"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "place"),
+    [
+        ("out", "a.html", "out/a.html"),
+        ("/out", "a.html", "/out/a.html"),
+        ("s3://bucket/out", "a.html", "s3://bucket/out/a.html"),
+        ("s3://bucket/out?region=eu", "a.html", "s3://bucket/out/a.html?region=eu"),
+        ("is it?", "a.html", "is it?/a.html"),
+    ],
+)
+def test_names_are_put_behind_folders_and_taken_off(folder: str, name: str, place: str) -> None:
+    assert remote.child(folder, name) == place
+    assert remote.parent(place) == (folder, name)
+
+
+def test_a_place_with_a_secret_is_not_opened() -> None:
+    with pytest.raises(ValueError, match="carries a secret") as refused:
+        Storage("s3://AKIA1234:abcdef@bucket/out")
+    assert "abcdef" not in str(refused.value)

@@ -15,9 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
-from pipeline.storage import PARTIAL, Storage
+from pipeline.remote import StorageError
+from pipeline.storage import Storage
 
 MANIFEST, EVENTS, DRIVER = ".run/manifest.json", ".run/events.jsonl", ".run/driver.json"
 
@@ -119,7 +119,7 @@ def batches(
     """
     where = run.output.path(shard.name)
     try:
-        with run.output.filesystem.open_input_file(where) as source:
+        with run.output.open(shard.name) as source:
             parquet = pq.ParquetFile(source)
             absent = [name for name in columns if name not in parquet.schema_arrow.names]
             if absent:
@@ -128,6 +128,8 @@ def batches(
                     "this version; name another run's output"
                 )
             yield from parquet.iter_batches(batch_size=num_rows, columns=list(columns))
+    except StorageError:
+        raise
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
@@ -137,14 +139,7 @@ def batches(
 
 
 def _shards(output: Storage) -> list[Shard]:
-    selector = fs.FileSelector(output.path("data"), allow_not_found=True)
-    found = [
-        info
-        for info in output.filesystem.get_file_info(selector)
-        if info.type == fs.FileType.File
-        and info.base_name.endswith(".parquet")
-        and not info.base_name.endswith(PARTIAL)
-    ]
+    found = [info for info in output.files("data") if info.base_name.endswith(".parquet")]
     for info in found:
         if re.fullmatch(r"train-\d+-of-\d+\.parquet", info.base_name) is None:
             raise ValueError(f"{info.path}: no result shard of ours; move it out of the folder")

@@ -1,7 +1,7 @@
 """Token ids → what each stands for, by the run's own tokenizer where it can be had.
 
-Knows nothing of weights: of a checkpoint only the tokenizer's files are read, of a hub id only
-these are downloaded.
+Knows nothing of weights: of a checkpoint only the tokenizer's files are read, of a hub id or a
+URI only these are downloaded.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from lrd.models.checkpoint import TINY
 from lrd.models.hub import TOKENIZER_FILES, download, is_hub_id
 from lrd.models.plug import is_plug
 from lrd.models.tokenizer import load_tokenizer
+from pipeline.checkpoints import fetch
+from pipeline.remote import is_uri
 from pipeline.report.samples import Row
 
 
@@ -56,6 +58,8 @@ def _folder(model: str, revision: str | None) -> Path:
         raise ValueError(f"{model} is another package's model, whose tokenizer only its code has")
     if model == "tiny":
         return TINY
+    if is_uri(model):
+        return fetch(model, TOKENIZER_FILES)
     if Path(model).is_dir():
         return Path(model)
     if is_hub_id(model):

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline import remote
 from pipeline.layout import MANIFEST
 from pipeline.parquet import RESULT_SCHEMA, parquet_bytes
 from pipeline.scoring.summary import Evaluation, summarize
@@ -102,8 +103,8 @@ def finished_shards(output: Storage, partial: bool = False) -> tuple[list[str], 
 def _scores_place(output: Storage, task: Task, scores: str | None) -> tuple[Storage, str]:
     if scores is None:
         return output, f"{SCORES}/{task.name}.parquet"
-    parent, _, name = scores.rpartition("/")
-    folder = Storage(parent or ("/" if scores.startswith("/") else "."))
+    parent, name = remote.parent(scores)
+    folder = Storage(parent)
     if not name.endswith(".parquet"):
         raise ValueError(f"{scores}: is no name of a .parquet file; change --output")
     inside = (folder.root + "/").startswith(output.root + "/")
@@ -163,8 +164,10 @@ def _answers(
 def _shard(output: Storage, name: str) -> Iterator[pq.ParquetFile]:
     """An open shard. Raises ValueError naming a file that is not whole."""
     try:
-        with output.filesystem.open_input_file(output.path(name)) as source:
+        with output.open(name) as source:
             yield pq.ParquetFile(source)
+    except remote.StorageError:
+        raise
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
