@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import csv
 import json
 import os
 import signal
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -19,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from jobs import prepare
+from jobs import prepare, tune
 from jobs.word_problems import problems
 from lrd import DecodingConfig
 from pipeline import faults
@@ -28,6 +31,7 @@ from pipeline.driver import Driver, RunStoppedError
 from pipeline.parquet import RESULT_SCHEMA
 from pipeline.progress import Progress
 from pipeline.run import generate
+from pipeline.scoring.word_problems import final_answer
 from pipeline.summary import Summary
 
 SHARED = Path(os.environ.get("LRD_SHARED") or Path(__file__).parents[2] / "shared")
@@ -463,3 +467,54 @@ def test_gsm8k_comes_out_once_and_in_order(tmp_path: Path) -> None:
     # The tiny model holds 512 positions; its tokenizer makes some questions longer.
     assert set(frame["error"].dropna().str.contains("tokens")) <= {True}
     assert (frame["status"] == "ok").mean() > 0.9
+
+
+@pytest.fixture
+def signals_kept() -> Iterator[None]:
+    """The handlers of Ctrl-C and SIGTERM as they were: jobs install their own."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGTERM, before[1])
+
+
+@pytest.mark.usefixtures("signals_kept")
+def test_a_sweep_continues_and_is_added_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tested = list(islice(problems("test", seed=5), 12))
+    table = pa.table(
+        {"prompt": [p.question for p in tested], "answer": [str(p.answer) for p in tested]}
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+
+    def sweep(*thresholds: str) -> list[dict[str, str]]:
+        parser = argparse.ArgumentParser()
+        tune.add_arguments(parser)
+        words = f"--task word-problems --input {tmp_path}/in.parquet --output {tmp_path}/out "
+        words += "--limit 8 --gen-length 32 --cpus-per-replica 1 --r-f 0.3 --tau-decode 0.1 "
+        words += "--monitor mean:gate=0.2 --whole-presets --entropy-threshold"
+        assert tune.run(parser.parse_args([*words.split(), *thresholds])) == 0
+        with (tmp_path / "out/settings.csv").open() as lines:
+            return list(csv.DictReader(lines))
+
+    def runs() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/runs/*/data/*")}
+
+    (first,) = sweep("0.2")
+    before = runs()
+    assert len(before) == 1
+    results = pd.read_parquet(tmp_path / "out/runs" / first["run"] / "data")
+    right = results["output_text"].map(final_answer) == results["answer"]
+    assert (int(first["correct"]), int(first["problems"])) == (right.sum(), 8)
+    assert float(first["mean_forwards"]) == pytest.approx(results["num_forwards"].mean(), abs=1e-3)
+
+    rows = sweep("0.2", "0.8")
+    assert {row["commit"] for row in rows} == {"entropy < 0.2", "entropy < 0.8"}
+    after = runs()
+    assert len(after) == 2
+    assert before.items() <= after.items(), "what was measured was decoded again"
+    best = tomllib.loads((tmp_path / "out/best.toml").read_text())
+    assert best["decoding"]["gen_length"] == 32
+    assert (tmp_path / "out/tune.md").exists()
+    assert "recommended: r_f 0.3" in capsys.readouterr().out

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TypeVar
 
 from pipeline.scoring.summary import wilson
@@ -90,7 +89,7 @@ def exact_p(gained: int, lost: int) -> float:
     """McNemar's exact test, two-sided: of n = gained + lost fair coins, as uneven or more so."""
     n = gained + lost
     tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, float(Fraction(2 * tail, 2**n)))
+    return min(1.0, 2 * tail / (1 << n))
 
 
 def difference_interval(gained: int, lost: int, num_rows: int) -> tuple[float, float]:
