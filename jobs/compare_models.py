@@ -32,6 +32,8 @@ from pipeline.storage import Storage
 
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 75
 LABELS = ("plain", "soft feedback")
+FEW_FORWARDS = 8.0
+"""What the second plot shows: decoders that commit many tokens a pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,15 @@ def measure_model(
     return found
 
 
+def draw(page: Path, measured: Sequence[Measured], decoders: Sequence[Decoder]) -> None:
+    """PAGE.svg, and PAGE-few.svg where there are decoders with few forwards."""
+    page.with_suffix(".svg").write_text(as_svg(measured, decoders))
+    everything = [found for one in measured for found in one.outcomes.values()]
+    if min(found.mean_forwards for found in everything) <= FEW_FORWARDS:
+        few = as_svg(measured, decoders, most_forwards=FEW_FORWARDS)
+        page.with_name(f"{page.stem}-few.svg").write_text(few)
+
+
 def digest(tested: list[Problem]) -> str:
     """Of the problems' questions, in order."""
     texts = "\n".join(problem.question for problem in tested)
@@ -133,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
         made = blocks(measured, decoders, args)
         if page:
             page.write_text(fill(text, made, str(page)))
-            page.with_suffix(".svg").write_text(as_svg(measured, decoders))
+            draw(page, measured, decoders)
         else:
             print("\n\n".join(made.values()))
     except (ValueError, OSError) as error:

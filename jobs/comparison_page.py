@@ -7,6 +7,7 @@ else is its author's. Knows nothing of decoding.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -132,12 +133,23 @@ def difference(found: Comparison) -> list[str]:
     ]
 
 
-def as_svg(measured: Sequence[Measured], decoders: Sequence[Decoder]) -> str:
-    """The frontier, one colour a model; a dot has its decoder's number in the tables."""
+def as_svg(
+    measured: Sequence[Measured], decoders: Sequence[Decoder], most_forwards: float = math.inf
+) -> str:
+    """The frontier, one colour a model; a dot has its decoder's number in the tables.
+
+    most_forwards: decoders with more, in the mean of a model, are left out.
+    """
     labels = {decoder.key: str(number) for number, decoder in enumerate(decoders, 1)}
     told = {decoder.key: decoder.name for decoder in decoders}
     series = [
-        Series(one.label, look, list(one.outcomes.values()), labels, told)
+        Series(
+            one.label,
+            look,
+            [found for found in one.outcomes.values() if found.mean_forwards <= most_forwards],
+            labels,
+            told,
+        )
         for one, look in zip(measured, LOOKS, strict=True)
     ]
     return frontier(series, f"{measured[0].label} and {measured[1].label} under every decoder")

@@ -15,8 +15,8 @@ from pipeline.report.svg import Axis, Chart
 from pipeline.scoring.paired import Outcomes, front
 
 TICKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-LABELLED_RADIUS, PLAIN_RADIUS = 7.5, 3.5
-WRITING = "font-size:9.5px;font-weight:600;fill:#ffffff;pointer-events:none"
+LABELLED_RADIUS, PLAIN_RADIUS = 6.5, 3.5
+WRITING = "font-size:8.5px;font-weight:600;fill:#ffffff;pointer-events:none"
 """Of labels inside dots; it stands above a stylesheet's rule for text."""
 
 
@@ -101,7 +101,7 @@ def _dot(chart: Chart, outcomes: Outcomes, series: Series) -> None:
         f"({low:.1%} to {high:.1%}), {outcomes.mean_forwards:.1f} forwards"
     )
     writing = (
-        f'<text style="{WRITING}" x="{x:.1f}" y="{y + 3.4:.1f}" text-anchor="middle">'
+        f'<text style="{WRITING}" x="{x:.1f}" y="{y + 3:.1f}" text-anchor="middle">'
         f"{html.escape(label)}</text>"
         if label
         else ""
