@@ -23,7 +23,7 @@ from jobs.generate import BAD_SETTINGS, INTERRUPTED, OK, handle_signals
 from lrd import DecodingConfig
 from lrd.config import PRESETS
 from pipeline.config import RunConfig
-from pipeline.driver import RunStoppedError
+from pipeline.driver import Driver, RunStoppedError
 from pipeline.run import check
 from pipeline.scoring.task import Task
 from pipeline.scoring.tasks import TASKS, task_named
@@ -36,8 +36,29 @@ from pipeline.tuning.trials import Trial, all_trials, measure
 
 JOB = "lrd tune"
 MONITORS = ("none", "mean", "max", "mean:patience=2", "mean:gate=0.2", "mean:gate=1")
+SAID = {"revision", "dtype", "prompt_column", "prompt_format", "system_prompt", "truncation"}
+"""Settings of a run that `best.toml` repeats where they were given."""
 GRID: dict[str, tuple[float, ...]] = {"r_f": (0.15, 0.3), "tau_decode": (0.1, 0.01, 0.001)}
 """What is swept where no values are given."""
+
+
+class Current:
+    """The driver that is at work, and whether the sweep was asked to stop."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._driver: Driver | None = None
+
+    def take(self, driver: Driver) -> None:
+        """The next driver."""
+        self._driver = driver
+        if self.stopped:
+            driver.stop()
+
+    def stop(self) -> None:
+        self.stopped = True
+        if self._driver is not None:
+            self._driver.stop()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,17 +129,21 @@ def sweep(args: argparse.Namespace) -> int:
     output = Storage(config.output)
     prompts = sample.draw(output, config, task.name, args.limit, args.sample_seed)
     config = RunConfig(**{**dict(config), "input": prompts})
+    current = Current()
+    handle_signals(JOB, current)
     for number, decoding in enumerate(configs, 1):
+        if current.stopped:
+            raise RunStoppedError("interrupted")
         trial = measure(
             config,
             output,
             task,
             decoding,
-            on_driver=lambda driver: handle_signals(JOB, driver),
+            on_driver=current.take,
             reference_column=args.reference_column,
         )
         logs.tell(f"{number}/{len(configs)} {described(trial, configs)}")
-    write(config.model, task, output, args.max_loss)
+    write(config, task, output, args.max_loss)
     return OK
 
 
@@ -148,10 +173,12 @@ def described(trial: Trial, configs: Sequence[DecodingConfig]) -> str:
     )
 
 
-def write(model: str, task: Task, output: Storage, max_loss: float) -> None:
+def write(config: RunConfig, task: Task, output: Storage, max_loss: float) -> None:
     """The four files of all that is measured in `output`, and the recommendation on stdout."""
     trials = all_trials(output, task.name)
-    found = tables.Sweep(model, task.name, trials, choose(trials, max_loss))
+    said = config.model_dump(include=SAID, exclude_defaults=True)
+    run = {"model": config.model, **said}
+    found = tables.Sweep(run, task.name, trials, choose(trials, max_loss))
     files = {
         "settings.csv": tables.as_csv(found),
         "tune.md": tables.as_markdown(found),

@@ -80,13 +80,15 @@ def test_a_settings_file_gives_the_same_decoding(
     tmp_path: Path, preset: str, changes: dict[str, object]
 ) -> None:
     config = DecodingConfig.preset(preset, gen_length=64, **changes)
-    text = settings_file(config, "owner/model", "why\nit is so")
+    run = {"model": "owner/model", "prompt_format": "raw", "system_prompt": 'Say "π" 😀\n'}
+    text = settings_file(config, run, "why\nit is so")
     (tmp_path / "best.toml").write_text(text)
     parser = argparse.ArgumentParser()
     generate.add_arguments(parser)
     words = ["--config", str(tmp_path / "best.toml"), "--input", "in", "--output", "out"]
     read = generate.settings_from(parser.parse_args(words))
-    assert (read.decoding, read.model) == (config, "owner/model")
+    assert read.decoding == config
+    assert read.model_dump(include=set(run)) == run
     assert text.startswith("# why\n# it is so\n")
 
 
@@ -131,7 +133,7 @@ def test_the_choice_has_the_fewest_forwards_that_are_not_shown_to_be_worse() -> 
 
 def test_the_files_tell_what_was_measured() -> None:
     trials = [WORSE, LATE, CLOSE, BEST]
-    found = tables.Sweep("m", "word-problems", trials, choose(trials, 0.02))
+    found = tables.Sweep({"model": "m"}, "word-problems", trials, choose(trials, 0.02))
     rows = list(csv.DictReader(io.StringIO(tables.as_csv(found))))
     assert [row["run"] for row in rows] == ["best", "late", "close", "worse"]
     assert rows[2] | {

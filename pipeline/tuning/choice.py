@@ -6,7 +6,7 @@ Knows nothing of runs or tables.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,14 +55,18 @@ def is_worse(against_best: Comparison, max_loss: float) -> bool:
     return loss > max_loss + 1e-12 or (loss > 0 and against_best.p < SIGNIFICANT)
 
 
-def settings_file(config: DecodingConfig, model: str, comment: str) -> str:
-    """TOML for `lrd generate --config`: a preset and the fewest changes that give `config`."""
+def settings_file(config: DecodingConfig, run: Mapping[str, Any], comment: str) -> str:
+    """TOML for `lrd generate --config`: `run`, then a preset and the fewest changes that give
+    `config`."""
     preset, changes = as_preset(config)
     lines = [f"# {line}" for line in comment.splitlines()]
-    lines += ["", f"model = {json.dumps(model)}", f"preset = {json.dumps(preset)}"]
-    lines += ["", "[decoding]"]
-    lines += [f"{name} = {json.dumps(value)}" for name, value in changes.items()]
+    lines += ["", *_toml({**run, "preset": preset}), "", "[decoding]", *_toml(changes)]
     return "\n".join(lines) + "\n"
+
+
+def _toml(settings: Mapping[str, Any]) -> list[str]:
+    """Texts, numbers and truth values are written as in JSON."""
+    return [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in settings.items()]
 
 
 def as_preset(config: DecodingConfig) -> tuple[str, dict[str, Any]]:

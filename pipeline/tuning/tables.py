@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lrd import DecodingConfig
 from pipeline.report.frontier import Series, frontier
@@ -36,7 +37,8 @@ MEASURED = [
 class Sweep:
     """All that the files tell."""
 
-    model: str
+    run: Mapping[str, Any]
+    """Settings beside the decoding that the sweep was made with: model, prompts."""
     task: str
     trials: Sequence[Trial]
     choice: Choice
@@ -100,9 +102,11 @@ def as_csv(sweep: Sweep) -> str:
 
 def as_markdown(sweep: Sweep) -> str:
     """The recommendation, the front and every setting."""
-    choice, num_problems = sweep.choice, len(sweep.choice.best.correct)
+    choice = sweep.choice
+    title = f"{sweep.run['model']}, {sweep.task}"
+    numbers = f"{len(sweep.trials)} settings on {len(choice.best.correct)} problems"
     parts = [
-        f"# {sweep.model}, {sweep.task}: {len(sweep.trials)} settings on {num_problems} problems",
+        f"# {title}: {numbers}",
         "![accuracy against forwards](pareto.svg)",
         "## Recommended",
         recommendation(sweep),
@@ -147,7 +151,7 @@ def recommendation(sweep: Sweep) -> str:
 
 def as_toml(sweep: Sweep) -> str:
     """The recommended setting for `lrd generate --config`."""
-    return settings_file(sweep.choice.chosen.config, sweep.model, recommendation(sweep))
+    return settings_file(sweep.choice.chosen.config, sweep.run, recommendation(sweep))
 
 
 def as_svg(sweep: Sweep) -> str:
@@ -159,7 +163,7 @@ def as_svg(sweep: Sweep) -> str:
     }
     best = front(sweep.trials)
     labels = {trial.name: str(place) for place, trial in enumerate(best, 1)}
-    title = f"{sweep.model}, {sweep.task}"
+    title = f"{sweep.run['model']}, {sweep.task}"
     return frontier([Series(title, "s1", list(sweep.trials), labels, told)], title)
 
 
