@@ -64,8 +64,8 @@ def facts(
         f"{len(first.correct)} test problems (`jobs/word_problems.py`, seed {args.seed}; none "
         "shares structure and numbers with a training problem), canvas "
         f"{args.gen_length}, one block, float32, {len(decoders)} decoders. The tables below hold "
-        f"{num_tests} tests, not corrected; by Bonferroni p < {SIGNIFICANT / num_tests:.1g} is "
-        "beyond doubt."
+        f"{num_tests} tests whose p is not corrected; Bonferroni's level for all of them together "
+        f"is {SIGNIFICANT / num_tests:.1g}."
     )
 
 

@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import signal
 import time
 import tomllib
@@ -32,7 +33,9 @@ from pipeline.parquet import RESULT_SCHEMA
 from pipeline.progress import Progress
 from pipeline.run import generate
 from pipeline.scoring.word_problems import final_answer
+from pipeline.storage import Storage
 from pipeline.summary import Summary
+from pipeline.tuning.trials import all_trials
 
 SHARED = Path(os.environ.get("LRD_SHARED") or Path(__file__).parents[2] / "shared")
 DECODING = DecodingConfig.preset("fast", gen_length=32)
@@ -488,33 +491,41 @@ def test_a_sweep_continues_and_is_added_to(
     )
     pq.write_table(table, tmp_path / "in.parquet")
 
-    def sweep(*thresholds: str) -> list[dict[str, str]]:
+    def sweep() -> list[dict[str, str]]:
         parser = argparse.ArgumentParser()
         tune.add_arguments(parser)
         words = f"--task word-problems --input {tmp_path}/in.parquet --output {tmp_path}/out "
         words += "--limit 8 --gen-length 32 --cpus-per-replica 1 --r-f 0.3 --tau-decode 0.1 "
-        words += "--monitor mean:gate=0.2 --whole-presets --entropy-threshold"
-        assert tune.run(parser.parse_args([*words.split(), *thresholds])) == 0
+        words += "--monitor mean:gate=0.2 --whole-presets"
+        assert tune.run(parser.parse_args(words.split())) == 0
         with (tmp_path / "out/settings.csv").open() as lines:
             return list(csv.DictReader(lines))
 
-    def runs() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/runs/*/data/*")}
-
-    (first,) = sweep("0.2")
-    before = runs()
-    assert len(before) == 1
-    results = pd.read_parquet(tmp_path / "out/runs" / first["run"] / "data")
+    (first,) = sweep()
+    runs = tmp_path / "out/runs"
+    results = pd.read_parquet(runs / first["run"] / "data")
     right = results["output_text"].map(final_answer) == results["answer"]
     assert (int(first["correct"]), int(first["problems"])) == (right.sum(), 8)
     assert float(first["mean_forwards"]) == pytest.approx(results["num_forwards"].mean(), abs=1e-3)
-
-    rows = sweep("0.2", "0.8")
-    assert {row["commit"] for row in rows} == {"entropy < 0.2", "entropy < 0.8"}
-    after = runs()
-    assert len(after) == 2
-    assert before.items() <= after.items(), "what was measured was decoded again"
     best = tomllib.loads((tmp_path / "out/best.toml").read_text())
     assert best["decoding"]["gen_length"] == 32
-    assert (tmp_path / "out/tune.md").exists()
     assert "recommended: r_f 0.3" in capsys.readouterr().out
+
+    # A run that another grid left there.
+    shutil.copytree(runs / first["run"], runs / "other")
+    manifest = json.loads((runs / "other/.run/manifest.json").read_text())
+    manifest["settings"]["decoding"]["entropy_threshold"] = 0.8
+    (runs / "other/.run/manifest.json").write_text(json.dumps(manifest))
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+    rows = sweep()
+    assert {row["run"]: row["commit"] for row in rows} == {
+        first["run"]: "entropy < 0.2",
+        "other": "entropy < 0.8",
+    }
+    after = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+    assert after == before, "what was measured was decoded again"
+
+    manifest["fingerprint"]["model"] = "of other weights"
+    (runs / "other/.run/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="different weights"):
+        all_trials(Storage(str(tmp_path / "out")), "word-problems")
