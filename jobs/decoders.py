@@ -32,6 +32,7 @@ class Decoder:
 ONE = {"tokens_per_step": 1}
 """`fast` with it: r_f 0.15, refinement, and a stop where D_t < 0.1 and all entropies < 0.2."""
 EIGHT = {"tokens_per_step": 8, "early_stop": False}
+NO_GATE = {"stop_max_entropy": None}
 LONG_CALM = {"tau_refine": 0.001, "tau_decode": 0.001}
 
 DECODERS = (
@@ -65,6 +66,11 @@ DECODERS = (
     Decoder("fast-no-mix", "`fast` w/o mixing", "fast", "fast", {"r_f": 0.0}),
     Decoder("fast-rf0.3", "`fast`, r_f 0.3", "fast", "fast", {"r_f": 0.3}),
     Decoder("fast-rf0.5", "`fast`, r_f 0.5", "fast", "fast", {"r_f": 0.5}),
+    Decoder("fast-eq6", "`fast`, stop without a gate", "fast", "fast", NO_GATE),
+    Decoder(
+        "fast-max", "`fast`, stop without a gate, by max", "fast", "fast",
+        {**NO_GATE, "reduction": "max"},
+    ),
 )  # fmt: skip
 
 

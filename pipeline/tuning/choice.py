@@ -16,8 +16,8 @@ from pipeline.scoring.paired import Comparison, compare
 from pipeline.tuning.trials import Trial
 
 SIGNIFICANT = 0.05
-"""A p below it, two-sided and not corrected for the number of settings: with more settings more
-are dropped, none is let in."""
+"""Level of the one-sided test that a setting is below the best, so half of a two-sided p. Not
+corrected for the number of settings: with more of them more are dropped, none is let in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,12 @@ def choose(trials: Sequence[Trial], max_loss: float) -> Choice:
 
 def is_worse(against_best: Comparison, max_loss: float) -> bool:
     """Whether a setting is shown to be below the best, or lies too far below it."""
-    loss = -against_best.difference
-    return loss > max_loss + 1e-12 or (loss > 0 and against_best.p < SIGNIFICANT)
+    return -against_best.difference > max_loss + 1e-12 or is_shown_below(against_best)
+
+
+def is_shown_below(against_best: Comparison) -> bool:
+    """Whether the test alone shows it."""
+    return against_best.difference < 0 and against_best.p / 2 < SIGNIFICANT
 
 
 def settings_file(config: DecodingConfig, run: Mapping[str, Any], comment: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from lrd import DecodingConfig
 from pipeline.report.frontier import Series, frontier
 from pipeline.scoring.paired import Comparison, compare, front
-from pipeline.tuning.choice import SIGNIFICANT, Choice, settings_file
+from pipeline.tuning.choice import Choice, is_shown_below, settings_file
 from pipeline.tuning.grid import commit_rule
 from pipeline.tuning.monitor import FIELDS, monitor_name
 from pipeline.tuning.trials import Trial
@@ -116,7 +116,8 @@ def as_markdown(sweep: Sweep) -> str:
         "## Every setting, the most accurate first",
         "Accuracy with Wilson's 95 % interval; forwards are means. *unsure*: early stops with a "
         "position open above 0.5 nats. *below best*: points, and p of McNemar's exact test, "
-        "two-sided, on the same problems, not corrected for the number of settings.",
+        "two-sided, on the same problems, not corrected for the number of settings; bold where the "
+        "one-sided test shows at 5 % that a setting is below the best.",
         _table(sweep, sweep.ranked()),
     ]
     return "\n\n".join(parts) + "\n"
@@ -190,7 +191,7 @@ def _table(sweep: Sweep, trials: Sequence[Trial]) -> str:
             f"{trial.mean_forwards:.2f}",
             str(trial.num_unsure),
             f"{(found.lost - found.gained) * 100 / len(trial.correct):.1f}",
-            f"{found.p:.2g}" if found.p >= SIGNIFICANT else f"**{found.p:.2g}**",
+            f"**{found.p:.2g}**" if is_shown_below(found) else f"{found.p:.2g}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
