@@ -50,10 +50,13 @@ class Current:
         self._driver: Driver | None = None
 
     def take(self, driver: Driver) -> None:
-        """The next driver."""
+        """The next driver. Signals are ours from here on: Ray, which has started by now, puts
+        handlers of its own in their place."""
         self._driver = driver
         if self.stopped:
             driver.stop()
+        else:
+            handle_signals(JOB, self)
 
     def stop(self) -> None:
         self.stopped = True
@@ -130,7 +133,6 @@ def sweep(args: argparse.Namespace) -> int:
     prompts = sample.draw(output, config, task.name, args.limit, args.sample_seed)
     config = RunConfig(**{**dict(config), "input": prompts})
     current = Current()
-    handle_signals(JOB, current)
     for number, decoding in enumerate(configs, 1):
         if current.stopped:
             raise RunStoppedError("interrupted")
