@@ -19,11 +19,11 @@ from pydantic import ValidationError
 
 from jobs import logs
 from jobs.flags import add_model_flags, given, one_line
-from jobs.generate import BAD_SETTINGS, INTERRUPTED, OK, handle_signals
+from jobs.generate import BAD_SETTINGS, INTERRUPTED, OK, Stoppable, handle_signals
 from lrd import DecodingConfig
 from lrd.config import PRESETS
 from pipeline.config import RunConfig
-from pipeline.driver import Driver, RunStoppedError
+from pipeline.driver import RunStoppedError
 from pipeline.run import check
 from pipeline.scoring.task import Task
 from pipeline.scoring.tasks import TASKS, task_named
@@ -47,9 +47,9 @@ class Current:
 
     def __init__(self) -> None:
         self.stopped = False
-        self._driver: Driver | None = None
+        self._driver: Stoppable | None = None
 
-    def take(self, driver: Driver) -> None:
+    def take(self, driver: Stoppable) -> None:
         """The next driver. Signals are ours from here on: Ray, which has started by now, puts
         handlers of its own in their place."""
         self._driver = driver

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import os
+import signal
 import tomllib
 from pathlib import Path
 
@@ -242,3 +244,33 @@ def test_a_folder_of_something_else_is_left_alone(
     assert call(*usual) == 2
     assert "holds no sweep" in capsys.readouterr().err
     assert not (tmp_path / "sample.json").exists()
+
+
+class FakeDriver:
+    stopped = False
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def test_a_stop_reaches_the_driver_at_work_and_the_next(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ended, at_work, late = FakeDriver(), FakeDriver(), FakeDriver()
+    current = tune.Current()
+    try:
+        current.take(ended)
+        # What Ray does when it starts.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        current.take(at_work)
+        os.kill(os.getpid(), signal.SIGTERM)
+        current.take(late)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert current.stopped
+    assert at_work.stopped
+    assert late.stopped
+    assert not ended.stopped
+    assert "lrd tune: keeping what is finished" in capfd.readouterr().err
