@@ -40,6 +40,8 @@ SAID = {"revision", "dtype", "prompt_column", "prompt_format", "system_prompt", 
 """Settings of a run that `best.toml` repeats where they were given."""
 GRID: dict[str, tuple[float, ...]] = {"r_f": (0.15, 0.3), "tau_decode": (0.1, 0.01, 0.001)}
 """What is swept where no values are given."""
+NEAR = 1.5
+"""The second plot: settings of at most so many times the forwards of the front's last."""
 
 
 class Current:
@@ -176,7 +178,7 @@ def described(trial: Trial, configs: Sequence[DecodingConfig]) -> str:
 
 
 def write(config: RunConfig, task: Task, output: Storage, max_loss: float) -> None:
-    """The four files of all that is measured in `output`, and the recommendation on stdout."""
+    """The files of all that is measured in `output`, and the recommendation on stdout."""
     trials = all_trials(output, task.name)
     said = config.model_dump(include=SAID, exclude_defaults=True)
     run = {"model": config.model, **said}
@@ -185,6 +187,7 @@ def write(config: RunConfig, task: Task, output: Storage, max_loss: float) -> No
         "settings.csv": tables.as_csv(found),
         "tune.md": tables.as_markdown(found),
         "pareto.svg": tables.as_svg(found),
+        "pareto-near.svg": tables.as_svg(found, near=NEAR),
         "best.toml": tables.as_toml(found),
     }
     for name, text in files.items():

@@ -152,6 +152,8 @@ def test_the_files_tell_what_was_measured() -> None:
     assert settings["decoding"]["r_f"] == 0.2
     for label in "123":
         assert f">{label}</text>" in tables.as_svg(found)
+    assert tables.as_svg(found).count("<circle") == 4
+    assert tables.as_svg(found, near=1.5).count("<circle") == 3
 
 
 @pytest.fixture

@@ -48,7 +48,8 @@ def frontier(series: Sequence[Series], title: str) -> str:
             if outcomes.is_decoded:
                 _whisker(chart, outcomes, one.look)
     for one in series:
-        for outcomes in one.outcomes:
+        # Labelled dots stand above plain ones.
+        for outcomes in sorted(one.outcomes, key=lambda o: o.name in one.labels):
             if outcomes.is_decoded:
                 _dot(chart, outcomes, one)
     return standalone(Figure("frontier", title, "", chart))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,6 +109,7 @@ def as_markdown(sweep: Sweep) -> str:
     parts = [
         f"# {title}: {numbers}",
         "![accuracy against forwards](pareto.svg)",
+        "![the same near the front](pareto-near.svg)",
         "## Recommended",
         recommendation(sweep),
         _table(sweep, _distinct([choice.chosen, choice.best])),
@@ -155,8 +157,11 @@ def as_toml(sweep: Sweep) -> str:
     return settings_file(sweep.choice.chosen.config, sweep.run, recommendation(sweep))
 
 
-def as_svg(sweep: Sweep) -> str:
-    """Every setting as a dot; those of the front have their place in its table."""
+def as_svg(sweep: Sweep, near: float = math.inf) -> str:
+    """Every setting as a dot; those of the front have their place in its table.
+
+    near: leave out what takes more forwards than so many times those of the front's last.
+    """
     names = columns([trial.config for trial in sweep.trials])
     told = {
         trial.name: ", ".join(f"{k} {v}" for k, v in settings(trial.config, names).items())
@@ -164,8 +169,10 @@ def as_svg(sweep: Sweep) -> str:
     }
     best = front(sweep.trials)
     labels = {trial.name: str(place) for place, trial in enumerate(best, 1)}
+    most = near * best[-1].mean_forwards
+    shown = [trial for trial in sweep.trials if trial.mean_forwards <= most]
     title = f"{sweep.run['model']}, {sweep.task}"
-    return frontier([Series(title, "s1", list(sweep.trials), labels, told)], title)
+    return frontier([Series(title, "s1", shown, labels, told)], title)
 
 
 def _difference(found: Comparison) -> str:
