@@ -15,6 +15,8 @@ from pipeline.report.svg import Axis, Chart
 from pipeline.scoring.paired import Outcomes, front
 
 TICKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+LOG_FROM = 4.0
+"""Ratio of the most forwards to the fewest from which on their axis is logarithmic."""
 LABELLED_RADIUS, PLAIN_RADIUS = 6.5, 3.5
 WRITING = "font-size:8.5px;font-weight:600;fill:#ffffff;pointer-events:none"
 """Of labels inside dots; it stands above a stylesheet's rule for text."""
@@ -58,6 +60,8 @@ def frontier(series: Sequence[Series], title: str) -> str:
 def _forwards_axis(shown: Sequence[Outcomes]) -> Axis:
     low = min(o.mean_forwards for o in shown) / 1.15
     high = max(o.mean_forwards for o in shown) * 1.15
+    if high / low < LOG_FROM:
+        return Axis("mean forwards a problem", low, high)
     marks = tuple((float(tick), str(tick)) for tick in TICKS if low <= tick <= high)
     return Axis("mean forwards a problem (log scale)", low, high, log=True, marks=marks)
 
