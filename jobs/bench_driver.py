@@ -1,11 +1,11 @@
 """What the driver itself can do: replicas that compute nothing, or that only take their time.
 
     python -m jobs.bench_driver --rows 200000                     # rows/s through 2 null replicas
-    python -m jobs.bench_driver --replicas 64 --latency 4 --rows 20000   # how busy 64 are kept
+    python -m jobs.bench_driver --replicas 64 --share 16 --slots 16 --latency 20 --rows 6000
 
 Everything but the model is real: Parquet in, tokenising, Ray, segments, shards. A simulated
-replica is the pipeline's own with engines whose slots end after a sampled time. Prints a table,
-then one JSON line.
+replica is the pipeline's own with engines whose slots end after a sampled time; `busy` is how
+much of that time slots were held. Prints a table, then one JSON line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import random
 import tempfile
 import time
 from collections import deque
-from itertools import cycle, islice
+from dataclasses import replace
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +30,46 @@ from lrd import DecodingConfig, Engine, Request, Sample
 from pipeline import run
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
+from pipeline.fleet import NewActor, actor_of
 from pipeline.progress import Progress
-from pipeline.replica import Replica
+from pipeline.replica import Replica, ReplicaSettings
 
 GEN_LENGTH = 16
+
+
+class Occupancy:
+    """How many slots of a process hold a row, over the time in which there was work to be had:
+    from its first prompt to its last."""
+
+    def __init__(self, report: Path) -> None:
+        self._report = report
+        self._num_held, self._slot_seconds = 0, 0.0
+        self._began = self._at = 0.0
+
+    def change(self, by: int) -> None:
+        """So many slots more hold a row from now on."""
+        now = time.monotonic()
+        self._slot_seconds += self._num_held * (now - self._at)
+        self._num_held, self._at = self._num_held + by, now
+
+    def submitted(self) -> None:
+        """More work has come."""
+        self.change(0)
+        self._began = self._began or self._at
+        facts = {"seconds": self._at - self._began, "held": self._slot_seconds}
+        self._report.write_text(json.dumps(facts))
 
 
 class TimedEngine:
     """Slots that hold each prompt for a sampled time; looks like `lrd.Engine` to a replica."""
 
-    def __init__(self, num_slots: int, mean_latency: float, report: Path | None) -> None:
+    def __init__(self, num_slots: int, mean_latency: float, occupancy: Occupancy | None) -> None:
         self.num_slots = self.max_busy = num_slots
         self.setbacks: list[str] = []
-        self._mean, self._report = mean_latency, report
+        self._mean, self._occupancy = mean_latency, occupancy
         self._waiting: deque[Request] = deque()
         self._ends: dict[Any, tuple[float, float]] = {}
         """Key → when its slot ends, and how long it was held."""
-        self._began: float | None = None
-        self._slot_seconds = 0.0
 
     @property
     def busy(self) -> bool:
@@ -66,32 +89,33 @@ class TimedEngine:
         return waiting
 
     def submit(self, request: Request) -> None:
-        now = time.monotonic()
-        self._began = self._began or now
         self._waiting.append(request)
-        if self._report is not None:
-            # Up to here there was work to be had: what is busy less was kept waiting.
-            held = sum(seconds - max(0.0, end - now) for end, seconds in self._ends.values())
-            facts = {"seconds": now - self._began, "held": self._slot_seconds + held}
-            self._report.write_text(json.dumps(facts))
+        if self._occupancy is not None:
+            self._occupancy.submitted()
 
     def step(self) -> list[Sample]:
-        now = time.monotonic()
+        now, before = time.monotonic(), len(self._ends)
         while self._waiting and len(self._ends) < min(self.num_slots, self.max_busy):
             request = self._waiting.popleft()
-            seconds = random.Random(request.seed).gammavariate(4.0, self._mean / 4)
+            seconds = self._mean and random.Random(request.seed).gammavariate(4.0, self._mean / 4)
             self._ends[request.key] = now + seconds, seconds
+        self._changed(before)
         if not self._ends:
             return []
         if self._mean:
-            time.sleep(max(0.0, min(min(end for end, _ in self._ends.values()) - now, 0.05)))
-        now = time.monotonic()
+            time.sleep(max(0.0, min(min(end for end, _ in self._ends.values()) - now, 0.02)))
+        now, before = time.monotonic(), len(self._ends)
         done = [key for key, (end, _) in self._ends.items() if end <= now]
-        return [self._sample(key) for key in done]
+        samples = [self._sample(key) for key in done]
+        self._changed(before)
+        return samples
+
+    def _changed(self, before: int) -> None:
+        if self._occupancy is not None and len(self._ends) != before:
+            self._occupancy.change(len(self._ends) - before)
 
     def _sample(self, key: Any) -> Sample:
         _, seconds = self._ends.pop(key)
-        self._slot_seconds += seconds
         return Sample(
             key=key,
             canvas=[1] * GEN_LENGTH,
@@ -114,19 +138,33 @@ class TimedEngine:
         )
 
 
-def simulated(mean_latency: float, reports: Path | None) -> type[Replica]:
-    """A replica without a model. reports: folder for what its slots were held."""
+def simulated(mean_latency: float, reports: Path | None, share: int) -> NewActor:
+    """Replicas without a model. reports: folder for what their slots were held. share: so many
+    replicas are one process, which has the slots of all; the driver cannot tell."""
 
     class SimulatedReplica(Replica):
+        occupancy: Occupancy | None = None
+
         def load(self) -> None:
-            pass
+            if reports and self.occupancy is None:
+                self.occupancy = Occupancy(reports / f"{self._name}.json")
 
         def _new_engine(self, bucket: int, num_slots: int) -> Engine:
-            report = reports / f"{self._name}-{bucket}.json" if reports else None
-            engine: Any = TimedEngine(num_slots, mean_latency, report)
+            engine: Any = TimedEngine(num_slots, mean_latency, self.occupancy)
             return engine
 
-    return SimulatedReplica
+    new_process = actor_of(SimulatedReplica)
+    num_started, process = count(), None
+
+    def new_actor(name: str, settings: ReplicaSettings, options: dict[str, Any]) -> Any:
+        nonlocal process
+        if next(num_started) % share == 0:
+            settings = replace(settings, slots=settings.slots * share)
+            options = options | {"max_concurrency": options["max_concurrency"] * share}
+            process = new_process(name, settings, options)
+        return process
+
+    return new_actor
 
 
 def write_prompts(folder: Path, num_rows: int, rows_a_shard: int) -> None:
@@ -173,7 +211,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         folder = Path(name)
         write_prompts(folder / "in", args.rows, args.rows_a_shard)
         (folder / "reports").mkdir()
-        replica = simulated(args.latency, folder / "reports" if args.latency else None)
+        reports = folder / "reports" if args.latency else None
+        new_actor = simulated(args.latency, reports, args.share)
         config = RunConfig(
             input=str(folder / "in"),
             output=str(folder / "out"),
@@ -183,20 +222,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             slots=args.slots,
             decoding=DecodingConfig.preset("fast", gen_length=GEN_LENGTH),
         )
-        began = time.monotonic()
-        summary = run.generate(config, watch, drivers.append, replica_class=replica)
-        seconds = time.monotonic() - began
+        began, cpu = time.monotonic(), time.process_time()
+        summary = run.generate(config, watch, drivers.append, new_actor=new_actor)
+        seconds, cpu = time.monotonic() - began, time.process_time() - cpu
         assert (summary.num_rows, summary.num_failed) == (args.rows, 0)
         found = [json.loads(path.read_text()) for path in (folder / "reports").iterdir()]
     held = sum(fact["held"] for fact in found)
-    could = sum(fact["seconds"] for fact in found) * args.slots
+    could = sum(fact["seconds"] for fact in found) * args.slots * args.share
     return {
         "rows": args.rows,
         "replicas": args.replicas,
+        "processes": -(-args.replicas // args.share),
         "slots": args.slots,
         "mean_latency": args.latency,
         "seconds": round(seconds, 1),
         "rows_per_second": round(watch.rows_per_second),
+        "driver_cores": round(cpu / seconds, 3),
+        "driver_cpu_us_per_row": round(1e6 * cpu / args.rows, 1),
         "busy": round(held / could, 4) if could else None,
         "memory_mib": {rows: round(size / 2**20) for rows, size in _few(watch.memory)},
     }
@@ -214,6 +256,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--rows-a-shard", type=int, default=5000)
     parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--share", type=int, default=1, help="simulated replicas a process")
     parser.add_argument("--cpus-per-replica", type=float, default=0.02)
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--latency", type=float, default=0.0, help="mean seconds a row; 0: none")

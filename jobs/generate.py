@@ -30,7 +30,7 @@ from jobs import logs
 from jobs.flags import add_model_flags, given, one_line
 from lrd.config import PRESETS, DecodingConfig
 from pipeline.config import RunConfig
-from pipeline.driver import RunStoppedError
+from pipeline.limits import RunStoppedError
 from pipeline.log import record
 from pipeline.progress import Progress as RunProgress
 from pipeline.run import generate

@@ -23,7 +23,7 @@ from jobs.generate import BAD_SETTINGS, INTERRUPTED, OK, Stoppable, handle_signa
 from lrd import DecodingConfig
 from lrd.config import PRESETS
 from pipeline.config import RunConfig
-from pipeline.driver import RunStoppedError
+from pipeline.limits import RunStoppedError
 from pipeline.run import check
 from pipeline.scoring.task import Task
 from pipeline.scoring.tasks import TASKS, task_named

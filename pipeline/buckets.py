@@ -6,6 +6,7 @@ prompts share a pass only with prompts of about their length, so little of it is
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 
@@ -66,8 +67,9 @@ def choose_lengths(num_tokens: Iterable[int], max_shapes: int) -> list[int]:
 
 
 def fitting(num_tokens: int, lengths: Sequence[int]) -> int | None:
-    """The shortest of these buckets that holds a prompt."""
-    return min((length for length in lengths if length >= num_tokens), default=None)
+    """The shortest of these buckets, which are in order, that holds a prompt."""
+    at = bisect_left(lengths, num_tokens)
+    return lengths[at] if at < len(lengths) else None
 
 
 class Buckets:

@@ -5,9 +5,9 @@ Knows nothing of the command line. Decoding settings are `lrd.DecodingConfig`'s 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lrd import DecodingConfig
 from lrd.models.compiled import Compile
@@ -42,11 +42,23 @@ class RunConfig(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto", description="auto: bfloat16 on cuda, float32 on cpu"
     )
-    replicas: int | None = Field(None, ge=1, description="model replicas [a GPU each; 1 on cpu]")
-    cpus_per_replica: float | None = Field(
-        None, gt=0, description="CPU cores a replica [an equal share of the cluster's]"
+    replicas: int | None = Field(
+        None, ge=1, description="model replicas [as many as there are GPUs for; 1 on cpu]"
     )
-    gpus_per_replica: float = Field(1.0, gt=0, description="GPUs a replica, on cuda")
+    cpus_per_replica: float | None = Field(
+        None, gt=0, description="CPU cores a replica [an equal share, 8 at most]"
+    )
+    gpus_per_replica: float = Field(
+        1.0, gt=0, description="GPUs a replica, on cuda: a whole number, or a share of one"
+    )
+    accelerator_type: str | None = Field(
+        None, description="GPUs of this type alone, in Ray's words: A100, H100 [any]"
+    )
+    autoscale: bool = Field(
+        False,
+        description="replicas for which there is no room yet wait for machines, which an "
+        "autoscaler adds for them",
+    )
     compile: Compile = Field(
         "none", description="the forward pass by torch.compile, or as CUDA graphs as well"
     )
@@ -73,3 +85,15 @@ class RunConfig(BaseModel):
         None, description="Ray cluster; `auto` inside one [RAY_ADDRESS, else a local one]"
     )
     decoding: DecodingConfig = Field(default_factory=lambda: DecodingConfig.preset("fast"))
+
+    @model_validator(mode="after")
+    def _check_placement(self) -> Self:
+        if self.gpus_per_replica > 1 and self.gpus_per_replica % 1:
+            raise ValueError(
+                f"gpus_per_replica {self.gpus_per_replica:g}: above 1 only whole GPUs can be had"
+            )
+        if self.accelerator_type is not None and self.device == "cpu":
+            raise ValueError("accelerator_type names GPUs; drop it, or device cpu")
+        if self.autoscale and self.replicas is None:
+            raise ValueError("autoscale needs replicas: as many as machines may be added for")
+        return self

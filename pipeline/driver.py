@@ -13,35 +13,26 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+from ray.exceptions import RayError
 
 from pipeline import parquet
 from pipeline.buckets import Buckets
 from pipeline.config import RunConfig
-from pipeline.fleet import Fleet, Worker
+from pipeline.fleet import Fleet
 from pipeline.ledger import Ledger
+from pipeline.limits import Limits, RunStoppedError
 from pipeline.log import record_rows
 from pipeline.metrics import RunMetrics
 from pipeline.progress import Meter, Progress
 from pipeline.reader import Reader
-from pipeline.replica import UNITS_IN_FLIGHT
-from pipeline.rows import HandedBack, Notice, Prompt, Pulse, Result
-from pipeline.suspects import Death, Suspects
+from pipeline.replica import SLOTS_AHEAD, UNITS_IN_FLIGHT
+from pipeline.rows import HandedBack, Notice, Prompt, Pulse
+from pipeline.suspects import Suspects, set_aside
+from pipeline.worker import Worker
 
-MAX_FAILED_STARTS = 3
-"""Starts in a row that may fail before any replica has come up."""
 TICK_SECONDS = 0.5
 FETCH_SECONDS = 60.0
 """A result that cannot be fetched for as long counts as its replica's death."""
-
-
-DOUBT_SECONDS = 20.0
-"""How long a replica that cannot be reached may turn out to have been on a lost node; Ray takes
-some twelve seconds to call a node dead."""
-
-
-class RunStoppedError(Exception):
-    """The run cannot go on now; what is finished is safe and the same command continues."""
 
 
 class Driver:
@@ -62,8 +53,7 @@ class Driver:
         self._buckets = Buckets(config.slots)
         self._suspects = Suspects(config.max_attempts)
         self._stopping = False
-        self._failed_starts = 0
-        self._deaths_without_row = 0
+        self._limits = Limits(config.max_restarts, config.start_seconds)
         owed_rows = sum(ledger.plan.files[number].num_rows for number in self._owed)
         self._meter = Meter(ledger.plan.num_rows, ledger.plan.num_rows - owed_rows)
         self._metrics = RunMetrics()
@@ -79,7 +69,7 @@ class Driver:
         Raises RunStoppedError where it was asked to stop or replicas keep dying; finished rows are
         on storage then.
         """
-        self._ledger.event("driver started", owed_shards=len(self._owed))
+        self._ledger.event("driver started", owed_shards=len(self._owed), **self.fleet.facts)
         try:
             while not self._stopping:
                 self._read_ahead()
@@ -117,7 +107,7 @@ class Driver:
     def _wants_more(self) -> bool:
         """Whether shards are left, the window has room, and there are not units enough for every
         worker."""
-        enough = self.fleet.capacity * UNITS_IN_FLIGHT
+        enough = self.fleet.capacity * SLOTS_AHEAD + self._config.slots
         room = len(self._ledger.shards) < self._config.lookahead_shards
         return bool(self._owed) and room and len(self._buckets) < enough
 
@@ -125,10 +115,15 @@ class Driver:
 
     def _feed(self) -> None:
         """Give every ready worker its next units, round robin, so that near the end of a run no
-        worker hoards the last ones."""
-        for num_units in range(UNITS_IN_FLIGHT):
+        worker hoards the last ones.
+
+        What is held counts, not units: a unit's last row may take as long as many others, and
+        the other slots want prompts meanwhile.
+        """
+        for enough in (1, SLOTS_AHEAD * self._config.slots):
             for worker in self.fleet:
-                if worker.ready and len(worker.units) <= num_units:
+                wants = worker.num_held < enough and len(worker.units) < UNITS_IN_FLIGHT
+                if worker.ready and wants:
                     unit = self._next_unit(worker)
                     if unit:
                         self.fleet.feed(worker, unit)
@@ -191,7 +186,8 @@ class Driver:
             self.fleet.heard(worker)
             prompts = [owed.pop(row_id) for row_id in item["row_id"].to_pylist()]
             self._take_rows(prompts, item)
-            self._deaths_without_row = worker.deaths = 0
+            self._limits.row_finished()
+            worker.deaths = 0
 
     def _take_rows(self, prompts: list[Prompt], results: pa.Table) -> None:
         """Rows of a unit, which may come from several shards."""
@@ -212,21 +208,9 @@ class Driver:
         """A replica died. What it had not begun goes back at once."""
         if worker.actor is None:
             return
-        in_flight, now = worker.in_flight, time.monotonic()
-        # Slots are filled in the order of submission, so no other row can have been in one.
-        begun, untouched = in_flight[: self._config.slots], in_flight[self._config.slots :]
-        unreachable = isinstance(error, ActorUnavailableError)
-        death = Death(
-            reason=str(getattr(error, "cause", None) or error).strip().splitlines()[-1],
-            begun=begun,
-            alone=len(in_flight) == 1,
-            node=worker.node,
-            # One that was killed while it loaded says nothing of what it loaded.
-            failed_start=worker.loading is not None and not isinstance(error, RayActorError),
-            decide_at=now + DOUBT_SECONDS if unreachable else now,
-        )
+        untouched = worker.in_flight[self._config.slots :]
+        death = self.fleet.bury(worker, error)
         self._metrics.died(worker.name)
-        self.fleet.bury(worker, death.reason)
         self._return(untouched)
         self._suspects.died(death)
 
@@ -239,15 +223,8 @@ class Driver:
         for prompt, reason in verdict.given_up:
             self._set_aside(prompt, reason)
         for death in verdict.blamed:
-            self._failed_starts += death.failed_start
-            self._deaths_without_row += 1
-            if not self.fleet.any_ready and self._failed_starts >= MAX_FAILED_STARTS:
-                raise RunStoppedError(f"no replica could start: {death.reason}")
-            if self._deaths_without_row > self._config.max_restarts:
-                raise RunStoppedError(
-                    f"replicas died {self._deaths_without_row} times in a row without finishing "
-                    f"a row; the last: {death.reason}"
-                )
+            self._limits.died(death, self.fleet.any_ready)
+        self._limits.homeless(self.fleet.homeless_seconds)
 
     def _return(self, prompts: list[Prompt]) -> None:
         """What nobody blames, back to where it came from."""
@@ -255,18 +232,8 @@ class Driver:
         self._buckets.put_back([prompt for prompt in prompts if not prompt.suspect])
 
     def _set_aside(self, prompt: Prompt, reason: str) -> None:
-        error = (
-            f"{prompt.begun} replicas died with this row in a slot, {prompt.deaths_alone} of them "
-            f"with this row alone; the last: {reason}"
-        )
-        self._ledger.event("row set aside", row=prompt.row_id, error=error)
-        result = Result.failed(
-            prompt.row_id,
-            error,
-            num_prompt_tokens=len(prompt.token_ids),
-            bucket=prompt.bucket,
-            attempts=prompt.begun,
-        )
+        result = set_aside(prompt, reason)
+        self._ledger.event("row set aside", row=prompt.row_id, error=result.error)
         self._take(prompt.shard, parquet.results_table([result]))
 
     # Storing.

@@ -11,13 +11,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
+from pipeline import nodes
+from pipeline.placement import Placement
 from pipeline.replica import UNITS_IN_FLIGHT, Replica, ReplicaSettings
 from pipeline.rows import Prompt
+from pipeline.suspects import Death
+from pipeline.worker import Worker
 
 LONGEST_PAUSE = 30.0
 LOOK_SECONDS = 2.0
@@ -26,57 +30,25 @@ PASSES_OF_SILENCE = 20
 """A replica that is silent for as many of the longest pass seen hangs."""
 FIRST_PASS_FACTOR = 10
 """A first pass may take as many times `hang_seconds`: kernels are compiled in it."""
+DOUBT_SECONDS = 20.0
+"""How long a replica that cannot be reached may turn out to have been on a lost node; Ray takes
+some twelve seconds to call a node dead."""
 STARTS_A_NODE = 2
 """Failed starts on a node after which it is avoided."""
 
 
-@dataclass(slots=True, eq=False)
-class Worker:
-    """A replica."""
+NewActor = Callable[[str, ReplicaSettings, dict[str, Any]], Any]
+"""A replica's name, settings and options → the handle of its actor."""
 
-    name: str
-    actor: Any = None
-    placing: Any = None
-    """Reference that is due once the actor has a process; None afterwards."""
-    loading: Any = None
-    """Reference that is due once the model is loaded; None before and afterwards."""
-    node: str | None = None
-    pid: int | None = None
-    units: dict[Any, dict[str, Prompt]] = field(default_factory=dict)
-    """Stream → its prompts that are not back, by row id, in the order of submission."""
-    last_bucket: int | None = None
-    start_at: float = 0.0
-    deaths: int = 0
-    """In a row, without a finished row in between."""
-    heard_at: float = 0.0
-    heard: bool = False
-    """Whether it has finished a pass."""
-    draining: bool = False
 
-    @property
-    def ready(self) -> bool:
-        """Whether it may be given units."""
-        up = self.actor is not None and self.placing is None and self.loading is None
-        return up and not self.draining
+def actor_of(replica_class: type[Replica]) -> NewActor:
+    """Actors of a class."""
 
-    @property
-    def state(self) -> str:
-        """In a word."""
-        if self.actor is None:
-            return "waiting"
-        if self.placing is not None or self.loading is not None:
-            return "starting"
-        return "draining" if self.draining else "busy" if self.units else "idle"
+    def new_actor(name: str, settings: ReplicaSettings, options: dict[str, Any]) -> Any:
+        actor_class: Any = ray.remote(replica_class)
+        return actor_class.options(**options).remote(name, settings)
 
-    @property
-    def references(self) -> list[Any]:
-        """What the driver waits for."""
-        return [ref for ref in (self.placing, self.loading, *self.units) if ref is not None]
-
-    @property
-    def in_flight(self) -> list[Prompt]:
-        """Prompts that are not back, in the order of submission."""
-        return [prompt for prompts in self.units.values() for prompt in prompts.values()]
+    return new_actor
 
 
 class Fleet:
@@ -85,18 +57,15 @@ class Fleet:
     def __init__(
         self,
         settings: ReplicaSettings,
-        resources: dict[str, Any],
-        size: int | Callable[[], int],
+        placement: Placement,
         on_event: Callable[..., None],
         hang_seconds: float,
         start_seconds: float,
-        replica_class: type = Replica,
+        new_actor: NewActor,
     ) -> None:
-        """resources: options of an actor. size: how many replicas, or a function that says how
-        many the cluster holds now. on_event: as `Ledger.event`."""
-        self._settings, self._resources = settings, resources
-        self._replica_class = replica_class
-        self._size = size
+        """on_event: as `Ledger.event`."""
+        self._settings, self._placement = settings, placement
+        self._new_actor = new_actor
         self._event = on_event
         self._hang_seconds, self._start_seconds = hang_seconds, start_seconds
         self.longest_pass = 0.0
@@ -104,6 +73,7 @@ class Fleet:
         self.any_ready = False
         self._any_heard = False
         self._looked_at = 0.0
+        self._placed_at = time.monotonic()
         self._failed_on: Counter[str] = Counter()
         self._num_named = 0
         self.workers: list[Worker] = []
@@ -117,6 +87,17 @@ class Fleet:
         """Rows that are in slots when all replicas are busy."""
         return len(self.workers) * self._settings.slots
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Where replicas go, for the record."""
+        resources = self._placement.resources
+        return {"device": self._placement.device, "replicas": len(self.workers), **resources}
+
+    @property
+    def homeless_seconds(self) -> float:
+        """For how long no replica has had a place on any node."""
+        return time.monotonic() - self._placed_at
+
     def tend(self) -> list[tuple[Worker, Exception]]:
         """Start those that are due, move those whose node is going; those that hang or start too
         slowly, for the driver to bury."""
@@ -125,6 +106,8 @@ class Fleet:
             self._looked_at = now
             self._resize()
             self._drain()
+        if any(worker.node is not None for worker in self.workers):
+            self._placed_at = now
         for worker in self.workers:
             if worker.actor is None and now >= worker.start_at:
                 self._start(worker)
@@ -157,22 +140,35 @@ class Fleet:
         self._failed_on.pop(str(worker.node), None)
         self._event("replica up", replica=worker.name, node=worker.node, pid=worker.pid)
 
-    def bury(self, worker: Worker, reason: str) -> None:
+    def bury(self, worker: Worker, error: Exception) -> Death:
         """End what is left of a replica; a new one starts after a pause that grows."""
+        in_flight, now = worker.in_flight, time.monotonic()
+        unreachable = isinstance(error, ActorUnavailableError)
+        death = Death(
+            reason=str(getattr(error, "cause", None) or error).strip().splitlines()[-1],
+            # Slots are filled in the order of submission, so no other row can have been in one.
+            begun=in_flight[: self._settings.slots],
+            alone=len(in_flight) == 1,
+            node=worker.node,
+            # One that was killed while it loaded says nothing of what it loaded.
+            failed_start=worker.loading is not None and not isinstance(error, RayActorError),
+            decide_at=now + DOUBT_SECONDS if unreachable else now,
+        )
         if worker.loading is not None and worker.node is not None:
             self._failed_on[worker.node] += 1
         self._event(
             "replica died",
             replica=worker.name,
             node=worker.node,
-            error=reason,
-            rows=[prompt.row_id for prompt in worker.in_flight],
+            error=death.reason,
+            rows=[prompt.row_id for prompt in in_flight],
         )
         self._end(worker)
         worker.units.clear()
         worker.deaths += 1
         pause = min(LONGEST_PAUSE, 0.5 * 2 ** (worker.deaths - 1))
-        worker.start_at = time.monotonic() + pause
+        worker.start_at = now + pause
+        return death
 
     def retire(self, worker: Worker) -> None:
         """End an idle replica on a node that is going; a new one starts elsewhere."""
@@ -181,7 +177,7 @@ class Fleet:
 
     def is_gone(self, node: str | None) -> bool:
         """Whether Ray knows that a node is no more."""
-        return node is not None and node not in _alive()
+        return node is not None and node not in nodes.alive()
 
     def end(self) -> None:
         """End all replicas."""
@@ -189,28 +185,25 @@ class Fleet:
             self._end(worker)
 
     def _start(self, worker: Worker) -> None:
-        options = dict(self._resources)
+        options = dict(self._placement.resources)
         avoided = self._avoided()
         if avoided:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
-        actor_class: Any = ray.remote(self._replica_class)
-        actor_class = actor_class.options(
-            max_concurrency=UNITS_IN_FLIGHT + 2, max_restarts=0, **options
-        )
-        worker.actor = actor_class.remote(worker.name, self._settings)
+        options |= {"max_concurrency": UNITS_IN_FLIGHT + 2, "max_restarts": 0}
+        worker.actor = self._new_actor(worker.name, self._settings, options)
         worker.placing = worker.actor.whereabouts.remote()
 
     def _avoided(self) -> set[str]:
         """Nodes where replicas failed to start, unless there are no others."""
         avoided = {node for node, failed in self._failed_on.items() if failed >= STARTS_A_NODE}
-        if avoided and _alive() <= avoided:
+        if avoided and nodes.alive().keys() <= avoided:
             self._failed_on.clear()
             return set()
         return avoided
 
     def _end(self, worker: Worker) -> None:
         if worker.actor is not None:
-            with suppress(ray.exceptions.RayError):
+            with suppress(RayError):
                 ray.kill(worker.actor)
         worker.actor = worker.placing = worker.loading = worker.node = worker.pid = None
         worker.draining = worker.heard = False
@@ -232,7 +225,7 @@ class Fleet:
         )
 
     def _resize(self) -> None:
-        size = self._size() if callable(self._size) else self._size
+        size = self._placement.size(list(nodes.alive().values()))
         if size != len(self.workers) and self.workers:
             self._event("replicas", wanted=size, before=len(self.workers))
         while len(self.workers) < size:
@@ -246,7 +239,7 @@ class Fleet:
                 self.workers.remove(worker)
 
     def _drain(self) -> None:
-        going = draining_nodes()
+        going = nodes.draining()
         for worker in self.workers:
             if worker.node in going and worker.ready:
                 worker.draining = True
@@ -254,18 +247,3 @@ class Fleet:
                 worker.actor.drain.remote()
             if worker.draining and not worker.units:
                 self.retire(worker)
-
-
-def _alive() -> set[str]:
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
-
-
-def draining_nodes() -> set[str]:
-    """Ids of nodes that will be taken away, as far as Ray knows."""
-    try:
-        # No public call tells it in Ray 2.60.
-        from ray._private.state import state
-
-        return set(state.get_draining_nodes())
-    except (ImportError, AttributeError):
-        return set()

@@ -1,8 +1,8 @@
 """The actor: one model on one device. Prompts in, finished samples streamed back.
 
 Knows nothing of files, shards' state or other replicas. The driver wraps the class into a Ray
-actor whose calls run in a few threads; they share the engines' slots, so that the next unit's
-prompts fill the slots that the last unit's tail leaves free.
+actor whose calls run in a few threads; their units share the slots, so that the next unit's
+prompts fill those that the last unit's tail leaves free.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import pyarrow as pa
@@ -26,9 +27,13 @@ from pipeline import faults
 from pipeline.metrics import PassMetrics
 from pipeline.parquet import results_table
 from pipeline.rows import HandedBack, Notice, Prompt, Pulse, Result
+from pipeline.weights import node_folder
 
-UNITS_IN_FLIGHT = 2
-"""Units a replica holds at a time: the one it decodes and the one that fills free slots."""
+SLOTS_AHEAD = 1.5
+"""A replica that holds fewer times its slots of prompts is given more: they fill the slots that
+get free before the driver has heard of it."""
+UNITS_IN_FLIGHT = 8
+"""Units a replica holds at most, most of them down to a last slow row."""
 PULSE_SECONDS = 1.0
 """Longest time between two signs of life, passes permitting."""
 
@@ -51,8 +56,24 @@ class ReplicaSettings:
     """Rules of `pipeline.faults`."""
 
 
+class _Unit:
+    """Prompts that came together, and what of them waits to be streamed back."""
+
+    __slots__ = ("inbox", "num_left", "prompts")
+
+    def __init__(self, prompts: list[Prompt]) -> None:
+        self.prompts = prompts
+        self.num_left = len(prompts)
+        """Prompts whose results are not in the inbox yet."""
+        self.inbox: SimpleQueue[list[Sample] | HandedBack | Notice | Exception] = SimpleQueue()
+
+
 class Replica:
-    """One model and its slots."""
+    """One model and its slots.
+
+    One thread runs the passes and alone knows the engines; the calls that stream rows back hand
+    it their prompts and wait, so that no row waits for another unit's.
+    """
 
     def __init__(self, name: str, settings: ReplicaSettings) -> None:
         """Cheap: the model comes with `load`, so that the driver knows where the actor is before
@@ -61,17 +82,18 @@ class Replica:
         self._settings = settings
         self._node = "no node"
         self._model: Any = None
-        self._lock = threading.Lock()
+        self._orders: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        """What the thread of the passes is asked to do before the next one."""
         self._engines: dict[int, Engine] = {}
         """By bucket, in the order in which their prompts came."""
         self._slots: dict[int, int] = {}
         """Bucket → slots that there was memory for."""
-        self._units = count()
-        self._finished: dict[int, list[Sample]] = {}
-        self._handed_back: dict[int, list[int]] = {}
-        self._notices: list[str] = []
+        self._units: dict[int, _Unit] = {}
+        self._num_units = 0
+        self._num_passes = 0
         self._longest_pass = 0.0
         self._metrics = PassMetrics(name, settings.slots)
+        threading.Thread(target=self._work, name="passes", daemon=True).start()
 
     def whereabouts(self) -> tuple[str, int]:
         """Ray's id of its node, and its process."""
@@ -88,59 +110,90 @@ class Replica:
         faults.at("replica.start", f"{self._name} on {self._node}")
         torch.set_num_threads(settings.threads)
         self._model = load_model(
-            settings.model, settings.device, settings.dtype, settings.revision, settings.compile
+            node_folder(settings.model),
+            settings.device,
+            settings.dtype,
+            settings.revision,
+            settings.compile,
         )
         if faults.wanted():
             self._model = faults.WatchedModel(self._model, settings.decoding.gen_length)
 
     def drain(self) -> None:
         """Begin nothing more: prompts that have no slot yet go back to the driver."""
-        with self._lock:
-            for engine in self._engines.values():
-                for request in engine.give_back():
-                    number, place = request.key
-                    self._handed_back[number].append(place)
+        self._orders.put(self._give_back)
 
-    def decode(self, unit: list[Prompt]) -> Iterator[pa.Table | Pulse | HandedBack | Notice]:
+    def decode(self, prompts: list[Prompt]) -> Iterator[pa.Table | Pulse | HandedBack | Notice]:
         """Decode prompts of one bucket; the rows that each pass finished, as they do, and beside
-        them a pulse every second, what is handed back, and a notice where an engine had to give
-        up slots for want of memory.
+        them a pulse every second in which a pass ended, what is handed back, and a notice where
+        an engine had to give up slots for want of memory.
 
-        Whichever unit's thread finds none of its own rows finished runs the next pass for all.
+        Raises what a pass raises.
         """
-        number = self._submit(unit)
-        num_left, heard_at = len(unit), time.monotonic()
+        unit = _Unit(prompts)
+        self._orders.put(partial(self._begin, unit))
+        num_left, num_passes = len(prompts), self._num_passes
         while num_left:
-            with self._lock:
-                if not self._finished[number] and not self._handed_back[number]:
-                    self._run_pass()
-                notices, self._notices = self._notices, []
-                samples, self._finished[number] = self._finished[number], []
-                places, self._handed_back[number] = self._handed_back[number], []
-            yield from map(Notice, notices)
-            num_left -= len(samples) + len(places)
-            if places:
-                yield HandedBack([unit[place].row_id for place in places])
-            if samples:
-                rows = [Result.of_sample(s, unit[s.key[1]], replica=self._name) for s in samples]
-                yield results_table(rows)
-            elif time.monotonic() - heard_at < PULSE_SECONDS:
+            try:
+                item = unit.inbox.get(timeout=PULSE_SECONDS)
+            except Empty:
+                if self._num_passes > num_passes:
+                    num_passes = self._num_passes
+                    yield Pulse(self._longest_pass)
                 continue
-            else:
-                yield Pulse(self._longest_pass)
-            heard_at = time.monotonic()
-        with self._lock:
-            del self._finished[number], self._handed_back[number]
+            if isinstance(item, Exception):
+                raise item
+            if isinstance(item, list):
+                num_left -= len(item)
+                rows = [Result.of_sample(s, prompts[s.key[1]], replica=self._name) for s in item]
+                yield results_table(rows)
+                continue
+            if isinstance(item, HandedBack):
+                num_left -= len(item.row_ids)
+            yield item
 
-    def _submit(self, unit: list[Prompt]) -> int:
-        with self._lock:
-            number = next(self._units)
-            self._finished[number], self._handed_back[number] = [], []
-            engine = self._engine(unit[0].bucket)
-            for place, prompt in enumerate(unit):
-                seed = row_seed(self._settings.decoding.seed, prompt.row_id)
-                engine.submit(Request((number, place), prompt.token_ids, seed))
-        return number
+    # The thread of the passes.
+
+    def _work(self) -> None:
+        # A thread has its own number of threads to compute with.
+        torch.set_num_threads(self._settings.threads)
+        while True:
+            try:
+                self._obey()
+                self._run_pass()
+            except Exception as error:
+                for unit in self._units.values():
+                    unit.inbox.put(error)
+                self._units.clear()
+                self._engines.clear()
+
+    def _obey(self) -> None:
+        """Do what is asked; wait for it while there is nothing to decode."""
+        while not self._orders.empty() or not any(e.busy for e in self._engines.values()):
+            self._orders.get()()
+
+    def _begin(self, unit: _Unit) -> None:
+        number, self._num_units = self._num_units, self._num_units + 1
+        self._units[number] = unit
+        engine = self._engine(unit.prompts[0].bucket)
+        for place, prompt in enumerate(unit.prompts):
+            seed = row_seed(self._settings.decoding.seed, prompt.row_id)
+            engine.submit(Request((number, place), prompt.token_ids, seed))
+
+    def _give_back(self) -> None:
+        for engine in self._engines.values():
+            keys = [request.key for request in engine.give_back()]
+            for number in {number for number, _ in keys}:
+                places = [place for of, place in keys if of == number]
+                prompts = self._units[number].prompts
+                self._put(number, HandedBack([prompts[p].row_id for p in places]), len(places))
+
+    def _put(self, number: int, item: list[Sample] | HandedBack, num_rows: int) -> None:
+        unit = self._units[number]
+        unit.inbox.put(item)
+        unit.num_left -= num_rows
+        if not unit.num_left:
+            del self._units[number]
 
     def _run_pass(self) -> None:
         """One pass of every engine that has prompts. All share the slots of one; who came first
@@ -148,17 +201,26 @@ class Replica:
         faults.at("replica.pass", self._name)
         began = time.monotonic()
         num_free = self._settings.slots
+        finished: dict[int, list[Sample]] = {}
         for bucket, engine in self._engines.items():
             engine.max_busy = max(0, num_free)
             num_free -= engine.num_busy + engine.num_waiting
             for sample in engine.step():
-                self._finished[sample.key[0]].append(sample)
+                finished.setdefault(sample.key[0], []).append(sample)
             self._slots[bucket] = engine.num_slots
-            self._notices += engine.setbacks
+            self._notify(engine.setbacks)
             engine.setbacks = []
         seconds = time.monotonic() - began
         self._longest_pass = max(self._longest_pass, seconds)
+        self._num_passes += 1
+        for number, samples in finished.items():
+            self._put(number, samples, len(samples))
         self._metrics.passed(seconds, {b: engine.num_busy for b, engine in self._engines.items()})
+
+    def _notify(self, texts: list[str]) -> None:
+        unit = next(iter(self._units.values()))
+        for text in texts:
+            unit.inbox.put(Notice(text))
 
     def _engine(self, bucket: int) -> Engine:
         """The bucket's engine, behind those that are busy; idle ones of other buckets go."""
@@ -182,7 +244,7 @@ class Replica:
             self._model, settings.decoding, bucket, settings.slots, settings.memory_share
         )
         if found < settings.slots:
-            self._notices.append(f"memory for {found} of {settings.slots} slots in bucket {bucket}")
+            self._notify([f"memory for {found} of {settings.slots} slots in bucket {bucket}"])
         return found
 
     def _new_engine(self, bucket: int, num_slots: int) -> Engine:

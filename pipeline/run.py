@@ -20,13 +20,15 @@ import torch
 from lrd import load_model
 from lrd.models.checkpoint import fingerprint
 from lrd.models.compiled import check_compile
-from pipeline import faults, parquet
+from pipeline import faults, nodes, parquet
 from pipeline.config import RunConfig
-from pipeline.driver import Driver, RunStoppedError
-from pipeline.fleet import Fleet
+from pipeline.driver import Driver
+from pipeline.fleet import Fleet, NewActor, actor_of
 from pipeline.lease import LeaseLostError
 from pipeline.ledger import Ledger, Plan
+from pipeline.limits import RunStoppedError
 from pipeline.parquet import InputFile
+from pipeline.placement import place
 from pipeline.progress import Progress
 from pipeline.reader import Reader
 from pipeline.replica import Replica, ReplicaSettings
@@ -94,28 +96,31 @@ def fingerprint_of(config: RunConfig, files: list[InputFile], dtype: str) -> dic
     }
 
 
+REPLICAS = actor_of(Replica)
+
+
 def generate(
     config: RunConfig,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_driver: Callable[[Driver], None] = lambda driver: None,
     *,
     retry_failed: bool = False,
-    replica_class: type[Replica] = Replica,
+    new_actor: NewActor = REPLICAS,
 ) -> Summary:
     """Run `config` to its end; on_driver receives the driver, whose `stop` ends it early.
 
     retry_failed: decode rows that failed once more; what succeeds replaces the failure.
-    replica_class: what decodes; benchmarks of the driver put something cheaper in its place.
+    new_actor: what decodes; benchmarks of the driver put something cheaper in its place.
     Raises ValueError for bad settings or input before anything is written, RunStoppedError
     where the run was interrupted and can be continued.
     """
     run = check(config)
-    cluster = _connect(config)
-    device, dtype, size, resources = _place(config, cluster)
-    check_compile(config.compile, torch.device(device))
+    _connect(config)
+    placement = place(config, list(nodes.alive().values()))
+    check_compile(config.compile, torch.device(placement.device))
     plan = Plan(
         files=run.files,
-        fingerprint=fingerprint_of(config, run.files, dtype),
+        fingerprint=fingerprint_of(config, run.files, placement.dtype),
         settings=config.model_dump(),
     )
     ledger = Ledger(run.output, run.inputs, plan)
@@ -123,11 +128,11 @@ def generate(
     settings = ReplicaSettings(
         model=config.model,
         revision=config.revision,
-        device=device,
-        dtype=dtype,
+        device=placement.device,
+        dtype=placement.dtype,
         decoding=config.decoding,
         slots=config.slots,
-        threads=max(1, int(resources["num_cpus"])),
+        threads=max(1, int(placement.resources["num_cpus"])),
         compile=config.compile,
         memory_share=min(1.0, config.gpus_per_replica),
         faults=os.environ.get(faults.VARIABLE),
@@ -137,12 +142,11 @@ def generate(
         reader = Reader(config, ledger, run.face, run.face.max_length)
         fleet = Fleet(
             settings,
-            resources,
-            size,
+            placement,
             ledger.event,
             config.hang_seconds,
             config.start_seconds,
-            replica_class,
+            new_actor,
         )
         driver = Driver(config, ledger, reader, fleet, on_progress)
         on_driver(driver)
@@ -168,8 +172,8 @@ def _check_places(inputs: Storage, output: Storage) -> None:
         raise ValueError(f"{output.uri}: would write into the input; name another --output")
 
 
-def _connect(config: RunConfig) -> dict[str, float]:
-    """Join the cluster that was named, or start a local one; its resources."""
+def _connect(config: RunConfig) -> None:
+    """Join the cluster that was named, or start a local one."""
     if not ray.is_initialized():
         address = config.address or os.environ.get("RAY_ADDRESS")
         _check_answers(address)
@@ -183,8 +187,6 @@ def _connect(config: RunConfig) -> dict[str, float]:
             )
         except ConnectionError as error:
             raise ValueError(f"no Ray cluster answers at {address}: {error}") from error
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources
 
 
 def _check_answers(address: str | None) -> None:
@@ -199,51 +201,3 @@ def _check_answers(address: str | None) -> None:
         raise ValueError(
             f"no Ray cluster answers at {address} ({error}); check --address"
         ) from error
-
-
-def _place(
-    config: RunConfig, cluster: dict[str, float]
-) -> tuple[str, str, int | Callable[[], int], dict[str, float]]:
-    """Device, dtype, number of replicas and each one's resources.
-
-    Where no number is set there are as many replicas as the cluster has room for, now and later.
-    Raises ValueError with the numbers where the cluster cannot hold the replicas.
-    """
-    num_gpus, num_cpus = cluster.get("GPU", 0.0), cluster.get("CPU", 0.0)
-    device = config.device
-    if device == "auto":
-        device = "cuda" if num_gpus >= config.gpus_per_replica else "cpu"
-    dtype = config.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if device == "cuda" else "float32"
-
-    def room(cluster: dict[str, float]) -> int:
-        if device == "cuda":
-            return int(cluster.get("GPU", 0.0) / config.gpus_per_replica)
-        share = config.cpus_per_replica
-        return 1 if share is None else int(cluster.get("CPU", 0.0) / share + 1e-9)
-
-    num_replicas = config.replicas or max(1, room(cluster))
-    cpus = config.cpus_per_replica or min(num_cpus / num_replicas, 8.0)
-    resources = {"num_cpus": cpus}
-    if device == "cuda":
-        resources["num_gpus"] = config.gpus_per_replica
-        if num_replicas > room(cluster):
-            raise ValueError(
-                f"{num_replicas} replicas with {config.gpus_per_replica:g} GPUs each need "
-                f"{num_replicas * config.gpus_per_replica:g}, the cluster has {num_gpus:g}; "
-                "lower --replicas or --gpus-per-replica"
-            )
-    if num_replicas * cpus > num_cpus + 1e-9:
-        raise ValueError(
-            f"{num_replicas} replicas with {cpus:g} CPUs each need {num_replicas * cpus:g}, "
-            f"the cluster has {num_cpus:g}; lower --replicas or --cpus-per-replica"
-        )
-    if config.replicas is not None:
-        return device, dtype, config.replicas, resources
-
-    def size() -> int:
-        # At least one, so that an autoscaler sees what is wanted.
-        return max(1, room(ray.cluster_resources()))  # type: ignore[no-untyped-call]
-
-    return device, dtype, size, resources

@@ -24,7 +24,7 @@ class OpenShard:
     num_segments: int = 0
     _done: bytearray = field(init=False)
     _num_done: int = 0
-    _results: list[pa.Table] = field(default_factory=list)
+    _stored: list[pa.Table] = field(default_factory=list)
     _unflushed: list[pa.Table] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -57,9 +57,7 @@ class OpenShard:
             results = results.take(pa.array(new, pa.int64()))
         if new:
             self._num_done += len(new)
-            self._results.append(results)
-            if not stored:
-                self._unflushed.append(results)
+            (self._stored if stored else self._unflushed).append(results)
         return results
 
     def unflushed(self) -> pa.Table | None:
@@ -68,11 +66,13 @@ class OpenShard:
 
     def flushed(self) -> None:
         """`unflushed` has reached storage."""
+        # A row that came alone is a table of its own, thirty times the size of what it holds.
+        self._stored.append(pa.concat_tables(self._unflushed).combine_chunks())
         self._unflushed.clear()
 
     def whole(self) -> pa.Table:
         """All results in row order."""
         assert self.complete
-        results = pa.concat_tables(self._results or [RESULT_SCHEMA.empty_table()])
+        results = pa.concat_tables([RESULT_SCHEMA.empty_table(), *self._stored, *self._unflushed])
         # Row ids of a shard sort as their numbers do.
         return results.take(pc.sort_indices(results["row_id"])).combine_chunks()

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from pipeline.rows import Prompt
+from pipeline.rows import Prompt, Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,18 @@ class Verdict:
     """Rows that have died alone too often, with the last reason."""
     blamed: list[Death] = field(default_factory=list)
     """Deaths that no lost machine explains."""
+
+
+def set_aside(prompt: Prompt, reason: str) -> Result:
+    """What becomes of a row that is given up."""
+    return Result.failed(
+        prompt.row_id,
+        f"{prompt.begun} replicas died with this row in a slot, {prompt.deaths_alone} of them "
+        f"with this row alone; the last: {reason}",
+        num_prompt_tokens=len(prompt.token_ids),
+        bucket=prompt.bucket,
+        attempts=prompt.begun,
+    )
 
 
 class Suspects:

@@ -9,12 +9,14 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checkpoints import SMALL_LLADA, random_tensors, write
+from test_weights_once import bytes_read
 
 from lrd.models.checkpoint import fingerprint
 
@@ -33,7 +35,7 @@ def hub(tmp_path: Path) -> Iterator[dict[str, Any]]:
             "README.md": b"card",
             "original/model.safetensors": b"another",
         }
-    state: dict[str, Any] = {"commits": commits, "asked": []}
+    state: dict[str, Any] = {"commits": commits, "asked": [], "sent": [], "hold": lambda path: None}
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def answer(self, body: bytes, status: int = 200, **headers: str) -> None:
@@ -42,6 +44,8 @@ def hub(tmp_path: Path) -> Iterator[dict[str, Any]]:
                 self.send_header(name.replace("_", "-"), value)
             self.end_headers()
             if self.command == "GET":
+                state["hold"](self.path)
+                state["sent"].append(self.path)
                 self.wfile.write(body)
 
         def do_GET(self) -> None:
@@ -133,3 +137,20 @@ def test_hub_ids(hub: dict[str, Any], tmp_path: Path) -> None:
     assert again == old
     assert "HF_HUB_OFFLINE" in unknown
     assert hub["asked"] == []
+
+
+@pytest.mark.slow
+def test_replicas_of_a_node_download_once(hub: dict[str, Any]) -> None:
+    """huggingface_hub locks each file of its cache."""
+
+    def hold(path: str) -> None:
+        # Until all have asked for the weights, so that nobody just comes too late.
+        until = time.monotonic() + 60
+        while path.endswith("model.safetensors") and hub["asked"].count(path) < 3:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    hub["hold"] = hold
+    bytes_read("some/model", 3, environment=hub["environment"])
+    files = [path.rpartition("/")[2] for path in hub["sent"] if "/resolve/" in path]
+    assert sorted(files) == ["config.json", "model.safetensors"]

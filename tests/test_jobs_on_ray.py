@@ -23,6 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+# A cluster of processes and its job server need a minute alone; test_submit.py has the rest.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TOKEN = secrets.token_hex(24)
 NOT_THE_ROWS_OWN = ["seconds", "replica", "attempts"]
@@ -182,7 +185,6 @@ def test_a_finished_run_is_0_and_again(undisturbed: pd.DataFrame) -> None:
     assert set(undisturbed["status"]) == {"ok"}
 
 
-@pytest.mark.slow
 def test_failed_rows_are_3_and_flags_override(cluster: Cluster, tmp_path: Path) -> None:
     toml = write_run(tmp_path, ["", *PROMPTS[:5]])
     flags = ("--output", f"{tmp_path}/other", "--log-format", "json")
@@ -201,7 +203,6 @@ def test_what_the_driver_refuses_is_2(cluster: Cluster, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_a_job_that_is_stopped_is_75_and_submitted_again_continues(
     cluster: Cluster, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:
@@ -224,7 +225,6 @@ def test_a_job_that_is_stopped_is_75_and_submitted_again_continues(
     pd.testing.assert_frame_equal(read(tmp_path), undisturbed)
 
 
-@pytest.mark.slow
 def test_a_killed_driver_and_a_follower_that_leaves(
     cluster: Cluster, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:
@@ -272,7 +272,6 @@ def test_without_the_token_nothing_goes(cluster: Cluster, tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_rays_own_command_does_as_well(
     cluster: Cluster, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:

@@ -22,9 +22,10 @@ from ray.cluster_utils import Cluster
 
 from jobs.word_problems import problems
 from lrd import DecodingConfig
+from pipeline import nodes
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
-from pipeline.fleet import STARTS_A_NODE, draining_nodes
+from pipeline.fleet import STARTS_A_NODE
 from pipeline.progress import Progress
 from pipeline.run import generate
 
@@ -81,6 +82,7 @@ def run(tmp_path: Path, act: Any, **settings: Any) -> tuple[pd.DataFrame, list[d
     return pd.read_parquet(tmp_path / "out" / "data"), [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_a_drained_node_is_left(cluster: Cluster, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=1)
     write_prompts(tmp_path / "in", 80)
@@ -106,7 +108,7 @@ def test_a_drained_node_is_left(cluster: Cluster, tmp_path: Path) -> None:
             check=True,
             capture_output=True,
         )
-        assert draining_nodes() == {node}
+        assert nodes.draining() == {node}
 
     frame, events = run(tmp_path, drain, replicas=1)
     kinds = [event["event"] for event in events]
@@ -119,6 +121,7 @@ def test_a_drained_node_is_left(cluster: Cluster, tmp_path: Path) -> None:
     assert frame["attempts"].max() == 1, "what was begun was finished"
 
 
+@pytest.mark.slow
 def test_a_node_where_nothing_starts_is_avoided(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

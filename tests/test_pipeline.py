@@ -28,9 +28,12 @@ from jobs.word_problems import problems
 from lrd import DecodingConfig
 from pipeline import faults
 from pipeline.config import RunConfig
-from pipeline.driver import Driver, RunStoppedError
+from pipeline.driver import Driver
+from pipeline.fleet import actor_of
+from pipeline.limits import RunStoppedError
 from pipeline.parquet import RESULT_SCHEMA
 from pipeline.progress import Progress
+from pipeline.replica import Replica
 from pipeline.run import generate
 from pipeline.scoring.word_problems import final_answer
 from pipeline.storage import Storage
@@ -81,7 +84,7 @@ def write_prompts(folder: Path, questions: list[Any], num_shards: int = 3) -> Pa
 
 
 def run(source: Path, output: Path, **settings: Any) -> Summary:
-    names = ("on_progress", "on_driver", "retry_failed")
+    names = ("on_progress", "on_driver", "retry_failed", "new_actor")
     hooks = {name: settings.pop(name) for name in names if name in settings}
     settings = {"decoding": DECODING, "cpus_per_replica": 1.0, **settings}
     return generate(RunConfig(input=str(source), output=str(output), **settings), **hooks)
@@ -115,11 +118,29 @@ def test_results_do_not_depend_on_slots_and_replicas(
     undisturbed: tuple[Path, pd.DataFrame], tmp_path: Path
 ) -> None:
     source, alone = undisturbed
-    run(source, tmp_path / "out", replicas=3, slots=7)
+    up: set[str] = set()
+    gate = tmp_path / "gate"
+
+    class Gated(Replica):
+        """Begins when all are up, so that all take part."""
+
+        def load(self) -> None:
+            super().load()
+            (tmp_path / self._name).touch()
+            while not gate.exists():
+                time.sleep(0.05)
+
+    def watch(progress: Progress) -> None:
+        up.update(path.name for path in tmp_path.glob("replica-*"))
+        if len(up) == 3:
+            gate.touch()
+
+    gated = actor_of(Gated)
+    run(source, tmp_path / "out", replicas=3, slots=7, on_progress=watch, new_actor=gated)
     together = read(tmp_path / "out")
     assert_same(together, alone)
     assert together["row_id"].tolist() == alone["row_id"].tolist()
-    assert together["replica"].nunique() > 1
+    assert together["replica"].nunique() == 3
     assert alone["num_forwards"].nunique() > 3, "samples must stop at different passes"
 
 
@@ -279,6 +300,7 @@ def test_a_killed_replica_is_replaced(
     assert "replica died" in events
 
 
+@pytest.mark.slow  # The three poison rows of test_chaos.py do it in every run.
 def test_a_row_that_kills_its_replica_is_set_aside(
     undisturbed: tuple[Path, pd.DataFrame], tmp_path: Path
 ) -> None:
@@ -296,6 +318,7 @@ def test_a_row_that_kills_its_replica_is_set_aside(
     assert_same(frame[fine], alone.iloc[:12][fine], but=["row_id", "bucket", *rounded])
 
 
+@pytest.mark.slow  # The three poison rows of test_chaos.py do it in every run.
 def test_a_hanging_row_is_found_and_set_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,7 +341,7 @@ def test_a_start_that_fails_once_is_tried_again(
     # Each replica is a process of its own, so `times` would not do.
     rule = {"at": "replica.start", "do": "raise", "chance": 0.5, "error": "EACCES"}
     monkeypatch.setenv("LRD_FAULTS", json.dumps([rule]))
-    monkeypatch.setattr("pipeline.driver.MAX_FAILED_STARTS", 50)
+    monkeypatch.setattr("pipeline.limits.MAX_FAILED_STARTS", 50)
     assert run(source, tmp_path / "out", replicas=1).num_failed == 0
     assert run(source, tmp_path / "out2", replicas=2).num_failed == 0
 
@@ -436,6 +459,43 @@ def test_replicas_that_cannot_start_end_the_run(tmp_path: Path) -> None:
     source = write_prompts(tmp_path / "in", QUESTIONS[:2], num_shards=1)
     with pytest.raises(RunStoppedError, match="no weights here"):
         run(source, tmp_path / "out", model="plugs:raising", replicas=1)
+
+
+def test_prompts_are_tokenised_while_replicas_load(tmp_path: Path) -> None:
+    source = write_prompts(tmp_path / "in", QUESTIONS)
+    gate = tmp_path / "gate"
+
+    class Gated(Replica):
+        """Loads nothing before the gate is open."""
+
+        def load(self) -> None:
+            while not gate.exists():
+                time.sleep(0.05)
+            super().load()
+
+    def watch(progress: Progress) -> None:
+        num_read = sum(bucket.read for bucket in progress.buckets.values())
+        loading = set(progress.replicas.values()) == {"starting"}
+        if loading and num_read == len(QUESTIONS):
+            assert progress.num_done == 0
+            gate.touch()
+
+    # Two replicas' slots, twice over, hold all prompts: so many are read ahead.
+    summary = run(
+        source, tmp_path / "out", replicas=2, on_progress=watch, new_actor=actor_of(Gated)
+    )
+    assert (summary.num_rows, summary.num_failed) == (len(QUESTIONS), 0)
+
+
+def test_a_run_without_room_anywhere_stops_and_can_be_continued(tmp_path: Path) -> None:
+    source = write_prompts(tmp_path / "in", QUESTIONS[:2], num_shards=1)
+    wants = {"cpus_per_replica": 64.0, "replicas": 1, "autoscale": True, "start_seconds": 0.5}
+    with pytest.raises(RunStoppedError, match=r"no machine had room for a replica for 0\.5 s"):
+        run(source, tmp_path / "out", device="cpu", **wants)
+    assert run(source, tmp_path / "out", replicas=1).num_failed == 0
+    events = (tmp_path / "out" / ".run" / "events.jsonl").read_text().splitlines()
+    started = [e for e in map(json.loads, events) if e["event"] == "driver started"]
+    assert [(e["replicas"], e["num_cpus"]) for e in started] == [(1, 64.0), (1, 1.0)]
 
 
 def test_more_replicas_than_the_cluster_holds_are_refused(tmp_path: Path) -> None:

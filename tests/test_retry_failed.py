@@ -25,7 +25,7 @@ from runs import MadeRun
 from jobs import generate, plan, retry_failed, verify
 from jobs.word_problems import problems
 from pipeline.faults import VARIABLE
-from pipeline.run import RunStoppedError
+from pipeline.limits import RunStoppedError
 from pipeline.run import generate as run_generate
 
 ROOT = Path(__file__).resolve().parents[1]

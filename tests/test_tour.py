@@ -1,0 +1,60 @@
+"""What the READMEs tell users to type, typed: the tour's commands, then the pandas session."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from jobs import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def blocks(file: str, heading: str, language: str) -> list[str]:
+    """Code blocks of a language under a heading."""
+    chapter = (ROOT / file).read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", chapter, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.timeout(300)
+def test_the_tour_and_the_pandas_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray.shutdown()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jobs").symlink_to(ROOT / "jobs")
+    (tmp_path / "runs").mkdir()
+    (tour,) = blocks("README.md", "The tour, five minutes", "bash")
+    lines = [shlex.split(line, comments=True) for line in tour.splitlines()]
+    assert [line[1] for line in lines] == [
+        *("prepare", "plan", "generate", "status", "verify", "evaluate", "report", "publish")
+    ]
+    for line in lines:
+        assert line[0] == "lrd"
+        monkeypatch.setattr(sys, "argv", line)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0, f"{line}: {capsys.readouterr().err}"
+    assert (tmp_path / "runs" / "out" / "report.html").stat().st_size > 100_000
+
+    monkeypatch.chdir(tmp_path / "runs")
+    names: dict[str, Any] = {}
+    for code in blocks("pipeline/README.md", "A pandas session", "python"):
+        exec(code, names)
+    assert len(names["run"]) == len(names["ok"]) == 512
+    assert names["failed"].empty
+    assert names["costs"]["rows"].sum() == 512
+    assert names["by_bucket"]["count"].sum() == 512
+    assert names["mean_kl"]["count"].sum() > 512
+    assert names["commits"].sum() == pytest.approx(1)
+    assert names["trust"]["size"].sum() == 512
+    right = names["scored"]["correct"].mean()
+    assert right > 0.85
+    assert names["differ"].empty
+    assert names["saved"]["max"] == 0
