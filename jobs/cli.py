@@ -16,6 +16,7 @@ from jobs import (
     retry_failed,
     status,
     submit,
+    tune,
     verify,
 )
 
@@ -28,6 +29,7 @@ JOBS = {
     "retry-failed": (retry_failed, "decode a run's failed rows once more"),
     "prepare": (prepare, "make prompt shards from Parquet, JSONL, CSV or a hub dataset"),
     "evaluate": (evaluate, "score a result dataset against its references"),
+    "tune": (tune, "find a checkpoint's settings: sweep them over a sample of a task"),
     "report": (report, "write a report on a run: one HTML file, and figures for papers"),
     "publish": (publish, "make a dataset in the hub's layout of a finished run"),
     "models": (models, "list the models that are known by name"),

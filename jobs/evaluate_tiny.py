@@ -16,8 +16,10 @@ from jobs.word_problems import Problem, problems
 from lrd import DecodingConfig, decode, load_model
 from lrd.models.protocol import DiffusionModel
 from lrd.prompts import encode_prompt
+from pipeline.scoring.paired import Outcomes
 from pipeline.scoring.summary import wilson
 from pipeline.scoring.word_problems import final_answer
+from pipeline.summary import UNSURE_ENTROPY
 
 SETTINGS: dict[str, dict[str, object]] = {
     "baseline, one a pass": {"preset": "baseline"},
@@ -38,17 +40,30 @@ def distinct(count: int, seed: int) -> list[Problem]:
     return list(found.values())
 
 
+def outcomes(
+    model: DiffusionModel, tested: list[Problem], config: DecodingConfig, name: str
+) -> Outcomes:
+    """What one decoding, called `name`, makes of the problems."""
+    prompts = [encode_prompt(model, problem.question) for problem in tested]
+    samples = decode(model, prompts, config, batch_size=32)
+    return Outcomes(
+        name=name,
+        correct=tuple(
+            final_answer(sample.text or "") == str(problem.answer)
+            for sample, problem in zip(samples, tested, strict=True)
+        ),
+        forwards=tuple(sample.num_forwards for sample in samples),
+        num_unsure=sum(sample.max_entropy_at_stop > UNSURE_ENTROPY for sample in samples),
+        num_failed=sum(sample.stop_reason == "failed" for sample in samples),
+    )
+
+
 def measure(
     model: DiffusionModel, tested: list[Problem], config: DecodingConfig
 ) -> tuple[int, float]:
     """Right final answers, and mean forwards a problem."""
-    prompts = [encode_prompt(model, problem.question) for problem in tested]
-    samples = decode(model, prompts, config, batch_size=32)
-    right = sum(
-        final_answer(sample.text or "") == str(problem.answer)
-        for sample, problem in zip(samples, tested, strict=True)
-    )
-    return right, sum(sample.num_forwards for sample in samples) / len(samples)
+    found = outcomes(model, tested, config, "")
+    return found.num_correct, found.mean_forwards
 
 
 def table(

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import psutil
 from pydantic import ValidationError
@@ -31,7 +31,6 @@ from jobs.flags import add_model_flags, given, one_line
 from lrd.config import PRESETS, DecodingConfig
 from pipeline import remote
 from pipeline.config import RunConfig
-from pipeline.driver import Driver
 from pipeline.limits import RunStoppedError
 from pipeline.log import record
 from pipeline.progress import Progress as RunProgress
@@ -119,7 +118,13 @@ def decode(
     return FAILED_ROWS if summary.num_failed else OK
 
 
-def handle_signals(job: str, driver: Driver) -> None:
+class Stoppable(Protocol):
+    """What ends early and keeps what is finished, as a driver does."""
+
+    def stop(self) -> None: ...
+
+
+def handle_signals(job: str, driver: Stoppable) -> None:
     """The first SIGINT or SIGTERM stops feeding and keeps what is finished; the second leaves."""
     stopped = False
 

@@ -1,0 +1,207 @@
+"""Find the settings for a checkpoint: sweep them over a sample of a task's problems.
+
+    lrd tune --task gsm8k --input PROMPTS --model FOLDER --gen-length 256 --output SWEEP
+
+Every setting is a run of the pipeline under SWEEP/runs, all in one Ray session; the same command
+continues, and another grid into the same SWEEP adds to it. Writes settings.csv, tune.md,
+pareto.svg and best.toml. `jobs/TUNING.md` tells what to sweep first and how to read the outcome.
+Knows nothing of decoding or of how a task is scored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from jobs import logs
+from jobs.flags import add_model_flags, given, one_line
+from jobs.generate import BAD_SETTINGS, INTERRUPTED, OK, Stoppable, handle_signals
+from lrd import DecodingConfig
+from lrd.config import PRESETS
+from pipeline.config import RunConfig
+from pipeline.limits import RunStoppedError
+from pipeline.run import check
+from pipeline.scoring.task import Task
+from pipeline.scoring.tasks import TASKS, task_named
+from pipeline.storage import Storage
+from pipeline.tuning import sample, tables
+from pipeline.tuning.choice import choose
+from pipeline.tuning.grid import SWEPT, Grid
+from pipeline.tuning.monitor import FIELDS, FORM
+from pipeline.tuning.trials import Trial, all_trials, measure
+
+JOB = "lrd tune"
+MONITORS = ("none", "mean", "max", "mean:patience=2", "mean:gate=0.2", "mean:gate=1")
+SAID = {"revision", "dtype", "prompt_column", "prompt_format", "system_prompt", "truncation"}
+"""Settings of a run that `best.toml` repeats where they were given."""
+GRID: dict[str, tuple[float, ...]] = {"r_f": (0.15, 0.3), "tau_decode": (0.1, 0.01, 0.001)}
+"""What is swept where no values are given."""
+NEAR = 1.5
+"""The second plot: settings of at most so many times the forwards of the front's last."""
+
+
+class Current:
+    """The driver that is at work, and whether the sweep was asked to stop."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._driver: Stoppable | None = None
+
+    def take(self, driver: Stoppable) -> None:
+        """The next driver. Signals are ours from here on: Ray, which has started by now, puts
+        handlers of its own in their place."""
+        self._driver = driver
+        if self.stopped:
+            driver.stop()
+        else:
+            handle_signals(JOB, self)
+
+    def stop(self) -> None:
+        self.stopped = True
+        if self._driver is not None:
+            self._driver.stop()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The job's flags: the sample, the grid, and those of a run and its decoding."""
+    parser.add_argument("--task", required=True, metavar="|".join(TASKS), help="how to score")
+    parser.add_argument("--reference-column", help="column of the references [the task's own]")
+    parser.add_argument("--limit", type=int, default=300, help="problems to draw [300]")
+    parser.add_argument("--sample-seed", type=int, default=0, help="of the draw [0]")
+    parser.add_argument(
+        "--max-loss",
+        type=float,
+        default=0.02,
+        help="how far below the best accuracy the recommended setting may be, beside the test "
+        "[0.02]",
+    )
+    grid = parser.add_argument_group("grid", "all combinations; several values a flag")
+    grid.add_argument("--preset", choices=sorted(PRESETS), default="fast", help="start [fast]")
+    for name in SWEPT:
+        preset = " ".join(map(str, GRID.get(name, ()))) or "the preset's"
+        grid.add_argument(
+            "--" + name.replace("_", "-"), nargs="+", metavar="X", help=f"values [{preset}]"
+        )
+    grid.add_argument(
+        "--monitor", nargs="+", metavar="M", help=f"early stops: {FORM} [{' '.join(MONITORS)}]"
+    )
+    grid.add_argument(
+        "--whole-presets",
+        nargs="*",
+        choices=sorted(PRESETS),
+        default=["fast", "paper"],
+        help="presets to measure as they are; `baseline` takes a pass a token [fast paper]",
+    )
+    logs.add_argument(parser)
+    add_model_flags(parser.add_argument_group("run"), RunConfig, exclude={"decoding"})
+    swept = {*SWEPT, *FIELDS}
+    add_model_flags(parser.add_argument_group("decoding"), DecodingConfig, exclude=swept)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The job; its exit code, as `lrd generate` has them."""
+    try:
+        logs.set_up(args.log_format)
+        return sweep(args)
+    except ValidationError as error:
+        logs.tell(f"{JOB}: {one_line(error)}")
+        return BAD_SETTINGS
+    except ValueError as error:
+        logs.tell(f"{JOB}: {error}")
+        return BAD_SETTINGS
+    except (RunStoppedError, KeyboardInterrupt) as error:
+        reason = str(error) or "interrupted"
+    except OSError as error:
+        reason = f"storage failed: {error}"
+    logs.tell(f"{JOB}: {reason}; what is measured is safe, the same command continues")
+    return INTERRUPTED
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Measure what is owed and write the outcome. Raises as `run` catches."""
+    task = task_named(args.task)
+    if args.limit < 1:
+        raise ValueError(f"--limit is {args.limit}; at least 1 is needed")
+    if not 0 <= args.max_loss <= 1:
+        raise ValueError(f"--max-loss is {args.max_loss}; a share from 0 to 1 is due")
+    configs = grid_from(args).configs()
+    config = RunConfig(**{**given(args, RunConfig), "decoding": configs[0]})
+    check(config)
+    output = Storage(config.output)
+    prompts = sample.draw(output, config, task.name, args.limit, args.sample_seed)
+    config = RunConfig(**{**dict(config), "input": prompts})
+    current = Current()
+    for number, decoding in enumerate(configs, 1):
+        if current.stopped:
+            raise RunStoppedError("interrupted")
+        trial = measure(
+            config,
+            output,
+            task,
+            decoding,
+            on_driver=current.take,
+            reference_column=args.reference_column,
+        )
+        logs.tell(f"{number}/{len(configs)} {described(trial, configs)}")
+    write(config, task, output, args.max_loss)
+    return OK
+
+
+def grid_from(args: argparse.Namespace) -> Grid:
+    """The grid that the flags give."""
+    values: dict[str, Any] = {name: list(GRID[name]) for name in GRID}
+    for name in SWEPT:
+        words = getattr(args, name)
+        if words is not None:
+            values[name] = [None if word == "none" else word for word in words]
+    return Grid(
+        preset=args.preset,
+        fixed=given(args, DecodingConfig),
+        values=values,
+        monitors=MONITORS if args.monitor is None else args.monitor,
+        whole_presets=args.whole_presets,
+    )
+
+
+def described(trial: Trial, configs: Sequence[DecodingConfig]) -> str:
+    """A setting and what it is worth, on one line."""
+    words = tables.settings(trial.config, tables.columns(configs))
+    return (
+        ", ".join(f"{name} {value}" for name, value in words.items())
+        + f": {trial.accuracy:.1%} in {trial.mean_forwards:.2f} forwards"
+        + (f", {trial.num_unsure} unsure stops" if trial.num_unsure else "")
+    )
+
+
+def write(config: RunConfig, task: Task, output: Storage, max_loss: float) -> None:
+    """The files of all that is measured in `output`, and the recommendation on stdout."""
+    trials = all_trials(output, task.name)
+    said = config.model_dump(include=SAID, exclude_defaults=True)
+    run = {"model": config.model, **said}
+    found = tables.Sweep(run, task.name, trials, choose(trials, max_loss))
+    files = {
+        "settings.csv": tables.as_csv(found),
+        "tune.md": tables.as_markdown(found),
+        "pareto.svg": tables.as_svg(found),
+        "pareto-near.svg": tables.as_svg(found, near=NEAR),
+        "best.toml": tables.as_toml(found),
+    }
+    for name, text in files.items():
+        output.write(name, text.encode())
+    print(f"recommended: {tables.recommendation(found)}")
+    print(f"{', '.join(files)}: {output.uri}")
+
+
+def main() -> None:
+    """`python -m jobs.tune`."""
+    parser = argparse.ArgumentParser(prog=JOB, description="Find the settings for a checkpoint.")
+    add_arguments(parser)
+    sys.exit(run(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

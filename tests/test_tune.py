@@ -1,0 +1,278 @@
+"""`lrd tune`: monitors as text, grids, samples, the recommendation and the files; without Ray.
+
+`test_pipeline.py` has a whole sweep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import os
+import signal
+import tomllib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from jobs import generate, tune
+from lrd import DecodingConfig
+from pipeline.config import RunConfig
+from pipeline.scoring.paired import compare
+from pipeline.storage import Storage
+from pipeline.tuning import sample, tables
+from pipeline.tuning.choice import as_preset, choose, settings_file
+from pipeline.tuning.grid import Grid, effective, run_name
+from pipeline.tuning.monitor import monitor_name, monitor_settings
+from pipeline.tuning.trials import Trial
+
+FAST = DecodingConfig.preset("fast")
+SETTINGS = [
+    {},
+    {"r_f": 0.0},
+    {"entropy_threshold": None},
+    {"entropy_threshold": 0.4, "early_stop": False},
+    {"stop_max_entropy": None, "reduction": "max", "patience": 2},
+    {"confidence_threshold": 0.9},
+    {"tokens_per_step": 4, "max_refine_steps": 0},
+    {"steps": 16, "refinement": 3},
+    {"steps": 16, "confidence_threshold": 0.9},
+    {"block_length": 32, "refinement": "auto"},
+]
+
+
+@pytest.mark.parametrize(
+    "text", ["none", "mean", "max", "sum:patience=3", "mean:scope=open,patience=2,gate=0.25"]
+)
+def test_a_monitors_text_reads_back(text: str) -> None:
+    for preset in ("fast", "paper", "baseline"):
+        assert monitor_name(DecodingConfig.preset(preset, **monitor_settings(text))) == text
+
+
+@pytest.mark.parametrize("text", ["median", "mean:gate", "mean:window=3", "mean:patience=0"])
+def test_what_is_no_monitor_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"monitor|reduction|patience"):
+        DecodingConfig.preset("fast", **monitor_settings(text))
+
+
+def test_a_grid_has_every_combination_once_that_decodes_differently() -> None:
+    grid = Grid(
+        preset="fast",
+        fixed={"gen_length": 64},
+        values={"r_f": [0.0, 0.3], "top_p": [0.5, 0.9], "tau_decode": ["0.1", 0.01]},
+        monitors=["none", "mean", "max:scope=open"],
+        whole_presets=["fast", "baseline"],
+    )
+    configs = grid.configs()
+    assert len(configs) == len({run_name(config) for config in configs})
+    assert configs[0] == DecodingConfig.preset("fast", gen_length=64)
+    # Without mixing top_p is idle, without a stop tau_decode: (1 + 2) x (1 + 2 + 2), and presets.
+    assert len(configs) == 2 + 15
+    assert effective(FAST.model_copy(update={"early_stop": False})).tau_decode == 0.1
+    with pytest.raises(ValidationError, match="r_f"):
+        Grid("fast", {}, {"r_f": [1.5]}, []).configs()
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper", "baseline"])
+@pytest.mark.parametrize("changes", SETTINGS)
+def test_a_settings_file_gives_the_same_decoding(
+    tmp_path: Path, preset: str, changes: dict[str, object]
+) -> None:
+    config = DecodingConfig.preset(preset, gen_length=64, **changes)
+    run = {"model": "owner/model", "prompt_format": "raw", "system_prompt": 'Say "π" 😀\n'}
+    text = settings_file(config, run, "why\nit is so")
+    (tmp_path / "best.toml").write_text(text)
+    parser = argparse.ArgumentParser()
+    generate.add_arguments(parser)
+    words = ["--config", str(tmp_path / "best.toml"), "--input", "in", "--output", "out"]
+    read = generate.settings_from(parser.parse_args(words))
+    assert read.decoding == config
+    assert read.model_dump(include=set(run)) == run
+    assert text.startswith("# why\n# it is so\n")
+
+
+def test_a_preset_needs_no_changes() -> None:
+    assert as_preset(FAST) == ("fast", {})
+
+
+def trial(name: str, num_right: int, forwards: int, **changes: object) -> Trial:
+    """200 problems, the first ones right."""
+    correct = tuple(index < num_right for index in range(200))
+    config = DecodingConfig.preset("fast", gen_length=64, **changes)
+    return Trial(
+        name=name, correct=correct, forwards=(forwards,) * 200, config=config, model_digest="m"
+    )
+
+
+BEST = trial("best", 180, 10, r_f=0.3)
+CLOSE = trial("close", 177, 6, r_f=0.2)
+WORSE = trial("worse", 170, 3, r_f=0.1)
+LATE = trial("late", 179, 30, early_stop=False)
+
+
+def test_the_choice_has_the_fewest_forwards_that_are_not_shown_to_be_worse() -> None:
+    found = choose([WORSE, LATE, CLOSE, BEST], max_loss=0.02)
+    assert (found.best, found.chosen, found.num_equal) == (BEST, CLOSE, 3)
+    assert compare(WORSE, BEST).p < 0.05 < found.against_best.p
+    assert choose([WORSE, LATE, CLOSE, BEST], max_loss=0.01).chosen == BEST
+    assert choose([WORSE], max_loss=0.0).chosen == WORSE
+    nothing = trial("none", 0, 0)
+    failed = Trial(
+        name="failed",
+        correct=nothing.correct,
+        forwards=nothing.forwards,
+        num_failed=200,
+        config=nothing.config,
+        model_digest="m",
+    )
+    assert choose([failed, WORSE], max_loss=1.0).chosen == WORSE
+    with pytest.raises(ValueError, match="nothing can be recommended"):
+        choose([failed], max_loss=1.0)
+
+
+def test_the_files_tell_what_was_measured() -> None:
+    trials = [WORSE, LATE, CLOSE, BEST]
+    found = tables.Sweep({"model": "m"}, "word-problems", trials, choose(trials, 0.02))
+    rows = list(csv.DictReader(io.StringIO(tables.as_csv(found))))
+    assert [row["run"] for row in rows] == ["best", "late", "close", "worse"]
+    assert rows[2] | {
+        "r_f": "0.2", "monitor": "mean:gate=0.2", "commit": "entropy < 0.2", "correct": "177",
+        "accuracy": "0.8850", "mean_forwards": "6.000", "below_best": "0.0150", "front": "1",
+    } == rows[2]  # fmt: skip
+    assert rows[1]["monitor"] == "none"
+    assert (rows[1]["tau_decode"], rows[1]["front"]) == ("-", "0")
+    page = tables.as_markdown(found)
+    assert "88.5% in 6.00 forwards, the fewest among the 3 settings" in page
+    assert "-1.5 points" in page
+    assert "0 problems gained and 3 lost, p = 0.25" in page
+    settings = tomllib.loads(tables.as_toml(found))
+    assert settings["decoding"]["r_f"] == 0.2
+    for label in "123":
+        assert f">{label}</text>" in tables.as_svg(found)
+    assert tables.as_svg(found).count("<circle") == 4
+    assert tables.as_svg(found, near=1.5).count("<circle") == 3
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Two shards of ten rows."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for shard in range(2):
+        numbers = range(10 * shard, 10 * shard + 10)
+        table = pa.table(
+            {"prompt": [f"{n}+1?" for n in numbers], "answer": list(map(str, numbers))}
+        )
+        pq.write_table(table, folder / f"{shard}.parquet")
+    return folder
+
+
+def drawn(output: Storage) -> list[str]:
+    return pq.read_table(output.path(sample.FILE))["answer"].to_pylist()
+
+
+def test_a_sample_is_drawn_once(tmp_path: Path, source: Path) -> None:
+    config = RunConfig(input=str(source), output=str(tmp_path / "out"), decoding=FAST)
+    output = Storage(config.output)
+    prompts = sample.draw(output, config, "word-problems", 8, seed=3)
+    first = drawn(output)
+    assert len(set(first)) == 8
+    assert first == sorted(first, key=int)
+    assert prompts == f"{config.output}/prompts"
+    Storage(str(source)).delete_file("0.parquet")
+    sample.draw(output, config, "word-problems", 8, seed=3)
+    assert drawn(output) == first
+    with pytest.raises(ValueError, match="limit was 8, is 9"):
+        sample.draw(output, config, "word-problems", 9, seed=3)
+    other = config.model_copy(update={"model": "other"})
+    with pytest.raises(ValueError, match="model was 'tiny', is 'other'"):
+        sample.draw(output, other, "word-problems", 8, seed=3)
+
+
+def test_samples_differ_by_their_seed_and_take_all_where_there_are_few(
+    tmp_path: Path, source: Path
+) -> None:
+    config = RunConfig(input=str(source), output="unused", decoding=FAST)
+    answers = [sample.rows(config, 8, seed)["answer"].to_pylist() for seed in (1, 1, 2)]
+    assert answers[0] == answers[1] != answers[2]
+    assert sample.rows(config, 100, 1)["answer"].to_pylist() == list(map(str, range(20)))
+
+
+def call(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    tune.add_arguments(parser)
+    return tune.run(parser.parse_args(words))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--task", "sums"], "sums"),
+        (["--limit", "0"], "--limit"),
+        (["--max-loss", "2"], "--max-loss"),
+        (["--r-f", "high"], "r_f"),
+        (["--monitor", "median"], "reduction"),
+        (["--monitor", "mean:window=3"], "window=3"),
+        (["--input", "/nowhere"], "/nowhere"),
+        (["--model", "/nowhere"], "/nowhere"),
+        (["--entropy-threshold", "0.2", "--tokens-per-step", "2"], "keep one"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    tmp_path: Path,
+    source: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    expected: str,
+) -> None:
+    output = tmp_path / "out"
+    usual = ["--task", "word-problems", "--input", str(source), "--output", str(output)]
+    assert call(*usual, *words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.strip().splitlines()) == 1, printed.err
+    assert expected in printed.err
+    assert not output.exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = ["--task", "word-problems", "--input", str(source), "--output", str(tmp_path)]
+    (tmp_path / "notes.txt").write_text("mine")
+    assert call(*usual) == 2
+    assert "holds no sweep" in capsys.readouterr().err
+    assert not (tmp_path / "sample.json").exists()
+
+
+class FakeDriver:
+    stopped = False
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def test_a_stop_reaches_the_driver_at_work_and_the_next(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ended, at_work, late = FakeDriver(), FakeDriver(), FakeDriver()
+    current = tune.Current()
+    try:
+        current.take(ended)
+        # What Ray does when it starts.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        current.take(at_work)
+        os.kill(os.getpid(), signal.SIGTERM)
+        current.take(late)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert current.stopped
+    assert at_work.stopped
+    assert late.stopped
+    assert not ended.stopped
+    assert "lrd tune: keeping what is finished" in capfd.readouterr().err
