@@ -13,6 +13,7 @@ from jobs import (
     prepare,
     publish,
     report,
+    reproduce,
     retry_failed,
     status,
     submit,
@@ -29,6 +30,7 @@ JOBS = {
     "prepare": (prepare, "make prompt shards from Parquet, JSONL, CSV or a hub dataset"),
     "evaluate": (evaluate, "score a result dataset against its references"),
     "report": (report, "write a report on a run: one HTML file, and figures for papers"),
+    "reproduce": (reproduce, "make the paper's tables and figures, decoded through the pipeline"),
     "publish": (publish, "make a dataset in the hub's layout of a finished run"),
     "models": (models, "list the models that are known by name"),
 }

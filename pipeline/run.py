@@ -110,8 +110,8 @@ def generate(
     where the run was interrupted and can be continued.
     """
     run = check(config)
-    cluster = _connect(config)
-    device, dtype, size, resources = _place(config, cluster)
+    cluster = connect(config)
+    device, dtype, size, resources = place(config, cluster)
     check_compile(config.compile, torch.device(device))
     plan = Plan(
         files=run.files,
@@ -168,7 +168,7 @@ def _check_places(inputs: Storage, output: Storage) -> None:
         raise ValueError(f"{output.uri}: would write into the input; name another --output")
 
 
-def _connect(config: RunConfig) -> dict[str, float]:
+def connect(config: RunConfig) -> dict[str, float]:
     """Join the cluster that was named, or start a local one; its resources."""
     if not ray.is_initialized():
         address = config.address or os.environ.get("RAY_ADDRESS")
@@ -201,7 +201,7 @@ def _check_answers(address: str | None) -> None:
         ) from error
 
 
-def _place(
+def place(
     config: RunConfig, cluster: dict[str, float]
 ) -> tuple[str, str, int | Callable[[], int], dict[str, float]]:
     """Device, dtype, number of replicas and each one's resources.
