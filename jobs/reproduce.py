@@ -1,4 +1,4 @@
-"""The paper's tables and figures, decoded through the pipeline: `lrd reproduce table1 --output OUT`.
+"""The paper's tables and figures, decoded through the pipeline.
 
     lrd reproduce all --output OUT                     # the embedded model on its word problems
     lrd reproduce table3 figure4 --output OUT --model GSAI-ML/LLaDA-8B-Instruct \
@@ -11,13 +11,14 @@ continues what was interrupted and decodes nothing twice. Knows nothing of what 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
+from ray.exceptions import RayError
 
 from jobs import logs
 from jobs.flags import add_model_flags, given, one_line
@@ -27,9 +28,10 @@ from lrd.config import DecodingConfig
 from pipeline.config import RunConfig
 from pipeline.driver import RunStoppedError
 from pipeline.paper.decodings import NEEDED, items_named
+from pipeline.paper.pages import REPLAYED, Pages
+from pipeline.paper.replays import replay_run
 from pipeline.paper.study import Study
 from pipeline.run import check, generate
-from pipeline.summary import Summary
 
 JOB = "lrd reproduce"
 OK, BAD_INPUT, FAILED_ROWS, INTERRUPTED = 0, 2, 3, 75
@@ -54,6 +56,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset", default="paper", metavar="paper|fast", help="what LRD is [paper]"
     )
+    parser.add_argument(
+        "--replay-rows",
+        type=int,
+        default=100,
+        help="rows decoded once more, with their beliefs looked at, for figures 2 and 5 [100]",
+    )
+    parser.add_argument(
+        "--tables-only", action="store_true", help="write what finished runs give; decode nothing"
+    )
     logs.add_argument(parser)
     add_model_flags(parser, RunConfig, exclude=OWN_FLAGS)
     add_model_flags(
@@ -67,18 +78,21 @@ def run(args: argparse.Namespace) -> int:
         logs.set_up(args.log_format)
         items = items_named(args.items)
         study, prompts = study_from(args)
-        runs = study.runs(items)
-        check_all(study, prompts, items)
-        write(prompts)
-        num_failed = sum(decode(config, n, len(runs)).num_failed for n, config in enumerate(runs))
+        num_failed = 0
+        if not args.tables_only:
+            check_all(study, prompts, items)
+            write(prompts)
+            num_failed = decode_all(study.runs(items))
+            replay_all(study, items, args.replay_rows)
+        write_pages(study, items, args.replay_rows)
     except ValidationError as error:
         logs.tell(f"{JOB}: {one_line(error)}")
         return BAD_INPUT
     except ValueError as error:
         logs.tell(f"{JOB}: {error}")
         return BAD_INPUT
-    except (RunStoppedError, KeyboardInterrupt, OSError) as error:
-        reason = str(error) or "interrupted"
+    except (RunStoppedError, KeyboardInterrupt, OSError, RayError) as error:
+        reason = str(error).strip().rpartition("\n")[2] or "interrupted"
         logs.tell(f"{JOB}: {reason}; finished rows are safe, the same command continues")
         return INTERRUPTED
     return FAILED_ROWS if num_failed else OK
@@ -88,6 +102,8 @@ def study_from(args: argparse.Namespace) -> tuple[Study, dict[str, Prompts]]:
     """What is to be compared, and the prompts; ValueError for what is unknown or impossible."""
     if args.preset not in ("paper", "fast"):
         raise ValueError(f"--preset is {args.preset!r}; LRD is paper or fast")
+    if args.replay_rows < 1:
+        raise ValueError(f"--replay-rows is {args.replay_rows}; at least 1 is needed")
     output = args.output.rstrip("/")
     prompts = prompts_of(args.task or [OWN_TASK], args.limit, output)
     study = Study(
@@ -115,16 +131,41 @@ def check_all(study: Study, prompts: dict[str, Prompts], items: list[str]) -> No
             check(config.model_copy(update={"input": places[group.task]}))
 
 
-def decode(config: RunConfig, number: int, num_runs: int) -> Summary:
-    """One run to its end; at once where it is whole."""
-    name = config.output.rpartition("/")[2]
-    logs.tell(f"run {number + 1} of {num_runs}: {name}")
-    with Display() as show:
-        return generate(config, show, _on_driver)
+def decode_all(runs: list[RunConfig]) -> int:
+    """Every run to its end, at once where it is whole; how many rows failed."""
+    num_failed = 0
+    for number, config in enumerate(runs, 1):
+        let_signals_end()
+        logs.tell(f"run {number} of {len(runs)}: {config.output}")
+        with Display() as show:
+            summary = generate(config, show, lambda driver: handle_signals(JOB, driver))
+        num_failed += summary.num_failed
+    let_signals_end()
+    return num_failed
 
 
-def _on_driver(driver: Any) -> None:
-    handle_signals(JOB, driver)
+def replay_all(study: Study, items: list[str], num_rows: int) -> None:
+    """Replay what figures need."""
+    for group in study.groups():
+        for item in items:
+            for name in REPLAYED.get(item, ()):
+                config = study.config(group, name)
+                logs.tell(f"replaying rows for {item}: {config.output}")
+                replay_run(config, num_rows)
+
+
+def write_pages(study: Study, items: list[str], num_rows: int) -> None:
+    """Every table and figure from what lies on storage."""
+    pages = Pages(study, num_rows, lambda folder: logs.tell(f"scoring {folder}"))
+    for item in items:
+        names = pages.write(item)
+        print(f"{item}: {', '.join(f'{study.output}/{name}' for name in names)}", flush=True)
+
+
+def let_signals_end() -> None:
+    """Between runs nothing has to be kept: a driver's handlers would only wait for its end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def main() -> None:
