@@ -78,11 +78,11 @@ def run(args: argparse.Namespace) -> int:
         logs.set_up(args.log_format)
         items = items_named(args.items)
         study, prompts = study_from(args)
-        num_failed = 0
+        runs, num_failed = study.runs(items), 0
         if not args.tables_only:
             check_all(study, prompts, items)
             write(prompts)
-            num_failed = decode_all(study.runs(items))
+            num_failed = decode_all(runs)
             replay_all(study, items, args.replay_rows)
         write_pages(study, items, args.replay_rows)
     except ValidationError as error:
