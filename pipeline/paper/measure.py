@@ -45,6 +45,8 @@ class Measured:
     seconds: float | None
     """From the first replica that was up to the last shard; None where that is not known."""
     why_no_seconds: str | None
+    pass_ms: float | None
+    """Milliseconds of a pass with its slot's neighbours, mean over the passes of decoded rows."""
     machine: dict[str, Any]
 
 
@@ -65,6 +67,7 @@ def measure(output: Storage, task: str) -> Measured:
         forwards=scored.mean_forwards,
         tokens=scored.mean_output_tokens,
         num_unsure=_num_unsure(run),
+        pass_ms=_pass_ms(run),
         seconds=seconds if isinstance(seconds, float) else None,
         why_no_seconds=seconds if isinstance(seconds, str) else None,
         machine={name: run.settings.get(name) for name in MACHINE},
@@ -112,6 +115,16 @@ def fewer_forwards(baseline: Measured | None, measured: Measured | None) -> floa
 
 def _began_work(event: Event) -> bool:
     return event.what == "driver started" and event.facts.get("owed_shards", 1) > 0
+
+
+def _pass_ms(run: Run) -> float | None:
+    seconds = forwards = 0.0
+    for shard in run.shards:
+        for batch in batches(run, shard, ["status", "seconds", "num_forwards"], 16384):
+            ok = batch.filter(pc.equal(batch.column(0), "ok"))
+            seconds += pc.sum(ok.column(1)).as_py() or 0.0
+            forwards += pc.sum(ok.column(2)).as_py() or 0
+    return 1000 * seconds / forwards if forwards else None
 
 
 def _num_unsure(run: Run) -> int:

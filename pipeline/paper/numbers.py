@@ -17,8 +17,8 @@ from pipeline.paper.tables import Results, rows_of
 
 COLUMNS = (
     *("source", "model", "task", "gen_length", "method", "num_rows", "num_failed", "accuracy"),
-    *("accuracy_low", "accuracy_high", "speed_time", "speed_forwards", "seconds", "forwards"),
-    *("tokens", "num_unsure", "note"),
+    *("accuracy_low", "accuracy_high", "speed_time", "speed_forwards", "seconds", "pass_ms"),
+    *("forwards", "tokens", "num_unsure", "note"),
 )
 
 
@@ -63,6 +63,7 @@ def _numbers(measured: Measured, baseline: Measured | None) -> dict[str, Any]:
         "speed_time": None if isinstance(rate, str) else rate,
         "speed_forwards": fewer_forwards(baseline, measured),
         "seconds": measured.seconds,
+        "pass_ms": measured.pass_ms,
         "forwards": measured.forwards,
         "tokens": measured.tokens,
         "num_unsure": measured.num_unsure,
