@@ -120,6 +120,9 @@ def study_from(args: argparse.Namespace) -> tuple[Study, dict[str, Prompts]]:
 
 def check_all(study: Study, prompts: dict[str, Prompts], items: list[str]) -> None:
     """Look at settings, prompts and checkpoints of all runs before anything is written."""
+    drawn = study.decoding.get("temperature", 0)
+    if float(drawn) > 0 and set(items) & set(REPLAYED):
+        raise ValueError(f"--temperature is {drawn}; figure2 and figure5 replay argmax alone")
     with tempfile.TemporaryDirectory() as folder:
         places = {
             task: found.uri if found.table is None else str(Path(folder, Path(found.uri).name))

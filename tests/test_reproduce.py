@@ -33,6 +33,7 @@ def parse(*words: str) -> argparse.Namespace:
         ("table1 --task word_problems --task word-problems", "given twice"),
         ("table1 --limit 0", "--limit is 0"),
         ("figure2 --replay-rows 0", "--replay-rows is 0"),
+        ("figure5 --temperature 0.5", "--temperature is 0.5"),
         ("table1 --preset baseline", "LRD is paper or fast"),
         ("table1 --r-f 2", "r_f"),
         ("table1 --gen-length 64 --block-length 48", "does not divide gen_length 64"),

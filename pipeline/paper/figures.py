@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline.paper.decodings import FIXED_STEPS, SHARES, point
 from pipeline.paper.study import Group, model_name
 from pipeline.paper.tables import Results
+from pipeline.report.counting import CURVE_ROWS
 from pipeline.report.figure import Figure
 from pipeline.report.svg import Axis, Chart
 
@@ -94,8 +95,8 @@ def figure3(shares: Mapping[Group, Mapping[int, float]], tau: float) -> Drawn:
         chart.line(steps, ys, look, names[group])
         points += [{**_of(group), "step": n, "share": y} for n, y in zip(steps, ys, strict=True)]
     caption = (
-        f"Share of all rows whose refinement had ended by D_t < tau_refine = {tau:g}; the step is "
-        "the pass that saw it, 2 at the earliest."
+        f"Share of rows ({CURVE_ROWS:,} by lot where there are more) whose refinement had ended by "
+        f"D_t < tau_refine = {tau:g}; the step is the pass that saw it, 2 at the earliest."
     )
     return Drawn([Figure("figure3", "Refinement that has converged", caption, chart)], points, [])
 

@@ -32,6 +32,12 @@ FIGURE_COLUMNS = {
     "figure4": ("r_f", "accuracy", "low", "high", "forwards"),
     "figure5": ("top_p", "accuracy", "low", "high", "forwards", "token_ratio"),
 }
+TITLES = {
+    "figure2": "KL divergence to the final answer, by pass",
+    "figure3": "Refinement that has converged, by step",
+    "figure4": "Accuracy over r_f",
+    "figure5": "Accuracy and share of mixed tokens, over top_p",
+}
 SHOWN_POINTS = 25
 """Points of a curve that a page lists; its CSV has all."""
 
@@ -177,7 +183,7 @@ def _figure_page(item: str, drawn: Iterable[figures.Drawn], columns: tuple[str, 
         parts.append(table(shown, rows))
         if stride > 1:
             parts.append(f"Every {stride}. point; {item}.csv has all.")
-    title = f"# Figure {item[-1]}"
+    title = f"# Figure {item[-1]}: {TITLES[item]}"
     return "\n\n".join([title, *parts, "## The paper's own", figures.SAYS[item]]) + "\n"
 
 

@@ -28,6 +28,8 @@ from pipeline.report.samples import Row, read_rows
 from pipeline.run import connect, place
 from pipeline.storage import Storage
 
+UNIT_ROWS = 8
+"""Rows that a replica replays together; beliefs are kept whole, so fewer than it decodes."""
 SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),
@@ -76,7 +78,7 @@ def replay_run(config: RunConfig, num_rows: int) -> pa.Table:
     cluster = connect(config)
     device, dtype, size, resources = place(config, cluster)
     tasks = _tasks(config, rows, dtype)
-    units = [tasks[n : n + config.slots] for n in range(0, len(tasks), config.slots)]
+    units = [tasks[n : n + UNIT_ROWS] for n in range(0, len(tasks), UNIT_ROWS)]
     num_actors = min(len(units), size if isinstance(size, int) else size())
     threads = max(1, int(resources["num_cpus"]))
     actor: Any = ray.remote(Replayer).options(**resources)
@@ -104,11 +106,10 @@ class Replayer:
 
 
 def _line(task: Task, one: Replay) -> dict[str, Any]:
-    mask_free = one.token_ids == task.final
     return {
         "row_id": task.row_id,
         "refine_steps": task.refine_steps,
-        "is_same": mask_free,
+        "is_same": one.token_ids == task.final,
         "kl_to_final": one.kl_to_final,
         "nucleus_share": one.nucleus_share,
     }
