@@ -157,7 +157,8 @@ def _definitions(item: str) -> str:
         "and the same on every machine.",
         "pass_ms": "**ms a pass**: of all slots together, by the rows' time in their slots. Passes "
         "with fewer open positions and less mixing are cheaper; what differs beyond that is the "
-        "machine, busier during one run than the other, and takes as much off the speed in time.",
+        "machine, busier during one run, and is as much of the speed in time. Beyond 2× that is "
+        "left out.",
         "tokens": "**F_token**: tokens before the first EOS, mean of decoded rows.",
     }
     return "\n\n".join(parts[column] for column in COLUMNS[item] if column in parts)
