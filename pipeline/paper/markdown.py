@@ -25,7 +25,7 @@ def times(value: float | str | None) -> str:
 
 def change(value: float | None, reference: float | None) -> str:
     """`+1.2`, against a reference."""
-    return NONE if value is None or reference is None else f"{value - reference:+.1f}"
+    return NONE if value is None or reference is None else f"{value - reference:+z.1f}"
 
 
 def span(values: Sequence[float], digits: int = 1, signed: bool = False) -> str:
@@ -33,7 +33,7 @@ def span(values: Sequence[float], digits: int = 1, signed: bool = False) -> str:
     if not values:
         return NONE
     sign = "+" if signed else ""
-    low, high = (f"{value:{sign}.{digits}f}" for value in (min(values), max(values)))
+    low, high = (f"{value:{sign}z.{digits}f}" for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
 

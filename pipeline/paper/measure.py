@@ -108,10 +108,7 @@ def speed(baseline: Measured | None, measured: Measured | None) -> float | str |
         return f"{', '.join(differing)} differ from the baseline's run"
     unlike = _times_longer(baseline.pass_ms, measured.pass_ms)
     if unlike is not None and not 1 / MOST_UNLIKE <= unlike <= MOST_UNLIKE:
-        return (
-            f"a pass took {unlike:.2f} times what it took in the baseline's run, more than "
-            "decodings explain, so the machine was not the same for both"
-        )
+        return f"a pass took {unlike:.2f}× the baseline's; the machine was not the same for both"
     return baseline.seconds / baseline.num_rows / (measured.seconds / measured.num_rows)
 
 
