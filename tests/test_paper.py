@@ -300,6 +300,8 @@ def replay_line(kl: list[float], share: list[float], is_same: bool = True) -> di
 def test_figure_2_is_the_mean_of_rows_that_came_out_the_same(tmp_path: Path) -> None:
     found = study_in(tmp_path)
     made_run(found, "fixed", 10)
+    with pytest.raises(ValueError, match="no rows are replayed for figure2 yet"):
+        Pages(found, 5).write("figure2")
     lines = [replay_line([0.5, 0.25, 0.125], []), replay_line([0.25], [])]
     replayed(found, "fixed", [*lines, replay_line([9.0], [], is_same=False)])
     names = Pages(found, 5).write("figure2")

@@ -105,6 +105,11 @@ class Pages:
     def _drawn(self, item: str, results: dict[Group, dict[str, Measured]]) -> list[figures.Drawn]:
         if item == "figure2":
             replays = {g: t for g in results if (t := self._replays(g, "fixed")) is not None}
+            if not replays:
+                raise ValueError(
+                    f"{self._study.output}: no rows are replayed for figure2 yet; run it without "
+                    "--tables-only"
+                )
             return [figures.figure2(replays)]
         if item == "figure3":
             shares = {group: self._refined(group) for group, runs in results.items() if runs}
@@ -112,8 +117,8 @@ class Pages:
         setting = "r_f" if item == "figure4" else "top_p"
         drawn = [figures.sweep(item, setting, results)]
         if item == "figure5":
-            ratios = {group: self._by_share(group) for group in results}
-            drawn.append(figures.token_ratio(ratios))
+            ratios = {g: found for g in results if (found := self._by_share(g))}
+            drawn += [figures.token_ratio(ratios)] if ratios else []
         return drawn
 
     def _by_share(self, group: Group) -> dict[float, pa.Table]:
