@@ -16,6 +16,7 @@ import pytest
 import synthetic_run
 
 from pipeline.paper.decodings import DECODINGS, NEEDED, config_of, first_alike, items_named
+from pipeline.paper.figures import sweep
 from pipeline.paper.measure import decoding_seconds, measure
 from pipeline.paper.pages import Pages
 from pipeline.paper.published import BENCHMARKS, published
@@ -344,3 +345,12 @@ def test_sweeps_show_accuracy_by_share(tmp_path: Path, item: str, setting: str) 
         ]
         assert (tmp_path / "figure5-tokens.svg").exists()
     assert "baseline, length 64" in (tmp_path / f"{item}.svg").read_text()
+
+
+def test_a_baseline_above_every_point_lies_within_the_axis(tmp_path: Path) -> None:
+    found = study_in(tmp_path)
+    made_run(found, "baseline", ROWS)
+    made_run(found, "r_f=0.3", 2)
+    pages = Pages(found, 5)
+    (drawn,) = (sweep("figure4", "r_f", pages.results("figure4")),)
+    assert drawn.figures[0].chart.y.high >= 1.0

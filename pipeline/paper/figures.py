@@ -109,8 +109,9 @@ def sweep(item: str, setting: str, results: Results) -> Drawn:
         for group, runs in results.items()
     }
     every = [m for by_share in found.values() for m in by_share.values()]
-    low = min((m.low for m in every), default=0.0)
-    high = max((m.high for m in every), default=1.0)
+    levels = [runs["baseline"].accuracy for runs in results.values() if "baseline" in runs]
+    low = min([m.low for m in every] + levels, default=0.0)
+    high = max([m.high for m in every] + levels, default=1.0)
     y = Axis("accuracy", max(0.0, low - 0.02), min(1.0, high + 0.02), percent=True)
     chart = Chart(Axis(setting, 0.0, 1.0), y)
     points: list[dict[str, float | int | str]] = []
