@@ -352,5 +352,5 @@ def test_a_baseline_above_every_point_lies_within_the_axis(tmp_path: Path) -> No
     made_run(found, "baseline", ROWS)
     made_run(found, "r_f=0.3", 2)
     pages = Pages(found, 5)
-    (drawn,) = (sweep("figure4", "r_f", pages.results("figure4")),)
+    drawn = sweep("figure4", "r_f", pages.results("figure4"))
     assert drawn.figures[0].chart.y.high >= 1.0
