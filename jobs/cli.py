@@ -13,6 +13,7 @@ from jobs import (
     prepare,
     publish,
     report,
+    reproduce,
     retry_failed,
     status,
     submit,
@@ -31,6 +32,7 @@ JOBS = {
     "evaluate": (evaluate, "score a result dataset against its references"),
     "tune": (tune, "find a checkpoint's settings: sweep them over a sample of a task"),
     "report": (report, "write a report on a run: one HTML file, and figures for papers"),
+    "reproduce": (reproduce, "make the paper's tables and figures, decoded through the pipeline"),
     "publish": (publish, "make a dataset in the hub's layout of a finished run"),
     "models": (models, "list the models that are known by name"),
 }

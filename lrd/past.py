@@ -60,6 +60,10 @@ class PastBeliefs:
         log_z_R[rows_N] = log_z_N
         return (cross_N - belief.entropy_N).clamp(min=0)
 
+    def log_beliefs(self, row: int, place_N: Tensor) -> Tensor:
+        """log p [N, V] of the last pass at these positions of a sample's block, if it read them."""
+        return self._s_BKV[row, place_N].float() - self._log_z_BK[row, place_N, None]
+
     def keep(self, rows: list[int]) -> None:
         """Drop every other sample, in place: these may be most of the engine's memory."""
         for new, old in enumerate(rows):

@@ -119,7 +119,7 @@ def generate(
     where the run was interrupted and can be continued.
     """
     run = check(config)
-    _connect(config)
+    connect(config)
     placement = place(config, list(nodes.alive().values()))
     check_compile(config.compile, torch.device(placement.device))
     plan = Plan(
@@ -179,7 +179,7 @@ def _check_places(inputs: Storage, output: Storage) -> None:
         raise ValueError(f"{output.uri}: would write into the input; name another --output")
 
 
-def _connect(config: RunConfig) -> None:
+def connect(config: RunConfig) -> None:
     """Join the cluster that was named, or start a local one."""
     if not ray.is_initialized():
         address = config.address or os.environ.get("RAY_ADDRESS")

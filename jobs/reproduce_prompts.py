@@ -1,0 +1,101 @@
+"""Where `lrd reproduce` has its prompts from: the embedded model's test problems, or shards that
+`lrd prepare --task` made, all of them or the first rows.
+
+Knows nothing of decodings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from jobs.evaluate_tiny import distinct
+from pipeline import parquet
+from pipeline.scoring.tasks import TASKS, task_named
+from pipeline.storage import Storage
+
+OWN_TASK = "word-problems"
+"""The task whose problems are made here."""
+OWN_ROWS = 500
+SEED = 7
+"""Of the test problems, as in the embedded model's card."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """One task's prompts."""
+
+    uri: str
+    """Their folder, as runs take it."""
+    table: pa.Table | None
+    """What is to be written there; None where they lie there already."""
+
+
+def prompts_of(words: Sequence[str], limit: int | None, output: str) -> dict[str, Prompts]:
+    """`--task NAME[=PROMPTS]` → each task's prompts, read but not written.
+
+    Raises ValueError for an unknown task, shards that are not there or not a task's, and a
+    limit that leaves no row.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit is {limit}; at least 1 row is needed")
+    found: dict[str, Prompts] = {}
+    for word in words:
+        name, _, source = word.partition("=")
+        name = task_named(name.replace("_", "-")).name
+        if name in found:
+            raise ValueError(f"--task {name} is given twice; one set of prompts a task")
+        if not source and name != OWN_TASK:
+            raise ValueError(
+                f"--task {name} needs its prompts: --task {name}=FOLDER, made by "
+                f"lrd prepare --task {name} SOURCE --output FOLDER"
+            )
+        found[name] = _given(name, source, limit, output) if source else _made(limit, output)
+    return found
+
+
+def write(prompts: Mapping[str, Prompts]) -> None:
+    """Write what is not there yet. Raises ValueError where other prompts lie."""
+    for found in prompts.values():
+        if found.table is None:
+            continue
+        folder, name = Storage(found.uri), "prompts-00000-of-00001.parquet"
+        if folder.kind(name) == "missing":
+            folder.write(name, parquet.parquet_bytes(found.table))
+        elif not parquet.read_shard(folder, name).equals(found.table):
+            raise ValueError(f"{found.uri}: holds other prompts; name another --output")
+
+
+def _made(limit: int | None, output: str) -> Prompts:
+    count = limit or OWN_ROWS
+    tested = distinct(count, SEED)
+    table = pa.table(
+        {
+            "prompt": [problem.question for problem in tested],
+            "answer": [str(problem.answer) for problem in tested],
+        }
+    )
+    return Prompts(f"{output}/prompts/{OWN_TASK}-{count}", table)
+
+
+def _given(name: str, source: str, limit: int | None, output: str) -> Prompts:
+    storage, files = parquet.input_storage(source)
+    shards, _ = parquet.inspect_inputs(storage, files, "prompt")
+    task = TASKS[name]
+    there = parquet.read_shard(storage, files[0]).column_names
+    if not set(task.reference_columns) & set(there) or set(task.score_columns) - set(there):
+        needed = [" or ".join(task.reference_columns), *task.score_columns]
+        raise ValueError(
+            f"{source}: no column {', '.join(needed)} as task {name} is scored by; make the "
+            f"prompts with lrd prepare --task {name}"
+        )
+    if limit is None or sum(shard.num_rows for shard in shards) <= limit:
+        return Prompts(source, None)
+    tables: list[pa.Table] = []
+    for file in files:
+        tables.append(parquet.read_shard(storage, file))
+        if sum(table.num_rows for table in tables) >= limit:
+            break
+    return Prompts(f"{output}/prompts/{name}-{limit}", pa.concat_tables(tables)[:limit])

@@ -1,0 +1,41 @@
+"""Rows of text → a Markdown table, and numbers → their texts. Knows nothing of what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+NONE = "–"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in GitHub's form."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
+
+
+def number(value: float | None, digits: int = 1, suffix: str = "") -> str:
+    """A number, or a dash where there is none."""
+    return NONE if value is None else f"{value:.{digits}f}{suffix}"
+
+
+def times(value: float | str | None) -> str:
+    """A ratio as `2.3×`; a dash where it is not known."""
+    return NONE if value is None or isinstance(value, str) else f"{value:.2f}×"
+
+
+def change(value: float | None, reference: float | None) -> str:
+    """`+1.2`, against a reference."""
+    return NONE if value is None or reference is None else f"{value - reference:+z.1f}"
+
+
+def span(values: Sequence[float], digits: int = 1, signed: bool = False) -> str:
+    """`+1.0 to +4.8`, from the least to the largest."""
+    if not values:
+        return NONE
+    sign = "+" if signed else ""
+    low, high = (f"{value:{sign}z.{digits}f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
