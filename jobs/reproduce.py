@@ -26,7 +26,7 @@ from jobs.generate import Display, handle_signals
 from jobs.reproduce_prompts import OWN_TASK, Prompts, prompts_of, write
 from lrd.config import DecodingConfig
 from pipeline.config import RunConfig
-from pipeline.driver import RunStoppedError
+from pipeline.limits import RunStoppedError
 from pipeline.paper.decodings import NEEDED, items_named
 from pipeline.paper.pages import REPLAYED, Pages
 from pipeline.paper.replays import replay_run
