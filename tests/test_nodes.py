@@ -26,7 +26,7 @@ from lrd import DecodingConfig
 from pipeline import nodes
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
-from pipeline.fleet import STARTS_A_NODE
+from pipeline.fleet import STARTS_A_NODE, actor_of
 from pipeline.placement import place
 from pipeline.progress import Progress
 from pipeline.replica import Replica, ReplicaSettings
@@ -77,7 +77,7 @@ def run(tmp_path: Path, act: Any, **settings: Any) -> tuple[pd.DataFrame, list[d
             acted.append(True)
             act(drivers[0])
 
-    replica_class = settings.pop("replica_class", Replica)
+    new_actor = actor_of(settings.pop("replica_class", Replica))
     config = RunConfig(
         input=str(tmp_path / "in"),
         output=str(tmp_path / "out"),
@@ -85,7 +85,7 @@ def run(tmp_path: Path, act: Any, **settings: Any) -> tuple[pd.DataFrame, list[d
         decoding=DecodingConfig.preset("fast", gen_length=32),
         **{"cpus_per_replica": 1.0, **settings},
     )
-    summary = generate(config, watch, drivers.append, replica_class=replica_class)
+    summary = generate(config, watch, drivers.append, new_actor=new_actor)
     assert summary.num_failed == 0
     assert acted
     lines = (tmp_path / "out" / ".run" / "events.jsonl").read_text().splitlines()
