@@ -75,7 +75,7 @@ class Faults:
     """What a proxy does to requests, and how often it did."""
 
     def __init__(self, share: float = 0.0, seed: int = 0) -> None:
-        """share: of the requests that fail, in one of the ways `FAILURES`."""
+        """share: of the requests that fail, in each of the ways `FAILURES` by turns."""
         self._rng, self._lock = random.Random(seed), threading.Lock()
         self.reset(share)
 
@@ -100,7 +100,7 @@ class Faults:
                 return "denied", False
             fails, slow = self._rng.random() < self.share, self._rng.random() < self.slow_share
             slow = slow and self.slow < self.slow_times
-            way = self.only or self._rng.choice(FAILURES)
+            way = self.only or FAILURES[self.failed.total() % len(FAILURES)]
             if not fnmatch(request, self.match):
                 return None, False
             if fails:

@@ -13,6 +13,7 @@ import time
 import tomllib
 import urllib.request
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from pipeline import faults
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
 from pipeline.fleet import actor_of
+from pipeline.lease import Lease
 from pipeline.limits import RunStoppedError
 from pipeline.parquet import RESULT_SCHEMA
 from pipeline.progress import Progress
@@ -540,7 +542,7 @@ def test_a_run_from_and_to_an_object_store_continues(
     undisturbed: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, alone = undisturbed
-    monkeypatch.setattr("pipeline.lease.BEAT_SECONDS", 1.0)
+    monkeypatch.setattr("pipeline.ledger.Lease", partial(Lease, beat_seconds=1.0))
     drivers: list[Driver] = []
     faults = s3.Faults(share=0.05, seed=1)
 
@@ -562,7 +564,7 @@ def test_a_run_from_and_to_an_object_store_continues(
             run(*places, **settings, on_progress=stop_early, on_driver=drivers.append)
         output = Storage("s3://bucket/out")
         assert output.files(".run/segments", recursive=True) or output.names("data")
-        summary = run(*places, **settings)
+        summary = run(*places, **{**settings, "slots": 8})
         assert (summary.num_rows, summary.num_failed) == (len(QUESTIONS), 0)
         assert_same(pd.read_parquet("s3://bucket/out/data"), alone)
         assert not output.files(".run/segments", recursive=True)
