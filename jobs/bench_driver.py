@@ -16,6 +16,7 @@ import random
 import tempfile
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count, cycle, islice
 from pathlib import Path
@@ -33,6 +34,7 @@ from pipeline.driver import Driver
 from pipeline.fleet import NewActor, actor_of
 from pipeline.progress import Progress
 from pipeline.replica import Replica, ReplicaSettings
+from pipeline.rows import Prompt
 
 GEN_LENGTH = 16
 
@@ -142,12 +144,18 @@ def simulated(mean_latency: float, reports: Path | None, share: int) -> NewActor
     """Replicas without a model. reports: folder for what their slots were held. share: so many
     replicas are one process, which has the slots of all; the driver cannot tell."""
 
+    given = count()
+
     class SimulatedReplica(Replica):
         occupancy: Occupancy | None = None
 
         def load(self) -> None:
             if reports and self.occupancy is None:
                 self.occupancy = Occupancy(reports / f"{self._name}.json")
+
+        def decode(self, number: int, prompts: list[Prompt]) -> Iterator[Any]:
+            # Where several replicas are one, each begins to count at nought.
+            yield from super().decode(next(given), prompts)
 
         def _new_engine(self, bucket: int, num_slots: int) -> Engine:
             engine: Any = TimedEngine(num_slots, mean_latency, self.occupancy)

@@ -208,10 +208,9 @@ class Driver:
         """A replica died. What it had not begun goes back at once."""
         if worker.actor is None:
             return
-        untouched = worker.in_flight[self._config.slots :]
         death = self.fleet.bury(worker, error)
         self._metrics.died(worker.name)
-        self._return(untouched)
+        self._return(death.untouched)
         self._suspects.died(death)
 
     def _decide(self) -> None:

@@ -118,7 +118,9 @@ class Fleet:
         if not worker.units:
             worker.heard_at = time.monotonic()
         worker.last_bucket = unit[0].bucket
-        stream = worker.actor.decode.options(num_returns="streaming").remote(unit)
+        decode = worker.actor.decode.options(num_returns="streaming")
+        stream = decode.remote(worker.num_fed, unit)
+        worker.num_fed += 1
         worker.units[stream] = {prompt.row_id: prompt for prompt in unit}
 
     def heard(self, worker: Worker, longest_pass: float = 0.0) -> None:
@@ -148,6 +150,7 @@ class Fleet:
             reason=str(getattr(error, "cause", None) or error).strip().splitlines()[-1],
             # Slots are filled in the order of submission, so no other row can have been in one.
             begun=in_flight[: self._settings.slots],
+            untouched=in_flight[self._settings.slots :],
             alone=len(in_flight) == 1,
             node=worker.node,
             # One that was killed while it loaded says nothing of what it loaded.
@@ -190,6 +193,7 @@ class Fleet:
         if avoided:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
         options |= {"max_concurrency": UNITS_IN_FLIGHT + 2, "max_restarts": 0}
+        worker.num_fed = 0
         worker.actor = self._new_actor(worker.name, self._settings, options)
         worker.placing = worker.actor.whereabouts.remote()
 

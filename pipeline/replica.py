@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -87,12 +88,14 @@ class Replica:
         self._model: Any = None
         self._orders: SimpleQueue[Callable[[], None]] = SimpleQueue()
         """What the thread of the passes is asked to do before the next one."""
-        self._engines: dict[int, Engine] = {}
-        """By bucket, in the order in which their prompts came."""
+        self._engines: list[tuple[int, Engine]] = []
+        """With their buckets, in the order in which their prompts were given."""
         self._slots: dict[int, int] = {}
         """Bucket → slots that there was memory for."""
         self._units: dict[int, _Unit] = {}
-        self._num_units = 0
+        """Those that have begun, by number."""
+        self._early: dict[int, _Unit] = {}
+        self._num_begun = 0
         self._num_passes = 0
         self._longest_pass = 0.0
         self._metrics = PassMetrics(name, settings.slots)
@@ -124,15 +127,20 @@ class Replica:
         """Begin nothing more: prompts that have no slot yet go back to the driver."""
         self._orders.put(self._give_back)
 
-    def decode(self, prompts: list[Prompt]) -> Iterator[pa.Table | Pulse | HandedBack | Notice]:
-        """Decode prompts of one bucket; the rows that each pass finished, as they do, and beside
-        them a pulse every second in which a pass ended, what is handed back, and a notice where
-        an engine had to give up slots for want of memory.
+    def decode(
+        self, number: int, prompts: list[Prompt]
+    ) -> Iterator[pa.Table | Pulse | HandedBack | Notice]:
+        """Decode a unit: prompts of one bucket. number: how many units were given before; the
+        calls may come in another order, their prompts get slots in this one.
+
+        Yields the rows that each pass finished, as they do, and beside them a pulse every second
+        in which a pass ended, what is handed back, and a notice where an engine had to give up
+        slots for want of memory.
 
         Raises what a pass raises.
         """
         unit = _Unit(prompts)
-        self._orders.put(partial(self._begin, unit))
+        self._orders.put(partial(self._arrive, number, unit))
         num_left, num_passes = len(prompts), self._num_passes
         while num_left:
             try:
@@ -170,11 +178,16 @@ class Replica:
 
     def _obey(self) -> None:
         """Do what is asked; wait for it while there is nothing to decode."""
-        while not self._orders.empty() or not any(e.busy for e in self._engines.values()):
+        while not self._orders.empty() or not any(e.busy for _, e in self._engines):
             self._orders.get()()
 
-    def _begin(self, unit: _Unit) -> None:
-        number, self._num_units = self._num_units, self._num_units + 1
+    def _arrive(self, number: int, unit: _Unit) -> None:
+        self._early[number] = unit
+        while (begun := self._num_begun) in self._early:
+            self._num_begun += 1
+            self._begin(begun, self._early.pop(begun))
+
+    def _begin(self, number: int, unit: _Unit) -> None:
         self._units[number] = unit
         engine = self._engine(unit.prompts[0].bucket)
         for place, prompt in enumerate(unit.prompts):
@@ -182,7 +195,7 @@ class Replica:
             engine.submit(Request((number, place), prompt.token_ids, seed))
 
     def _give_back(self) -> None:
-        for engine in self._engines.values():
+        for _, engine in self._engines:
             keys = [request.key for request in engine.give_back()]
             for number in {number for number, _ in keys}:
                 places = [place for of, place in keys if of == number]
@@ -197,18 +210,18 @@ class Replica:
             del self._units[number]
 
     def _run_pass(self) -> None:
-        """One pass of every engine that has prompts. All share the slots of one; who came first
-        is served first, so that what is in slots is what was given first."""
+        """One pass of every engine. All share the slots of one; who came first is served first,
+        so that what is in slots is what was given first."""
         faults.at("replica.pass", self._name)
         began = time.monotonic()
         num_free = self._settings.slots
         finished: dict[int, list[Sample]] = {}
-        for bucket, engine in self._engines.items():
+        for bucket, engine in self._engines:
             engine.max_busy = max(0, num_free)
             num_free -= engine.num_busy + engine.num_waiting
             for sample in engine.step():
                 finished.setdefault(sample.key[0], []).append(sample)
-            self._slots[bucket] = engine.num_slots
+            self._slots[bucket] = min(self._slots[bucket], engine.num_slots)
             self._notify(engine.setbacks)
             engine.setbacks = []
         seconds = time.monotonic() - began
@@ -216,24 +229,27 @@ class Replica:
         self._num_passes += 1
         for number, samples in finished.items():
             self._put(number, samples, len(samples))
-        self._metrics.passed(seconds, {b: engine.num_busy for b, engine in self._engines.items()})
+        busy: Counter[int] = Counter()
+        for bucket, engine in self._engines:
+            busy[bucket] += engine.num_busy
+        self._metrics.passed(seconds, busy)
 
     def _notify(self, texts: list[str]) -> None:
-        unit = next(iter(self._units.values()))
+        """Tell the driver, by whichever unit."""
         for text in texts:
-            unit.inbox.put(Notice(text))
+            next(iter(self._units.values())).inbox.put(Notice(text))
 
     def _engine(self, bucket: int) -> Engine:
-        """The bucket's engine, behind those that are busy; idle ones of other buckets go."""
-        own = self._engines.get(bucket)
-        if own is not None and own.busy:
-            return own
-        self._engines = {b: engine for b, engine in self._engines.items() if engine.busy}
-        if own is None:
-            if bucket not in self._slots:
-                self._slots[bucket] = self._fitting_slots(bucket)
-            own = self._new_engine(bucket, self._slots[bucket])
-        self._engines[bucket] = own
+        """The last engine where it is of this bucket, else one behind all that are busy: in an
+        engine further ahead prompts would get slots before those that were given earlier."""
+        if self._engines and self._engines[-1][0] == bucket:
+            return self._engines[-1][1]
+        idle = [engine for b, engine in self._engines if b == bucket and not engine.busy]
+        self._engines = [(b, engine) for b, engine in self._engines if engine.busy]
+        if bucket not in self._slots:
+            self._slots[bucket] = self._fitting_slots(bucket)
+        own = idle[0] if idle else self._new_engine(bucket, self._slots[bucket])
+        self._engines.append((bucket, own))
         return own
 
     def _fitting_slots(self, bucket: int) -> int:

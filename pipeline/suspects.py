@@ -21,6 +21,8 @@ class Death:
     reason: str
     begun: list[Prompt]
     """Rows that were in its slots."""
+    untouched: list[Prompt]
+    """Rows that it held beside them."""
     alone: bool
     """Whether the one row in its slot was all that it held."""
     node: str | None

@@ -22,6 +22,8 @@ class Worker:
     pid: int | None = None
     units: dict[Any, dict[str, Prompt]] = field(default_factory=dict)
     """Stream → its prompts that are not back, by row id, in the order of submission."""
+    num_fed: int = 0
+    """Units that its actor was ever given."""
     last_bucket: int | None = None
     start_at: float = 0.0
     deaths: int = 0

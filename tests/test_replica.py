@@ -14,7 +14,7 @@ from random_model import LIVELY, random_model
 from test_engine import PROMPTS, UNEVEN, Cramped
 
 from pipeline import faults, remote, replica
-from pipeline.replica import Replica, ReplicaSettings
+from pipeline.replica import Replica, ReplicaSettings, _Unit
 from pipeline.rows import HandedBack, Notice, Prompt, Pulse
 
 SETTINGS = ReplicaSettings(
@@ -43,14 +43,14 @@ def rows_of(items: list[Any]) -> list[dict[str, Any]]:
 
 
 def test_want_of_memory_is_a_notice_and_costs_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    roomy = list(started().decode(UNIT))
+    roomy = list(started().decode(0, UNIT))
     assert not any(isinstance(item, Notice) for item in roomy)
     cramped = random_model(**LIVELY)
     cramped.__class__ = Cramped
     cramped.error = torch.OutOfMemoryError("no memory")  # type: ignore[attr-defined]
     monkeypatch.setattr(replica, "load_model", lambda *_: cramped)
     actor = started()
-    items = list(actor.decode(UNIT))
+    items = list(actor.decode(0, UNIT))
     ours, theirs = rows_of(items), rows_of(roomy)
     assert [row["row_id"] for row in ours] == [prompt.row_id for prompt in UNIT]
     ids = "output_token_ids"
@@ -61,7 +61,7 @@ def test_want_of_memory_is_a_notice_and_costs_no_row(monkeypatch: pytest.MonkeyP
     ]
     # What was learnt is not learnt again by the bucket's next engine.
     actor._orders.put(actor._engines.clear)
-    assert not any(isinstance(item, Notice) for item in actor.decode(UNIT))
+    assert not any(isinstance(item, Notice) for item in actor.decode(1, UNIT))
 
 
 def test_on_a_device_there_are_as_many_slots_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,9 +73,9 @@ def test_on_a_device_there_are_as_many_slots_as_fit(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(replica, "probe_slots", probe)
     actor = started(device="cuda", memory_share=0.5)
-    items = [*actor.decode(UNIT), *actor.decode(UNIT)]
+    items = [*actor.decode(0, UNIT), *actor.decode(1, UNIT)]
     assert asked == [(5, 0.5)], "a bucket is probed once"
-    assert actor._engines[9].num_slots == 2
+    assert actor._engines[0][1].num_slots == 2
     notices = [item.text for item in items if isinstance(item, Notice)]
     assert notices == ["memory for 2 of 5 slots in bucket 9"]
     assert len(rows_of(items)) == 2 * len(UNIT)
@@ -85,7 +85,7 @@ def test_a_drained_replica_finishes_its_slots_and_hands_back_the_rest() -> None:
     # Passes take so long that the order comes before the last row has its slot.
     rules = [{"at": "replica.pass", "do": "slow", "seconds": 0.05}]
     actor = started(slots=2, faults=json.dumps(rules))
-    stream = actor.decode(UNIT)
+    stream = actor.decode(0, UNIT)
     items = [next(stream)]
     actor.drain()
     items += list(stream)
@@ -97,39 +97,39 @@ def test_a_drained_replica_finishes_its_slots_and_hands_back_the_rest() -> None:
     assert not actor._units
 
 
-def test_two_buckets_share_the_slots_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    actor = started(slots=3)
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_slots_are_filled_in_the_order_in_which_units_were_given(order: tuple[int, ...]) -> None:
+    """Whatever their buckets, and in whatever order the calls come: of a replica that dies the
+    driver takes the first rows that are not back for those in slots."""
     short = [Prompt(1, index, ids[:4], bucket=4) for index, ids in enumerate(PROMPTS)]
-    passes: list[tuple[int, int, int]] = []
-    run_pass = actor._run_pass
+    again = [Prompt(2, index, ids, bucket=9) for index, ids in enumerate(PROMPTS)]
+    units = [_Unit(UNIT), _Unit(short), _Unit(again)]
+    actor = started(slots=3)
+    for number in order:
+        actor._arrive(number, units[number])
+    shared = 0
+    while actor._units:
+        actor._run_pass()
+        in_slots = [
+            request.key for _, engine in actor._engines for request in engine._slots.requests()
+        ]
+        waiting = [request.key for _, engine in actor._engines for request in engine._waiting]
+        assert len(in_slots) <= 3
+        assert sorted(in_slots) + waiting == sorted(in_slots + waiting)
+        shared += len({number for number, _ in in_slots}) > 1
+    assert shared, "a unit's tail leaves slots to the next"
+    for unit in units:
+        places = [sample.key[1] for samples in drained(unit) for sample in samples]
+        assert sorted(places) == list(range(len(unit.prompts)))
 
-    def watched() -> None:
-        run_pass()
-        engines = actor._engines
-        if len(engines) == 2:
-            passes.append((engines[9].num_busy, engines[9].num_waiting, engines[4].num_busy))
 
-    monkeypatch.setattr(actor, "_run_pass", watched)
-    streams = [actor.decode(UNIT), actor.decode(short)]
-    done: list[pa.Table] = []
-    while streams:
-        for stream in list(streams):
-            item = next(stream, None)
-            if item is None:
-                streams.remove(stream)
-            elif isinstance(item, pa.Table):
-                done.append(item)
-    row_ids = [row_id for table in done for row_id in table["row_id"].to_pylist()]
-    assert sorted(row_ids) == sorted(prompt.row_id for prompt in [*UNIT, *short])
-    assert any(first and second for first, _, second in passes), "the tail must be filled"
-    # A replica that dies loses what is in its slots, and those were given first.
-    assert all(first + second <= 3 for first, _, second in passes)
-    assert all(not (waiting and second) for _, waiting, second in passes)
+def drained(unit: _Unit) -> list[Any]:
+    return [unit.inbox.get_nowait() for _ in range(unit.inbox.qsize())]
 
 
 def test_a_pulse_is_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replica, "PULSE_SECONDS", 0.0)
-    pulses = [item for item in started().decode(UNIT) if isinstance(item, Pulse)]
+    pulses = [item for item in started().decode(0, UNIT) if isinstance(item, Pulse)]
     assert pulses
     assert all(pulse.longest_pass > 0 for pulse in pulses)
 
@@ -138,7 +138,7 @@ def test_faults_reach_the_replica(capsys: pytest.CaptureFixture[str]) -> None:
     rules = [{"at": "replica.pass", "do": "raise", "times": 1}]
     actor = started(faults=json.dumps(rules))
     with pytest.raises(OSError, match="asked for"):
-        list(actor.decode(UNIT))
+        list(actor.decode(0, UNIT))
     start = [{"at": "replica.start", "match": "it on *", "do": "raise", "error": "EACCES"}]
     with pytest.raises(PermissionError):
         started(faults=json.dumps(start))

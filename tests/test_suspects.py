@@ -15,7 +15,7 @@ def prompts(count: int, bucket: int = 16) -> list[Prompt]:
 
 
 def death(begun: list[Prompt], node: str = "node", decide_at: float = 0.0) -> Death:
-    return Death("killed", begun, len(begun) == 1, node, False, decide_at)
+    return Death("killed", begun, [], len(begun) == 1, node, False, decide_at)
 
 
 def die(suspects: Suspects, begun: list[Prompt]) -> Verdict:
