@@ -23,6 +23,7 @@ from typing import Any, NoReturn, Protocol
 
 import psutil
 from pydantic import ValidationError
+from ray.exceptions import RayError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -90,32 +91,51 @@ def decode(
     job: how lines on stderr begin. settings: makes the run's; its ValueError is told in one line.
     log_format: as `jobs.logs.set_up`.
     """
-    try:
-        logs.set_up(log_format)
+
+    def work() -> int:
         config = settings()
         with Display() as show:
             began = time.monotonic()
             summary = generate(
                 config, show, lambda driver: handle_signals(job, driver), retry_failed=retry_failed
             )
+        seconds = time.monotonic() - began
+        record("run finished", **asdict(summary), seconds=seconds, output=config.output)
+        if not logs.is_json():
+            print(describe(summary, config, seconds))
+        return FAILED_ROWS if summary.num_failed else OK
+
+    return ended(job, work, log_format)
+
+
+def ended(job: str, work: Callable[[], int], log_format: str | None = None) -> int:
+    """The exit code of a job that decodes; why it ended early is told in one line.
+
+    log_format: as `jobs.logs.set_up`.
+    """
+    try:
+        logs.set_up(log_format)
+        return work()
+    except ValidationError as error:
+        logs.tell(f"{job}: {one_line(error)}")
+        return BAD_SETTINGS
     except ValueError as error:
         logs.tell(f"{job}: {error}")
         return BAD_SETTINGS
     except (RunStoppedError, KeyboardInterrupt) as error:
         reason = str(error) or "interrupted"
         logs.tell(f"{job}: {reason}; finished rows are safe, the same command continues")
-        return INTERRUPTED
+    except RayError as error:
+        reason = str(error).strip().rpartition("\n")[2] or type(error).__name__
+        logs.tell(
+            f"{job}: Ray failed: {reason}; finished rows are safe, the same command continues"
+        )
     except OSError as error:
         logs.tell(
             f"{job}: storage failed: {error}; what was written before is safe, the same command "
             "continues"
         )
-        return INTERRUPTED
-    seconds = time.monotonic() - began
-    record("run finished", **asdict(summary), seconds=seconds, output=config.output)
-    if not logs.is_json():
-        print(describe(summary, config, seconds))
-    return FAILED_ROWS if summary.num_failed else OK
+    return INTERRUPTED
 
 
 class Stoppable(Protocol):

@@ -17,16 +17,12 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import ValidationError
-from ray.exceptions import RayError
-
 from jobs import logs
-from jobs.flags import add_model_flags, given, one_line
-from jobs.generate import Display, handle_signals
+from jobs.flags import add_model_flags, given
+from jobs.generate import FAILED_ROWS, OK, Display, ended, handle_signals
 from jobs.reproduce_prompts import OWN_TASK, Prompts, prompts_of, write
 from lrd.config import DecodingConfig
 from pipeline.config import RunConfig
-from pipeline.limits import RunStoppedError
 from pipeline.paper.decodings import NEEDED, items_named
 from pipeline.paper.pages import REPLAYED, Pages
 from pipeline.paper.replays import replay_run
@@ -34,7 +30,6 @@ from pipeline.paper.study import Study
 from pipeline.run import check, generate
 
 JOB = "lrd reproduce"
-OK, BAD_INPUT, FAILED_ROWS, INTERRUPTED = 0, 2, 3, 75
 OWN_FLAGS = {"decoding", "input", "output", "model", "prompt_column"}
 GEN_LENGTHS = (64, 128)
 """Of the embedded model, whose answers are short."""
@@ -73,28 +68,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The job; its exit code."""
-    try:
-        logs.set_up(args.log_format)
-        items = items_named(args.items)
-        study, prompts = study_from(args)
-        runs, num_failed = study.runs(items), 0
-        if not args.tables_only:
-            check_all(study, prompts, items)
-            write(prompts)
-            num_failed = decode_all(runs)
-            replay_all(study, items, args.replay_rows)
-        write_pages(study, items, args.replay_rows)
-    except ValidationError as error:
-        logs.tell(f"{JOB}: {one_line(error)}")
-        return BAD_INPUT
-    except ValueError as error:
-        logs.tell(f"{JOB}: {error}")
-        return BAD_INPUT
-    except (RunStoppedError, KeyboardInterrupt, OSError, RayError) as error:
-        reason = str(error).strip().rpartition("\n")[2] or "interrupted"
-        logs.tell(f"{JOB}: {reason}; finished rows are safe, the same command continues")
-        return INTERRUPTED
+    """The job; its exit code, as `lrd generate` has them."""
+    return ended(JOB, lambda: reproduce(args), args.log_format)
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    """Decode what is owed and write the pages. Raises as `ended` catches."""
+    items = items_named(args.items)
+    study, prompts = study_from(args)
+    runs, num_failed = study.runs(items), 0
+    if not args.tables_only:
+        check_all(study, prompts, items)
+        write(prompts)
+        num_failed = decode_all(runs)
+        replay_all(study, items, args.replay_rows)
+    write_pages(study, items, args.replay_rows)
     return FAILED_ROWS if num_failed else OK
 
 

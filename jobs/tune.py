@@ -15,11 +15,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from jobs import logs
-from jobs.flags import add_model_flags, given, one_line
-from jobs.generate import BAD_SETTINGS, INTERRUPTED, OK, Stoppable, handle_signals
+from jobs.flags import add_model_flags, given
+from jobs.generate import OK, Stoppable, ended, handle_signals
 from lrd import DecodingConfig
 from lrd.config import PRESETS
 from pipeline.config import RunConfig
@@ -104,25 +102,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The job; its exit code, as `lrd generate` has them."""
-    try:
-        logs.set_up(args.log_format)
-        return sweep(args)
-    except ValidationError as error:
-        logs.tell(f"{JOB}: {one_line(error)}")
-        return BAD_SETTINGS
-    except ValueError as error:
-        logs.tell(f"{JOB}: {error}")
-        return BAD_SETTINGS
-    except (RunStoppedError, KeyboardInterrupt) as error:
-        reason = str(error) or "interrupted"
-    except OSError as error:
-        reason = f"storage failed: {error}"
-    logs.tell(f"{JOB}: {reason}; what is measured is safe, the same command continues")
-    return INTERRUPTED
+    return ended(JOB, lambda: sweep(args), args.log_format)
 
 
 def sweep(args: argparse.Namespace) -> int:
-    """Measure what is owed and write the outcome. Raises as `run` catches."""
+    """Measure what is owed and write the outcome. Raises as `ended` catches."""
     task = task_named(args.task)
     if args.limit < 1:
         raise ValueError(f"--limit is {args.limit}; at least 1 is needed")

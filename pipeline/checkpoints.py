@@ -10,20 +10,17 @@ the files hold.
 from __future__ import annotations
 
 import hashlib
-import shutil
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from pyarrow import fs
 
 from lrd.models.hub import FILES
 from pipeline import remote
-from pipeline.weights import cache_folder
+from pipeline.weights import kept_once
 
 FILES_AT_A_TIME = 4
 CHUNK_BYTES = 1 << 23
@@ -55,29 +52,18 @@ def fetch(uri: str, files: Sequence[str] = FILES) -> Path:
         raise ValueError(f"{uri}: no checkpoint there (no config.json, no safetensors); check it")
     versions = sorted((info.base_name, info.size, info.mtime_ns) for info in found)
     name = hashlib.sha256(repr((uri, versions)).encode()).hexdigest()[:24]
-    folder = cache_folder() / "checkpoints" / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{name}.lock")):
-        if not folder.is_dir():
-            _read_all(filesystem, found, folder, uri)
-    return folder
+    return kept_once(
+        f"checkpoints/{name}", lambda folder: _read_all(filesystem, found, folder, uri)
+    )
 
 
 def _read_all(filesystem: Any, found: list[fs.FileInfo], folder: Path, uri: str) -> None:
-    """The files, beside the folder until all are whole."""
-    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
-    partial.mkdir()
-    try:
-        with ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
-            copies = [
-                pool.submit(_read_one, filesystem, info, partial / info.base_name, uri)
-                for info in found
-            ]
-            for copy in copies:
-                copy.result()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
+        copies = [
+            pool.submit(_read_one, filesystem, info, folder / info.base_name, uri) for info in found
+        ]
+        for copy in copies:
+            copy.result()
 
 
 def _read_one(filesystem: Any, info: fs.FileInfo, target: Path, uri: str) -> None:

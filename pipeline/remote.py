@@ -100,12 +100,13 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
     try:
         found: tuple[fs.FileSystem, str] = again(lambda: fs.FileSystem.from_uri(uri), uri)
         return found[0], found[1].rstrip("/")
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        pass
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        reason = str(error)
     try:
         opened, root = fsspec.core.url_to_fs(uri)
     except (ValueError, ImportError) as error:
-        raise ValueError(f"{uri}: no filesystem opens it ({error})") from error
+        place = uri.partition("?")[0]
+        raise ValueError(f"{place}: no filesystem opens it ({reason}; {error})") from error
     return fs.PyFileSystem(fs.FSSpecHandler(opened)), root
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,25 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "lrd").expanduser()
 
 
+def kept_once(name: str, fill: Callable[[Path], None]) -> Path:
+    """The folder of this name among the copies, filled where this machine lacks it.
+
+    fill: writes into the empty folder that it is given, which gets its name when it is whole.
+    Processes that want one folder wait for the one that fills it. Raises OSError where it cannot
+    be made, and what `fill` raises.
+    """
+    folder = cache_folder() / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            partial = folder.with_name(f"{folder.name}.part")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            fill(partial)
+            partial.rename(folder)
+    return folder
+
+
 def node_folder(model: str) -> str:
     """The model itself, or the node's copy of its folder.
 
@@ -37,18 +57,17 @@ def node_folder(model: str) -> str:
     """
     if not Path(model).is_dir() or not in_user_space(Path(model)):
         return model
-    cache = cache_folder()
     files = sorted({file for pattern in FILES for file in Path(model).glob(pattern)})
     digest = hashlib.sha256()
     for file in files:
         about = file.stat()
         digest.update(f"{file.resolve()} {about.st_size} {about.st_mtime_ns}\n".encode())
-    copy = cache / digest.hexdigest()[:32]
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{copy}.lock"):
-        if not copy.is_dir():
-            _copy(files, copy)
-    return str(copy)
+
+    def copy(folder: Path) -> None:
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
+
+    return str(kept_once(digest.hexdigest()[:32], copy))
 
 
 def in_user_space(path: Path, partitions: list[Any] | None = None) -> bool:
@@ -62,12 +81,3 @@ def in_user_space(path: Path, partitions: list[Any] | None = None) -> bool:
     innermost = max(reversed(holding), key=lambda part: len(part.mountpoint), default=None)
     # fuseblk: a disk of this machine.
     return innermost is not None and innermost.fstype.partition(".")[0] == "fuse"
-
-
-def _copy(files: list[Path], folder: Path) -> None:
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    for file in files:
-        shutil.copyfile(file, partial / file.name)
-    partial.rename(folder)
