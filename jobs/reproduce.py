@@ -27,6 +27,7 @@ from pipeline.paper.decodings import NEEDED, items_named
 from pipeline.paper.pages import REPLAYED, Pages
 from pipeline.paper.replays import replay_run
 from pipeline.paper.study import Study
+from pipeline.remote import child
 from pipeline.run import check, generate
 
 JOB = "lrd reproduce"
@@ -150,7 +151,7 @@ def write_pages(study: Study, items: list[str], num_rows: int) -> None:
     pages = Pages(study, num_rows, lambda folder: logs.tell(f"scoring {folder}"))
     for item in items:
         names = pages.write(item)
-        print(f"{item}: {', '.join(f'{study.output}/{name}' for name in names)}", flush=True)
+        print(f"{item}: {', '.join(child(study.output, name) for name in names)}", flush=True)
 
 
 def let_signals_end() -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from jobs.evaluate_tiny import distinct
 from pipeline import parquet
+from pipeline.remote import child
 from pipeline.scoring.tasks import TASKS, task_named
 from pipeline.storage import Storage
 
@@ -77,7 +78,7 @@ def _made(limit: int | None, output: str) -> Prompts:
             "answer": [str(problem.answer) for problem in tested],
         }
     )
-    return Prompts(f"{output}/prompts/{OWN_TASK}-{count}", table)
+    return Prompts(child(output, f"prompts/{OWN_TASK}-{count}"), table)
 
 
 def _given(name: str, source: str, limit: int | None, output: str) -> Prompts:
@@ -98,4 +99,4 @@ def _given(name: str, source: str, limit: int | None, output: str) -> Prompts:
         tables.append(parquet.read_shard(storage, file))
         if sum(table.num_rows for table in tables) >= limit:
             break
-    return Prompts(f"{output}/prompts/{name}-{limit}", pa.concat_tables(tables)[:limit])
+    return Prompts(child(output, f"prompts/{name}-{limit}"), pa.concat_tables(tables)[:limit])

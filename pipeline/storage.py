@@ -72,6 +72,12 @@ class Storage:
         names = [info.base_name for info in self.files(folder)]
         return sorted(name for name in names if not name.endswith(PARTIAL))
 
+    def folders(self, folder: str = "") -> list[str]:
+        """Names of the folders directly in a folder, sorted; empty where there is none."""
+        selector = fs.FileSelector(self.path(folder), allow_not_found=True)
+        found = self._again(lambda: self.filesystem.get_file_info(selector))
+        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
     def files(self, folder: str = "", *, recursive: bool = False) -> list[fs.FileInfo]:
         """Files in a folder, those that are not whole yet too; empty where there is none."""
         selector = fs.FileSelector(self.path(folder), allow_not_found=True, recursive=recursive)

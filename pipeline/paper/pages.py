@@ -168,7 +168,7 @@ def _run_line(output: Storage) -> tuple[str, ...]:
     decoding = settings["decoding"]
     words = [f"{name}={decoding[name]}" for name in (*shown, *rest) if decoding[name] is not None]
     return (
-        output.uri.rpartition("/")[2],
+        output.root.rpartition("/")[2],
         str(manifest["created"])[:16],
         str(settings["replicas"] or "by the cluster"),
         str(settings["slots"]),

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.paper.decodings import METHOD, NEEDED, config_of, first_alike
+from pipeline.remote import child, parent
 
 SETTINGS = (
     *("model", "revision", "dtype", "compile", "prompt_format", "system_prompt", "truncation"),
@@ -66,9 +67,9 @@ class Study:
                 "decoding": config_of(name, group.gen_length, self.decoding, self.method),
             }
         )
-        parts = (model_name(group.model), prompts.rstrip("/").rpartition("/")[2])
+        parts = (model_name(group.model), parent(prompts.rstrip("/"))[1])
         folder = "-".join([*parts, str(group.gen_length), name, _digest(config)])
-        return config.model_copy(update={"output": f"{self.output}/runs/{folder}"})
+        return config.model_copy(update={"output": child(self.output, f"runs/{folder}")})
 
     def runs(self, items: Iterable[str]) -> list[RunConfig]:
         """Every run that these tables and figures need, once."""

@@ -54,10 +54,7 @@ def page(
     """The whole file. status: class and text of the mark beside the title."""
     folder = files("pipeline.report")
     css = folder.joinpath("page.css").read_text(encoding="utf-8")
-    scripts = [
-        folder.joinpath(name).read_text(encoding="utf-8")
-        for name in ("charts.js", "traces.js", "viewer.js")
-    ]
+    scripts = [folder.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS]
     data = {**data, "charts": _pointers(sections)}
     links = "".join(
         f'<a href="#{escape(section.name)}">{escape(section.title)}</a>' for section in sections

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from pipeline import parquet
 from pipeline.config import RunConfig
+from pipeline.remote import child
 from pipeline.storage import Storage
 
 FACTS = "sample.json"
@@ -37,7 +38,7 @@ def draw(output: Storage, config: RunConfig, task: str, limit: int, seed: int) -
         "input": config.input,
         **_common(config),
     }
-    prompts = f"{output.uri}/{FOLDER}"
+    prompts = child(output.uri, FOLDER)
     if output.kind(FACTS) == "file":
         _check_same(output, json.loads(output.read(FACTS)), facts)
         if output.kind(FILE) == "file":

@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from lrd import DecodingConfig
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
 from pipeline.inspect import whole_manifest
+from pipeline.remote import child
 from pipeline.run import generate
 from pipeline.scoring.evaluate import SCORES, evaluate, finished_shards
 from pipeline.scoring.paired import Outcomes
@@ -55,7 +55,7 @@ def measure(
     config: the run's settings but for `decoding` and `output`, its input the sample's folder.
     Raises as `pipeline.run.generate` and `pipeline.scoring.evaluate.evaluate` do.
     """
-    output = Storage(f"{sweep.uri}/{RUNS}/{run_name(decoding)}")
+    output = Storage(child(sweep.uri, f"{RUNS}/{run_name(decoding)}"))
     if not is_scored(output, task.name):
         settings = {**dict(config), "output": output.uri, "decoding": decoding}
         generate(RunConfig(**settings), on_driver=on_driver)
@@ -73,12 +73,7 @@ def all_trials(sweep: Storage, task: str) -> list[Trial]:
 
     Raises ValueError where the model changed between them.
     """
-    selector = fs.FileSelector(sweep.path(RUNS), allow_not_found=True)
-    folders = [
-        Storage(f"{sweep.uri}/{RUNS}/{info.base_name}")
-        for info in sweep.filesystem.get_file_info(selector)
-        if info.type == fs.FileType.Directory
-    ]
+    folders = [Storage(child(sweep.uri, f"{RUNS}/{name}")) for name in sweep.folders(RUNS)]
     trials = [read_trial(folder, task) for folder in folders if is_scored(folder, task)]
     if len({trial.model_digest for trial in trials}) > 1:
         raise ValueError(
@@ -107,5 +102,5 @@ def read_trial(output: Storage, task: str) -> Trial:
 
 
 def _read(output: Storage, name: str, columns: list[str]) -> pa.Table:
-    with output.filesystem.open_input_file(output.path(name)) as source:
+    with output.open(name) as source:
         return pq.ParquetFile(source).read(columns=columns).replace_schema_metadata(None)
