@@ -92,6 +92,7 @@ def test_given_prompts_are_cut_to_the_first_rows(tmp_path: Path) -> None:
 
 @pytest.fixture
 def ray_session() -> Iterator[None]:
+    ray.shutdown()
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

@@ -36,6 +36,7 @@ FLAGS = ["--gen-length", "32", "--replicas", "1", "--cpus-per-replica", "1", "--
 @pytest.fixture(scope="module")
 def session() -> Iterator[None]:
     # Not the cluster of somebody else on this machine.
+    ray.shutdown()
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

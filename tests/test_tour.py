@@ -26,7 +26,7 @@ def blocks(file: str, heading: str, language: str) -> list[str]:
 def test_the_tour_and_the_pandas_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ray.shutdown()
+    ray.shutdown()  # The tour starts its own.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "jobs").symlink_to(ROOT / "jobs")
     (tmp_path / "runs").mkdir()
@@ -41,6 +41,7 @@ def test_the_tour_and_the_pandas_session(
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert ended.value.code == 0, f"{line}: {capsys.readouterr().err}"
+    ray.shutdown()
     assert (tmp_path / "runs" / "out" / "report.html").stat().st_size > 100_000
 
     monkeypatch.chdir(tmp_path / "runs")
