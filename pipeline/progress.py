@@ -61,7 +61,7 @@ class Meter:
         self._num_before = self._num_seen = num_committed
         self._num_done = self._num_failed = self._num_forwards = 0
         self._began = time.monotonic()
-        self._first_at: float | None = None
+        self._decoding_since: float | None = None
         self._buckets: dict[int, BucketProgress] = {}
 
     def shard_read(self, num_rows: int, num_stored: int, prompts: Sequence[Prompt]) -> None:
@@ -84,8 +84,10 @@ class Meter:
                 place.done += 1
                 place.num_forwards += num_forwards or 0
                 place.seconds += seconds or 0.0
-        if self._first_at is None and results.num_rows:
-            self._first_at = time.monotonic()
+        if self._decoding_since is None and results.num_rows:
+            # The first rows were in slots before they came; their seconds count as spent.
+            first = max((row or 0.0 for row in results["seconds"].to_pylist()), default=0.0)
+            self._decoding_since = time.monotonic() - first
 
     def progress(self, replicas: dict[str, str]) -> Progress:
         """Where the run stands now."""
@@ -107,7 +109,8 @@ class Meter:
         Rows of shards that nobody has read yet fall into the buckets as those read do.
         """
         known = [b for b in self._buckets.values() if b.done and b.seconds]
-        wall = time.monotonic() - self._first_at if self._first_at is not None else 0.0
+        since = self._decoding_since
+        wall = time.monotonic() - since if since is not None else 0.0
         spent = sum(b.seconds for b in known)
         if not known or wall <= 0:
             return None

@@ -237,3 +237,18 @@ def test_memory_of_the_published_models() -> None:
     assert longer is not None
     assert longer.beside_weights(8) > need.beside_weights(8) > need.beside_weights(1)
     assert memory_need(object(), "bfloat16", decoding, 200) is None
+
+
+def test_the_first_rows_do_not_make_the_rest_look_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come together, a slot's whole time after they began."""
+    now = 100.0
+    monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: now)
+    meter = Meter(12, 0)
+    meter.shard_read(12, 0, [Prompt(0, n, [1], 8) for n in range(12)])
+    assert meter.progress({}).seconds_left is None
+    now += 15.0  # Five of them for the model to load.
+    meter.rows_done(results_table([good(0, n, seconds=10.0) for n in range(2)]))
+    assert meter.progress({}).seconds_left == pytest.approx(50.0), "two slots, ten rows"
+    now += 10.0
+    meter.rows_done(results_table([good(0, n, seconds=10.0) for n in range(2, 4)]))
+    assert meter.progress({}).seconds_left == pytest.approx(40.0)
