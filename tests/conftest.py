@@ -6,8 +6,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # Ray runs its workers at nice 15: on a busy machine tests would wait for them.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray spells it so)
 
+from collections.abc import Iterator
+
 import golden
 import pytest
+import ray
 import torch
 from random_model import LIVELY, random_model
 
@@ -20,6 +23,15 @@ torch.set_num_threads(1)
 def model() -> LoadedModel:
     """A random model whose samples take very different numbers of passes."""
     return random_model(**LIVELY)
+
+
+@pytest.fixture
+def ray_session() -> Iterator[None]:
+    """A local Ray of two cores."""
+    ray.shutdown()
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-import csv
 import json
 import os
 import re
-import shutil
 import signal
 import time
-import tomllib
 import urllib.request
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -27,7 +23,7 @@ import pytest
 import ray
 import s3
 
-from jobs import prepare, tune
+from jobs import prepare
 from jobs.word_problems import problems
 from lrd import DecodingConfig
 from pipeline import faults
@@ -40,10 +36,8 @@ from pipeline.parquet import RESULT_SCHEMA
 from pipeline.progress import Progress
 from pipeline.replica import Replica
 from pipeline.run import generate
-from pipeline.scoring.word_problems import final_answer
 from pipeline.storage import Storage
 from pipeline.summary import Summary
-from pipeline.tuning.trials import all_trials
 
 SHARED = Path(os.environ.get("LRD_SHARED") or Path(__file__).parents[2] / "shared")
 DECODING = DecodingConfig.preset("fast", gen_length=32)
@@ -574,62 +568,3 @@ def test_a_run_from_and_to_an_object_store_continues(
         assert keys == names, "nothing else may lie there, markers of folders included"
         manifest = output.read(".run/manifest.json").decode()
     assert not any(secret in manifest for secret in s3.CREDENTIALS.values() if secret != "true")
-
-
-@pytest.fixture
-def signals_kept() -> Iterator[None]:
-    """The handlers of Ctrl-C and SIGTERM as they were: jobs install their own."""
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    yield
-    signal.signal(signal.SIGINT, before[0])
-    signal.signal(signal.SIGTERM, before[1])
-
-
-@pytest.mark.usefixtures("signals_kept")
-def test_a_sweep_continues_and_is_added_to(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tested = list(islice(problems("test", seed=5), 12))
-    table = pa.table(
-        {"prompt": [p.question for p in tested], "answer": [str(p.answer) for p in tested]}
-    )
-    pq.write_table(table, tmp_path / "in.parquet")
-
-    def sweep() -> list[dict[str, str]]:
-        parser = argparse.ArgumentParser()
-        tune.add_arguments(parser)
-        words = f"--task word-problems --input {tmp_path}/in.parquet --output {tmp_path}/out "
-        words += "--limit 8 --gen-length 32 --cpus-per-replica 1 --r-f 0.3 --tau-decode 0.1 "
-        words += "--monitor mean:gate=0.2 --whole-presets"
-        assert tune.run(parser.parse_args(words.split())) == 0
-        with (tmp_path / "out/settings.csv").open() as lines:
-            return list(csv.DictReader(lines))
-
-    (first,) = sweep()
-    runs = tmp_path / "out/runs"
-    results = pd.read_parquet(runs / first["run"] / "data")
-    right = results["output_text"].map(final_answer) == results["answer"]
-    assert (int(first["correct"]), int(first["problems"])) == (right.sum(), 8)
-    assert float(first["mean_forwards"]) == pytest.approx(results["num_forwards"].mean(), abs=1e-3)
-    best = tomllib.loads((tmp_path / "out/best.toml").read_text())
-    assert best["decoding"]["gen_length"] == 32
-    assert "recommended: r_f 0.3" in capsys.readouterr().out
-
-    # A run that another grid left there.
-    shutil.copytree(runs / first["run"], runs / "other")
-    manifest = json.loads((runs / "other/.run/manifest.json").read_text())
-    manifest["settings"]["decoding"]["entropy_threshold"] = 0.8
-    (runs / "other/.run/manifest.json").write_text(json.dumps(manifest))
-    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
-    rows = sweep()
-    assert {row["run"]: row["commit"] for row in rows} == {
-        first["run"]: "entropy < 0.2",
-        "other": "entropy < 0.8",
-    }
-    after = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
-    assert after == before, "what was measured was decoded again"
-
-    manifest["fingerprint"]["model"] = "of other weights"
-    (runs / "other/.run/manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="different weights"):
-        all_trials(Storage(str(tmp_path / "out")), "word-problems")

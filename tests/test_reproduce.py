@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from jobs import reproduce
 from jobs.reproduce_prompts import OWN_TASK, prompts_of, write
@@ -88,14 +86,6 @@ def test_given_prompts_are_cut_to_the_first_rows(tmp_path: Path) -> None:
     cut = prompts_of([f"gsm8k={source}"], 4, out)["gsm8k"]
     assert cut.uri == f"{out}/prompts/gsm8k-4"
     assert cut.table["prompt"].to_pylist() == ["0-0", "0-1", "0-2", "1-0"]
-
-
-@pytest.fixture
-def ray_session() -> Iterator[None]:
-    ray.shutdown()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.usefixtures("ray_session")

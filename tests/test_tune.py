@@ -8,26 +8,33 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import json
 import os
+import shutil
 import signal
 import tomllib
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
 from jobs import generate, tune
+from jobs.word_problems import problems
 from lrd import DecodingConfig
 from pipeline.config import RunConfig
 from pipeline.scoring.paired import compare
+from pipeline.scoring.word_problems import final_answer
 from pipeline.storage import Storage
 from pipeline.tuning import sample, tables
 from pipeline.tuning.choice import as_preset, choose, settings_file
 from pipeline.tuning.grid import Grid, effective, run_name
 from pipeline.tuning.monitor import monitor_name, monitor_settings
-from pipeline.tuning.trials import Trial
+from pipeline.tuning.trials import Trial, all_trials
 
 FAST = DecodingConfig.preset("fast")
 SETTINGS = [
@@ -276,3 +283,62 @@ def test_a_stop_reaches_the_driver_at_work_and_the_next(
     assert late.stopped
     assert not ended.stopped
     assert "lrd tune: keeping what is finished" in capfd.readouterr().err
+
+
+@pytest.fixture
+def signals_kept() -> Iterator[None]:
+    """The handlers of Ctrl-C and SIGTERM as they were: jobs install their own."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGTERM, before[1])
+
+
+@pytest.mark.usefixtures("signals_kept", "ray_session")
+def test_a_sweep_continues_and_is_added_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tested = list(islice(problems("test", seed=5), 12))
+    table = pa.table(
+        {"prompt": [p.question for p in tested], "answer": [str(p.answer) for p in tested]}
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+
+    def sweep() -> list[dict[str, str]]:
+        parser = argparse.ArgumentParser()
+        tune.add_arguments(parser)
+        words = f"--task word-problems --input {tmp_path}/in.parquet --output {tmp_path}/out "
+        words += "--limit 8 --gen-length 32 --cpus-per-replica 1 --r-f 0.3 --tau-decode 0.1 "
+        words += "--monitor mean:gate=0.2 --whole-presets"
+        assert tune.run(parser.parse_args(words.split())) == 0
+        with (tmp_path / "out/settings.csv").open() as lines:
+            return list(csv.DictReader(lines))
+
+    (first,) = sweep()
+    runs = tmp_path / "out/runs"
+    results = pd.read_parquet(runs / first["run"] / "data")
+    right = results["output_text"].map(final_answer) == results["answer"]
+    assert (int(first["correct"]), int(first["problems"])) == (right.sum(), 8)
+    assert float(first["mean_forwards"]) == pytest.approx(results["num_forwards"].mean(), abs=1e-3)
+    best = tomllib.loads((tmp_path / "out/best.toml").read_text())
+    assert best["decoding"]["gen_length"] == 32
+    assert "recommended: r_f 0.3" in capsys.readouterr().out
+
+    # A run that another grid left there.
+    shutil.copytree(runs / first["run"], runs / "other")
+    manifest = json.loads((runs / "other/.run/manifest.json").read_text())
+    manifest["settings"]["decoding"]["entropy_threshold"] = 0.8
+    (runs / "other/.run/manifest.json").write_text(json.dumps(manifest))
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+    rows = sweep()
+    assert {row["run"]: row["commit"] for row in rows} == {
+        first["run"]: "entropy < 0.2",
+        "other": "entropy < 0.8",
+    }
+    after = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+    assert after == before, "what was measured was decoded again"
+
+    manifest["fingerprint"]["model"] = "of other weights"
+    (runs / "other/.run/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="different weights"):
+        all_trials(Storage(str(tmp_path / "out")), "word-problems")

@@ -175,7 +175,10 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.table_rows, config.width)
+        # On the meta device no weight is drawn: to try to would load torch's compiler, a second.
+        shape = config.table_rows, config.width
+        table = torch.empty(shape) if torch.get_default_device().type == "meta" else None
+        self.embedding = nn.Embedding(*shape, _weight=table)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.width, config.rms_norm_eps)
         self._table: tuple[Tensor, Tensor] | None = None
