@@ -23,7 +23,7 @@ from pipeline.parquet import results_table
 from pipeline.run import generate
 
 DASHBOARD = Path(__file__).parents[1] / "cluster" / "grafana-dashboard.json"
-QUESTIONS = [f"Tom has {n} apples and buys 7 more. How many apples are there?" for n in range(80)]
+QUESTIONS = [f"Tom has {n} apples and buys 7 more. How many apples are there?" for n in range(48)]
 
 
 @dataclass

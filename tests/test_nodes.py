@@ -32,7 +32,8 @@ from pipeline.progress import Progress
 from pipeline.replica import Replica, ReplicaSettings
 from pipeline.run import generate
 
-pytestmark = pytest.mark.timeout(180)
+# Half a minute each, most of it Ray's own; `test_chaos.py` loses and adds nodes in every run.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
@@ -92,7 +93,6 @@ def run(tmp_path: Path, act: Any, **settings: Any) -> tuple[pd.DataFrame, list[d
     return pd.read_parquet(tmp_path / "out" / "data"), [json.loads(line) for line in lines]
 
 
-@pytest.mark.slow
 def test_a_drained_node_is_left(cluster: Cluster, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=1)
     write_prompts(tmp_path / "in", 80)
@@ -131,7 +131,6 @@ def test_a_drained_node_is_left(cluster: Cluster, tmp_path: Path) -> None:
     assert frame["attempts"].max() == 1, "what was begun was finished"
 
 
-@pytest.mark.slow
 def test_a_node_where_nothing_starts_is_avoided(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +173,6 @@ def test_replicas_follow_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
     assert frame["attempts"].max() == 2
 
 
-@pytest.mark.slow
 def test_replicas_keep_to_gpus_of_their_type(cluster: Cluster, tmp_path: Path) -> None:
     gpu = {"num_cpus": 1, "num_gpus": 1}
     cluster.add_node(**gpu, resources={"accelerator_type:T4": 1})
