@@ -128,7 +128,7 @@ def drained(unit: _Unit) -> list[Any]:
 
 
 def test_a_pulse_is_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica, "PULSE_SECONDS", 0.0)
+    monkeypatch.setattr(replica, "PULSE_SECONDS", 0.001)
     pulses = [item for item in started().decode(0, UNIT) if isinstance(item, Pulse)]
     assert pulses
     assert all(pulse.longest_pass > 0 for pulse in pulses)
