@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +15,8 @@ from random_model import LIVELY, random_model
 from test_engine import PROMPTS, UNEVEN, Cramped
 
 from pipeline import faults, remote, replica
-from pipeline.replica import Replica, ReplicaSettings, _Unit
+from pipeline.passes import Unit
+from pipeline.replica import Replica, ReplicaSettings
 from pipeline.rows import HandedBack, Notice, Prompt, Pulse
 
 SETTINGS = ReplicaSettings(
@@ -60,7 +62,8 @@ def test_want_of_memory_is_a_notice_and_costs_no_row(monkeypatch: pytest.MonkeyP
         "out of memory with 5 slots of 21"
     ]
     # What was learnt is not learnt again by the bucket's next engine.
-    actor._orders.put(actor._engines.clear)
+    passes = actor._passes
+    passes._orders.put(passes._engines.clear)
     assert not any(isinstance(item, Notice) for item in actor.decode(1, UNIT))
 
 
@@ -75,7 +78,7 @@ def test_on_a_device_there_are_as_many_slots_as_fit(monkeypatch: pytest.MonkeyPa
     actor = started(device="cuda", memory_share=0.5)
     items = [*actor.decode(0, UNIT), *actor.decode(1, UNIT)]
     assert asked == [(5, 0.5)], "a bucket is probed once"
-    assert actor._engines[0][1].num_slots == 2
+    assert actor._passes._engines[0][1].num_slots == 2
     notices = [item.text for item in items if isinstance(item, Notice)]
     assert notices == ["memory for 2 of 5 slots in bucket 9"]
     assert len(rows_of(items)) == 2 * len(UNIT)
@@ -94,7 +97,7 @@ def test_a_drained_replica_finishes_its_slots_and_hands_back_the_rest() -> None:
     assert back
     assert len(done) >= 2
     assert sorted(back + done) == [prompt.row_id for prompt in UNIT]
-    assert not actor._units
+    assert not actor._passes._units
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
@@ -103,27 +106,28 @@ def test_slots_are_filled_in_the_order_in_which_units_were_given(order: tuple[in
     driver takes the first rows that are not back for those in slots."""
     short = [Prompt(1, index, ids[:4], bucket=4) for index, ids in enumerate(PROMPTS)]
     again = [Prompt(2, index, ids, bucket=9) for index, ids in enumerate(PROMPTS)]
-    units = [_Unit(UNIT), _Unit(short), _Unit(again)]
     actor = started(slots=3)
+    units = [actor._unit(number, prompts) for number, prompts in enumerate((UNIT, short, again))]
+    passes = actor._passes
     for number in order:
-        actor._arrive(number, units[number])
+        passes._arrive(units[number])
     shared = 0
-    while actor._units:
-        actor._run_pass()
+    while passes._units:
+        passes._run_pass()
         in_slots = [
-            request.key for _, engine in actor._engines for request in engine._slots.requests()
+            request.key for _, engine in passes._engines for request in engine._slots.requests()
         ]
-        waiting = [request.key for _, engine in actor._engines for request in engine._waiting]
+        waiting = [request.key for _, engine in passes._engines for request in engine._waiting]
         assert len(in_slots) <= 3
         assert sorted(in_slots) + waiting == sorted(in_slots + waiting)
         shared += len({number for number, _ in in_slots}) > 1
     assert shared, "a unit's tail leaves slots to the next"
     for unit in units:
         places = [sample.key[1] for samples in drained(unit) for sample in samples]
-        assert sorted(places) == list(range(len(unit.prompts)))
+        assert sorted(places) == list(range(len(unit.requests)))
 
 
-def drained(unit: _Unit) -> list[Any]:
+def drained(unit: Unit) -> list[Any]:
     return [unit.inbox.get_nowait() for _ in range(unit.inbox.qsize())]
 
 
@@ -132,6 +136,13 @@ def test_a_pulse_is_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
     pulses = [item for item in started().decode(0, UNIT) if isinstance(item, Pulse)]
     assert pulses
     assert all(pulse.longest_pass > 0 for pulse in pulses)
+
+
+def test_calls_share_one_pulse(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter((100.0, 100.5, 101.0, 101.9, 102.0))
+    monkeypatch.setattr(replica, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    actor = started()
+    assert [actor._pulse_is_due() for _ in range(5)] == [True, False, True, False, True]
 
 
 def test_faults_reach_the_replica(capsys: pytest.CaptureFixture[str]) -> None:
