@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.decoders import Decoder
+from pipeline.markdown import table
 from pipeline.report.frontier import Series, frontier
 from pipeline.scoring.paired import Comparison, Outcomes, compare
 
@@ -86,7 +87,7 @@ def accuracy_table(measured: Sequence[Measured], decoders: Sequence[Decoder]) ->
                 str(found.num_unsure),
             ]
         rows.append(cells)
-    return markdown(head, rows)
+    return table(head, rows)
 
 
 def within_table(measured: Sequence[Measured], decoders: Sequence[Decoder]) -> str:
@@ -107,7 +108,7 @@ def within_table(measured: Sequence[Measured], decoders: Sequence[Decoder]) -> s
             cells += difference(compare(ours, theirs))
             cells.append(f"x {ours.mean_forwards / theirs.mean_forwards:.2f}")
         rows.append(cells)
-    return markdown(head, rows)
+    return table(head, rows)
 
 
 def between_table(measured: Sequence[Measured], decoders: Sequence[Decoder]) -> str:
@@ -120,7 +121,7 @@ def between_table(measured: Sequence[Measured], decoders: Sequence[Decoder]) -> 
         ours, theirs = second.outcomes[decoder.key], first.outcomes[decoder.key]
         ratio = f"x {ours.mean_forwards / theirs.mean_forwards:.2f}"
         rows.append([str(number), decoder.name, *difference(compare(ours, theirs)), ratio])
-    return markdown(head, rows)
+    return table(head, rows)
 
 
 def difference(found: Comparison) -> list[str]:
@@ -153,9 +154,3 @@ def as_svg(
         for one, look in zip(measured, LOOKS, strict=True)
     ]
     return frontier(series, f"{measured[0].label} and {measured[1].label} under every decoder")
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

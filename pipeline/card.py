@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import yaml
 
+from pipeline.markdown import code, escaped, table
 from pipeline.parquet import RESULT_SCHEMA
 
 PAPER = "[Latent Refinement Decoding](https://arxiv.org/abs/2510.11052)"
@@ -58,8 +58,6 @@ SIZES = (
     (1_000_000_000, "100M<n<1B"),
 )
 """The hub's classes: rows below, name."""
-LONGEST = 300
-"""Characters of one text in a table."""
 MOST_INPUTS = 20
 """Input files that are listed."""
 
@@ -111,24 +109,6 @@ def card(facts: Facts, about: About) -> str:
     return "\n".join([*_header(facts, about), *_body(facts, about)]) + "\n"
 
 
-def escaped(text: object) -> str:
-    """Any text as one line that reads as itself in a Markdown table and is nothing else.
-
-    Whatever could mean something to Markdown, HTML or a link finder is written by number;
-    characters that no reader sees, which can turn a line around, are dropped.
-    """
-    line = " ".join(str(text).split())
-    seen = "".join(c for c in line if unicodedata.category(c)[0] != "C")
-    cut = seen if len(seen) <= LONGEST else seen[: LONGEST - 1] + "…"
-    return re.sub(r"[^\w ]|_", lambda found: f"&#{ord(found[0])};", cut)
-
-
-def code(text: object) -> str:
-    """The same as inline code where the text is harmless there."""
-    plain = re.fullmatch(r"[\w.,:/+=()-][\w.,:/+=() -]*", str(text), re.ASCII)
-    return f"`{text}`" if plain and len(str(text)) <= LONGEST else escaped(text)
-
-
 def _header(facts: Facts, about: About) -> Iterator[str]:
     configs = []
     if facts.num_ok:
@@ -177,19 +157,19 @@ def _body(facts: Facts, about: About) -> Iterator[str]:
             '`load_dataset(…, "failed", split="failed")`, with the reasons in `error`.'
         )
     yield "\n## Statistics\n"
-    yield from _table(("", "value"), _statistics(facts))
+    yield table(("", "value"), _statistics(facts))
     if facts.errors:
         yield "\n## Failed rows\n"
-        yield from _table(("rows", "reason"), [(n, escaped(e)) for e, n in facts.errors.items()])
+        yield table(("rows", "reason"), [(n, escaped(e)) for e, n in facts.errors.items()])
     yield "\n## Accuracy\n"
     yield from _accuracy(facts.evaluations)
     yield "\n## Columns\n"
-    yield from _table(("column", "type", "meaning"), _columns(facts, settings))
+    yield table(("column", "type", "meaning"), _columns(facts, settings))
     yield "\n## Settings\n"
-    yield from _table(("setting", "value"), _settings(settings, fingerprint))
+    yield table(("setting", "value"), _settings(settings, fingerprint))
     yield "\n## Fingerprint\n"
     yield "What the results depend on, by content (SHA-256):\n"
-    yield from _table(("of", "digest"), _digests(fingerprint))
+    yield table(("of", "digest"), _digests(fingerprint))
 
 
 def _statistics(facts: Facts) -> Iterator[tuple[object, ...]]:
@@ -218,7 +198,7 @@ def _accuracy(evaluations: Sequence[dict[str, Any]]) -> Iterator[str]:
         for found in evaluations
     ]
     yield "Failed rows count as wrong.\n"
-    yield from _table(("task", "right", "accuracy", "95 % interval"), rows)
+    yield table(("task", "right", "accuracy", "95 % interval"), rows)
 
 
 def _columns(facts: Facts, settings: dict[str, Any]) -> Iterator[tuple[object, ...]]:
@@ -254,11 +234,3 @@ def _last_part(model: str) -> str:
     """A hub id as it is; of a path, which is a machine's own, the last part."""
     is_path = model.startswith((".", "/", "~")) or "://" in model or model.count("/") > 1
     return model.rstrip("/").rpartition("/")[2] if is_path else model
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
-    """Cells are Markdown already."""
-    yield f"| {' | '.join(head)} |"
-    yield "|" + "---|" * len(head)
-    for row in rows:
-        yield f"| {' | '.join(map(str, row))} |"

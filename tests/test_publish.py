@@ -24,7 +24,8 @@ from markdown_it import MarkdownIt
 from runs import MadeRun
 
 from jobs import publish as job
-from pipeline.card import COLUMNS, About, Facts, _last_part, card, code, escaped
+from pipeline.card import COLUMNS, About, Facts, _last_part, card
+from pipeline.markdown import code, escaped
 from pipeline.parquet import RESULT_SCHEMA
 
 SECRET = "hf_a-token-that-nobody-may-see"

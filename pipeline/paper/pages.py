@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 import pyarrow as pa
 
 from pipeline.layout import MANIFEST, read_manifest
+from pipeline.markdown import table
 from pipeline.paper import figures, numbers, tables
 from pipeline.paper.decodings import NEEDED, SHARES, point
-from pipeline.paper.markdown import table
 from pipeline.paper.measure import Measured, measure
 from pipeline.paper.replays import read_replays
 from pipeline.paper.study import Group, Study

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.markdown import table
+from pipeline.paper.cells import NONE, change, number, span, times
 from pipeline.paper.decodings import DECODINGS, NEEDED
-from pipeline.paper.markdown import NONE, change, number, span, table, times
 from pipeline.paper.measure import Measured, fewer_forwards, speed
 from pipeline.paper.published import BENCHMARKS, MODELS, Published, alike, published
 from pipeline.paper.study import Group, model_name

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lrd import DecodingConfig
+from pipeline.markdown import table
 from pipeline.report.frontier import Series, frontier
 from pipeline.scoring.paired import Comparison, compare, front
 from pipeline.tuning.choice import Choice, is_shown_below, settings_file
@@ -187,21 +188,22 @@ def _table(sweep: Sweep, trials: Sequence[Trial]) -> str:
     names = columns([trial.config for trial in sweep.trials])
     places = {trial.name: str(n) for n, trial in enumerate(front(sweep.trials), 1)}
     head = ["front", *names, "accuracy (95 %)", "forwards", "unsure", "below best", "p"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    rows = []
     for trial in trials:
         found = compare(trial, sweep.choice.best)
         low, high = trial.interval
-        cells = [
-            places.get(trial.name, ""),
-            *settings(trial.config, names).values(),
-            f"{trial.accuracy:.3f} ({low:.3f} to {high:.3f})",
-            f"{trial.mean_forwards:.2f}",
-            str(trial.num_unsure),
-            f"{(found.lost - found.gained) * 100 / len(trial.correct):.1f}",
-            f"**{found.p:.2g}**" if is_shown_below(found) else f"{found.p:.2g}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(
+            [
+                places.get(trial.name, ""),
+                *settings(trial.config, names).values(),
+                f"{trial.accuracy:.3f} ({low:.3f} to {high:.3f})",
+                f"{trial.mean_forwards:.2f}",
+                str(trial.num_unsure),
+                f"{(found.lost - found.gained) * 100 / len(trial.correct):.1f}",
+                f"**{found.p:.2g}**" if is_shown_below(found) else f"{found.p:.2g}",
+            ]
+        )
+    return table(head, rows)
 
 
 def _distinct(trials: Sequence[Trial]) -> list[Trial]:

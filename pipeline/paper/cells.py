@@ -1,16 +1,10 @@
-"""Rows of text → a Markdown table, and numbers → their texts. Knows nothing of what they mean."""
+"""Numbers → their texts in the tables. Knows nothing of what they mean."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 NONE = "–"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in GitHub's form."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
 
 
 def number(value: float | None, digits: int = 1, suffix: str = "") -> str:
@@ -35,7 +29,3 @@ def span(values: Sequence[float], digits: int = 1, signed: bool = False) -> str:
     sign = "+" if signed else ""
     low, high = (f"{value:{sign}z.{digits}f}" for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
