@@ -16,12 +16,11 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
-from pipeline.remote import is_uri
+from pipeline.remote import RefusedError, is_uri, parent
 from pipeline.scoring.task import Example, Task, few_shot_prompt
 from pipeline.scoring.tasks import TASKS, task_named
 from pipeline.storage import Storage
@@ -32,7 +31,7 @@ BAD_INPUT = 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The job's flags."""
-    parser.add_argument("source", help="file, folder of files, or hub id of a dataset")
+    parser.add_argument("source", help="file or folder, a URI of one, or hub id of a dataset")
     parser.add_argument(
         "--output", required=True, help="folder or URI for the shards; must not exist"
     )
@@ -80,27 +79,48 @@ def load_rows(source: str, split: str) -> Any:
     datasets.disable_progress_bars()
     path = Path(source)
     try:
-        if not path.exists():
-            if path.suffix in BUILDERS or source.startswith((".", "/")):
-                raise ValueError("no such file or folder")
-            return datasets.load_dataset(source, split=split)
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        files = [file for file in files if file.suffix in BUILDERS]
-        kinds = Counter(BUILDERS[file.suffix] for file in files)
-        if len(kinds) != 1:
-            raise ValueError(
-                f"holds {', '.join(kinds) or 'no'} files of {', '.join(BUILDERS)}; "
-                "one kind is needed"
-            )
-        builder = next(iter(kinds))
-        names = [str(file) for file in files]
-        return datasets.load_dataset(builder, data_files=names, split="train")
+        if is_uri(source):
+            return _load_uri(source)
+        if path.exists():
+            return _load_files(path)
+        if path.suffix in BUILDERS or source.startswith((".", "/")):
+            raise ValueError("no such file or folder")
+        return datasets.load_dataset(source, split=split)
+    except RefusedError:
+        raise  # Names the place, and what to mend.
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     except Exception as error:
         # datasets raises a dozen classes of its own and of its readers for unreadable sources.
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{source}: cannot be read ({reason[0]})") from error
+
+
+def _load_files(path: Path) -> Any:
+    """A local file, or a folder's files of one kind."""
+    import datasets
+
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = [file for file in files if file.suffix in BUILDERS]
+    kinds = Counter(BUILDERS[file.suffix] for file in files)
+    if len(kinds) != 1:
+        raise ValueError(
+            f"holds {', '.join(kinds) or 'no'} files of {', '.join(BUILDERS)}; one kind is needed"
+        )
+    names = [str(file) for file in files]
+    return datasets.load_dataset(next(iter(kinds)), data_files=names, split="train")
+
+
+def _load_uri(uri: str) -> Any:
+    """The same in a store. Its files lie here only until `datasets` has its own copy."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, store = Path(name), Storage(uri)
+        if store.kind() == "file":
+            place, only = parent(uri)
+            Storage(place).fetch_folder(folder, lambda name: name == only)
+        else:
+            store.fetch_folder(folder, lambda name: Path(name).suffix in BUILDERS)
+        return _load_files(folder)
 
 
 def read_exemplars(task: Task, shots: int | None, path: str | None) -> list[Any] | None:
@@ -152,26 +172,14 @@ def _check_columns(source: str, dataset: Any, task: Task, columns: tuple[str, ..
 def write(dataset: Any, output: str, rows_per_shard: int) -> int:
     """Write the shards to a local folder or a URI; how many there are.
 
-    An object store shows them as they come; where one cannot be written, those before it go again.
-    Raises ValueError as `write_shards`, OSError where the store does not take them.
+    Raises ValueError as `write_shards`, OSError where a store does not take them.
     """
     if not is_uri(output):
         return write_shards(dataset, Path(output.removeprefix("file://")), rows_per_shard)
-    target = Storage(output)
-    if target.kind() == "file" or target.files(recursive=True):
-        raise ValueError(f"{output}: exists already; name a new --output or remove it")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "prompts"
         num_shards = write_shards(dataset, folder, rows_per_shard)
-        files = sorted(folder.iterdir())
-        try:
-            for file in files:
-                target.write(file.name, file.read_bytes())
-        except OSError:
-            with suppress(OSError):
-                for file in files:
-                    target.delete_file(file.name)
-            raise
+        Storage(output).take_folder(folder)
     return num_shards
 
 

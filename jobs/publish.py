@@ -1,6 +1,7 @@
-"""Make a dataset in the hub's layout of a finished run, in a folder or on the hub.
+"""Make a dataset in the hub's layout of a finished run, in a folder, an object store or on the hub.
 
     lrd publish OUT --to FOLDER --license cc-by-4.0
+    lrd publish OUT --to s3://bucket/dataset
     lrd publish OUT --to owner/name [--public]
 
 A name of the form owner/name is a hub id; a folder that looks like one is written ./owner/name.
@@ -12,11 +13,14 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial as bound
 from pathlib import Path
 
 from lrd.models.hub import is_hub_id
 from pipeline.card import About, Facts
 from pipeline.publish import PushError, publish, push
+from pipeline.remote import is_uri
 from pipeline.storage import Storage
 
 OK, BAD_INPUT, NOT_SENT = 0, 2, 75
@@ -27,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The job's flags."""
     parser.add_argument("output", metavar="OUT", help="the run's output folder")
     parser.add_argument(
-        "--to", required=True, metavar="FOLDER|hub-id", help="new folder, or owner/name on the hub"
+        "--to",
+        required=True,
+        metavar="FOLDER|URI|hub-id",
+        help="new folder, or owner/name on the hub",
     )
     parser.add_argument("--license", help="licence id for the card, such as mit or cc-by-4.0")
     parser.add_argument("--title", help="the card's title [the last part of --to]")
@@ -43,15 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """The job; its exit code."""
     try:
-        hub_id, folder = destination(args.to)
-        name = args.to.rstrip("/").rpartition("/")[2]
+        send = destination(args.to, args.public)
+        name = args.to.partition("?")[0].rstrip("/").rpartition("/")[2]
         about = About(args.title or name, args.license, tuple(args.tag))
         output = Storage(args.output)
-        if folder is not None:
-            facts = publish(output, folder, about, partial=args.partial, on_shard=tell)
+        if send is None:
+            folder = Path(args.to.removeprefix("file://"))
             where = str(folder)
+            facts = publish(output, folder, about, partial=args.partial, on_shard=tell)
         else:
-            facts, where = to_hub(output, hub_id, about, args.partial, args.public)
+            facts, where = publish_and(send, output, about, args.partial)
     except ValueError as error:
         print(f"lrd publish: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -62,32 +70,44 @@ def run(args: argparse.Namespace) -> int:
     return OK
 
 
-def destination(to: str) -> tuple[str, Path | None]:
-    """A hub id and None, or no id and a folder. Raises ValueError where both could be meant."""
-    if to.startswith(HUB):
-        to = to.removeprefix(HUB)
-        if not is_hub_id(to):
-            raise ValueError(f"--to {HUB}{to}: is no hub id; owner/name is due")
-        return to, None
-    if "://" in to:
-        raise ValueError(f"--to {to}: is neither a local folder nor a hub id")
-    if not is_hub_id(to):
-        return "", Path(to)
-    if Path(to).parent.exists():
+Send = Callable[[Path], str]
+"""Takes a published folder elsewhere; where it is then."""
+
+
+def destination(to: str, public: bool) -> Send | None:
+    """What takes the dataset to where it shall be; None for a local folder.
+
+    Raises ValueError for what is no hub id, where a folder could be meant as well, and where a
+    store holds something there already.
+    """
+    if is_uri(to) and not to.startswith(HUB):
+        store = Storage(to)
+        store.check_empty()
+        return bound(to_store, store)
+    hub_id = to.removeprefix(HUB)
+    if not is_hub_id(hub_id):
+        if to.startswith(HUB):
+            raise ValueError(f"--to {to}: is no hub id; owner/name is due")
+        return None
+    if hub_id == to and Path(to).parent.exists():
         raise ValueError(f"--to {to}: write ./{to} for the folder, {HUB}{to} for the hub")
-    return to, None
+    return bound(push, hub_id=hub_id, public=public)
 
 
-def to_hub(
-    output: Storage, hub_id: str, about: About, partial: bool, public: bool
-) -> tuple[Facts, str]:
-    """Publish to a folder of the moment and push it; what was written, and where it is."""
+def to_store(store: Storage, folder: Path) -> str:
+    """Write a published folder to a store, the card last; where it is."""
+    store.take_folder(folder, last="README.md")
+    return store.uri
+
+
+def publish_and(send: Send, output: Storage, about: About, partial: bool) -> tuple[Facts, str]:
+    """Publish to a folder of the moment and send it; what was written, and where it is."""
     # Beside a local run, so that its shards need no second copy.
     beside = str(Path(output.root).resolve().parent) if output.is_local else None
     with tempfile.TemporaryDirectory(prefix=".lrd-publish-", dir=beside) as parent:
         folder = Path(parent) / "dataset"
         facts = publish(output, folder, about, partial=partial, on_shard=tell)
-        return facts, push(folder, hub_id, public=public)
+        return facts, send(folder)
 
 
 def tell(done: int, planned: int) -> None:

@@ -1,4 +1,4 @@
-"""A finished run → a dataset in the hub's layout, in a folder or pushed to the hub.
+"""A finished run → a dataset in the hub's layout, in a folder, a store, or pushed to the hub.
 
     README.md                                the card (`pipeline/card.py`)
     data/train-00000-of-00012.parquet        rows that are ok, of shards that have any

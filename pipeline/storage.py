@@ -134,6 +134,35 @@ class Storage:
             Path(partial).unlink(missing_ok=True)
             raise
 
+    def check_empty(self) -> None:
+        """Raises ValueError where something is there already."""
+        if self.kind() == "file" or self.files(recursive=True):
+            raise ValueError(f"{self.uri}: exists already; name another place or remove it")
+
+    def take_folder(self, folder: Path, *, last: str | None = None) -> None:
+        """Write a local folder's files, where nothing may be yet; `last` is written after all
+        others.
+
+        An object store shows files as they come; where one cannot be written, those before it go
+        again. Raises ValueError where something is there already.
+        """
+        self.check_empty()
+        names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+        try:
+            for name in sorted(names, key=lambda name: (name == last, name)):
+                self.write(name, (folder / name).read_bytes())
+        except OSError:
+            with suppress(OSError):
+                for name in names:
+                    self.delete_file(name)
+            raise
+
+    def fetch_folder(self, folder: Path, wanted: Callable[[str], bool]) -> None:
+        """Read the whole files directly under the root whose names are wanted into a local
+        folder that is there."""
+        for name in filter(wanted, self.names()):
+            (folder / name).write_bytes(self.read(name))
+
     def delete_file(self, name: str) -> None:
         """Remove a file; nothing happens where there is none."""
         if self.kind(name) == "file":

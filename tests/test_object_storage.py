@@ -232,6 +232,12 @@ def test_every_command_reads_a_run_there(
     assert lrd(["status", f"{place}/out"]) == 0
     assert lrd(["report", f"{place}/out"]) == 0
     assert lrd(["publish", f"{place}/out", "--to", str(tmp_path / "published")]) == 0
+    assert lrd(["publish", f"{place}/out", "--to", f"{place}/published"]) == 0
+    upper, store = tmp_path / "published", Storage(f"{place}/published")
+    names = [str(path.relative_to(upper)) for path in upper.rglob("*") if path.is_file()]
+    assert len(names) == 1 + len(store.names("data")) + len(store.names("failed"))
+    assert all(store.read(name) == (upper / name).read_bytes() for name in names)
+    assert lrd(["publish", f"{place}/out", "--to", f"{place}/published"]) == 2, "stays"
     printed = capsys.readouterr()
     assert "whole: 3 of 3 shards, 12 rows, 3 failed" in printed.out
     assert "note: the prompts are not compared" not in printed.out
@@ -256,6 +262,22 @@ def test_prompts_are_prepared_there(place: str, tmp_path: Path) -> None:
     assert len(Storage(f"{place}/in").names()) == 3
     assert pd.read_parquet(f"{place}/in")["prompt"].tolist()[4] == "question 4"
     assert lrd(words) == 2, "what is there stays"
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_prompts_are_prepared_from_there(
+    form: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, first in (("b.csv", 2), ("a.csv", 0)):
+        content = f"prompt\nquestion {first}\nquestion {first + 1}\n"
+        Storage(f"{place}/made").write(name, content.encode())
+    Storage(f"{place}/made").write("notes.txt", b"no rows")
+    source = f"{place}/made" if form == "folder" else f"{place}/made/b.csv"
+    assert lrd(["prepare", source, "--output", str(tmp_path / "in")]) == 0
+    questions = pd.read_parquet(tmp_path / "in")["prompt"].tolist()
+    assert questions == [f"question {n}" for n in (range(4) if form == "folder" else (2, 3))]
+    missing = f"{place}/none"
+    assert missing in refusal(capsys, "prepare", missing, "--output", str(tmp_path / "other"))
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:

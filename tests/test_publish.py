@@ -175,7 +175,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "no licence id" in refused(tmp_path / "published", "--license", "mit\nconfigs: []")
     assert "is no title" in refused(tmp_path / "published", "--title", "a\n---\nb")
     assert "is no tag" in refused(tmp_path / "published", "--tag", "- x")
-    assert "neither a local folder" in refused("s3://bucket/published")
+    assert "nowhere://bucket/published: no filesystem" in refused("nowhere://bucket/published")
     content = made.shard(1).read_bytes()
     made.shard(1).write_bytes(content[:-1] + b"x")
     assert "its bytes are not those of its record" in refused(tmp_path / "published")
@@ -186,13 +186,17 @@ def test_a_name_that_is_both_is_asked_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert job.destination("owner/name") == ("owner/name", None)
-    assert job.destination("hf://datasets/owner/name") == ("owner/name", None)
-    assert job.destination("./owner/name") == ("", Path("owner/name"))
-    assert job.destination("published") == ("", Path("published"))
+
+    def hub_id(to: str) -> str | None:
+        return getattr(job.destination(to, public=False), "keywords", {}).get("hub_id")
+
+    assert hub_id("owner/name") == "owner/name"
+    assert hub_id("hf://datasets/owner/name") == "owner/name"
+    for folder in ("./owner/name", "published", f"file://{tmp_path}/published"):
+        assert job.destination(folder, public=False) is None
     (tmp_path / "owner").mkdir()
     with pytest.raises(ValueError, match=r"write \./owner/name"):
-        job.destination("owner/name")
+        hub_id("owner/name")
 
 
 HOSTILE = (
