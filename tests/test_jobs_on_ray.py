@@ -255,6 +255,25 @@ def test_a_killed_driver_and_a_follower_that_leaves(
     pd.testing.assert_frame_equal(read(tmp_path), undisturbed)
 
 
+def test_two_drivers_on_disjoint_shards_share_the_cluster(
+    cluster: Cluster, tmp_path: Path, undisturbed: pd.DataFrame
+) -> None:
+    half = len(PROMPTS) // 2
+    folders = [tmp_path / "first", tmp_path / "second"]
+    jobs = []
+    for folder, prompts in zip(folders, (PROMPTS[:half], PROMPTS[half:]), strict=True):
+        toml = write_run(folder, prompts)
+        jobs.append(start(cluster, toml, "--replicas", "1", "--env", f"LRD_FAULTS={SLOW}"))
+    for job in jobs:
+        log, lines = job.communicate(timeout=240)
+        assert job.returncode == 0, log + lines
+    events = [pd.read_json(f / "out" / ".run" / "events.jsonl", lines=True) for f in folders]
+    assert max(e["time"].min() for e in events) < min(e["time"].max() for e in events), "together"
+    together = pd.concat([read(folder) for folder in folders], ignore_index=True)
+    own = ["row_id"]
+    pd.testing.assert_frame_equal(together.drop(columns=own), undisturbed.drop(columns=own))
+
+
 def test_without_the_token_nothing_goes(cluster: Cluster, tmp_path: Path) -> None:
     toml = write_run(tmp_path, PROMPTS[:2])
     nothing = {"HOME": str(tmp_path), "RAY_AUTH_TOKEN": ""}
