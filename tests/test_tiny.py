@@ -14,7 +14,9 @@ import torch
 import lrd
 from jobs import train_tiny
 from jobs.evaluate_tiny import distinct, measure
+from jobs.heldout_loss import heldout
 from jobs.word_problems import KINDS, problems
+from lrd.models.checkpoint import TINY
 from lrd.models.families import LLADA
 from lrd.models.transformer import Transformer
 from lrd.prompts import encode_prompt
@@ -124,3 +126,11 @@ def test_the_card_counts_right_answers() -> None:
     ]
     assert right == sum(expected)
     assert forwards == sum(s.num_forwards for s in samples) / 12
+
+
+def test_heldout_loss_is_lower_with_soft_embeddings() -> None:
+    """tiny was trained with them; the same problems and masks for both."""
+    plain, _ = heldout(str(TINY), soft=False, num_batches=3, seed=1)
+    soft, right = heldout(str(TINY), soft=True, num_batches=3, seed=1)
+    assert 0 < soft < plain < 1
+    assert (soft, right) == heldout(str(TINY), soft=True, num_batches=3, seed=1)
