@@ -104,7 +104,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "gen_length": args.gen_length,
         "mean_latency": args.latency,
         "seconds": round(seconds, 1),
-        "rows_per_second": round(watch.rows_per_second),
+        "rows_per_second": round(watch.rows_per_second, 1),
         "driver_cores": round(cpu / seconds, 3),
         "driver_cpu_us_per_row": round(1e6 * cpu / args.rows, 1),
         "busy": round(held / could, 4) if could else None,
