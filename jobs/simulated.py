@@ -22,6 +22,9 @@ from pipeline.fleet import NewActor, actor_of
 from pipeline.replica import Replica, ReplicaSettings
 from pipeline.rows import Prompt
 
+PASS_SECONDS = 0.02
+"""Longest pass: how exactly rows end at their time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
@@ -68,16 +71,34 @@ class Occupancy:
         self._report.write_text(json.dumps(facts))
 
 
+class Pace:
+    """One rest a pass, however many engines a replica has in it."""
+
+    def __init__(self) -> None:
+        self._rested_at = 0.0
+
+    def rest(self, seconds: float) -> None:
+        """Sleep for so long at most, unless another engine just did."""
+        if time.monotonic() - self._rested_at > PASS_SECONDS / 2:
+            time.sleep(max(0.0, min(seconds, PASS_SECONDS)))
+            self._rested_at = time.monotonic()
+
+
 class TimedEngine:
     """Slots that hold each prompt for a sampled time; looks like `lrd.Engine` to a replica."""
 
     def __init__(
-        self, num_slots: int, gen_length: int, latencies: Latencies, occupancy: Occupancy | None
+        self,
+        num_slots: int,
+        gen_length: int,
+        latencies: Latencies,
+        pace: Pace,
+        occupancy: Occupancy | None,
     ) -> None:
         self.num_slots = self.max_busy = num_slots
         self._gen_length = gen_length
         self.setbacks: list[str] = []
-        self._latencies, self._occupancy = latencies, occupancy
+        self._latencies, self._pace, self._occupancy = latencies, pace, occupancy
         self._waiting: deque[Request] = deque()
         self._ends: dict[Any, tuple[float, int, float]] = {}
         """Key → when its slot ends, its forwards, and for how long it is held."""
@@ -114,7 +135,7 @@ class TimedEngine:
         if not self._ends:
             return []
         if self._latencies.mean:
-            time.sleep(max(0.0, min(min(end for end, *_ in self._ends.values()) - now, 0.02)))
+            self._pace.rest(min(end for end, *_ in self._ends.values()) - now)
         now, before = time.monotonic(), len(self._ends)
         done = [key for key, (end, *_) in self._ends.items() if end <= now]
         samples = [self._sample(key) for key in done]
@@ -157,6 +178,10 @@ def simulated(latencies: Latencies, reports: Path | None, share: int) -> NewActo
     class SimulatedReplica(Replica):
         occupancy: Occupancy | None = None
 
+        def __init__(self, name: str, settings: ReplicaSettings) -> None:
+            super().__init__(name, settings)
+            self.pace = Pace()
+
         def load(self) -> None:
             if reports and self.occupancy is None:
                 self.occupancy = Occupancy(reports / f"{self._name}.json")
@@ -167,7 +192,7 @@ def simulated(latencies: Latencies, reports: Path | None, share: int) -> NewActo
 
         def _new_engine(self, bucket: int, num_slots: int) -> Engine:
             engine: Any = TimedEngine(
-                num_slots, self._settings.decoding.gen_length, latencies, self.occupancy
+                num_slots, self._settings.decoding.gen_length, latencies, self.pace, self.occupancy
             )
             return engine
 

@@ -184,8 +184,9 @@ class Driver:
             self._return([owed.pop(row_id) for row_id in item.row_ids])
         else:
             self.fleet.heard(worker)
-            prompts = [owed.pop(row_id) for row_id in item["row_id"].to_pylist()]
-            self._take_rows(prompts, item)
+            results = parquet.results_of(item.content)
+            prompts = [owed.pop(row_id) for row_id in results["row_id"].to_pylist()]
+            self._take_rows(prompts, results)
             self._limits.row_finished()
             worker.deaths = 0
 

@@ -170,6 +170,19 @@ def results_table(results: Sequence[Result]) -> pa.Table:
     return pa.table(arrays, schema=RESULT_SCHEMA)
 
 
+def message(results: Sequence[Result]) -> bytes:
+    """Results as one Arrow message. Ray takes 1.5 ms to pickle a table of one row and 0.5 ms to
+    read it, column by column; this takes 6 us each way."""
+    (batch,) = results_table(results).to_batches()
+    content: bytes = batch.serialize().to_pybytes()
+    return content
+
+
+def results_of(content: bytes) -> pa.Table:
+    """The results in a `message`."""
+    return pa.Table.from_batches([pa.ipc.read_record_batch(content, RESULT_SCHEMA)])
+
+
 def results_in(content: bytes) -> pa.Table:
     """The results in a segment's or shard's bytes.
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from queue import Empty
 from typing import Any
 
-import pyarrow as pa
 import torch
 
 from lrd import DecodingConfig, Engine, Request, load_model
@@ -23,9 +22,9 @@ from lrd.memory import probe_slots
 from lrd.models.compiled import Compile
 from pipeline import faults, remote
 from pipeline.checkpoints import local_model
-from pipeline.parquet import results_table
+from pipeline.parquet import message
 from pipeline.passes import Passes, Unit
-from pipeline.rows import HandedBack, Notice, Prompt, Pulse, Result
+from pipeline.rows import HandedBack, Notice, Prompt, Pulse, Result, Rows
 from pipeline.weights import node_folder
 
 SLOTS_AHEAD = 1.5
@@ -104,7 +103,7 @@ class Replica:
 
     def decode(
         self, number: int, prompts: list[Prompt]
-    ) -> Iterator[pa.Table | Pulse | HandedBack | Notice]:
+    ) -> Iterator[Rows | Pulse | HandedBack | Notice]:
         """Decode a unit: prompts of one bucket. number: how many units were given before; the
         calls may come in another order, their prompts get slots in this one.
 
@@ -140,17 +139,13 @@ class Replica:
             requests.append(Request((number, place), prompt.token_ids, seed))
         return Unit(number, prompts[0].bucket, requests)
 
-    def _told(self, prompts: list[Prompt], items: list[Any]) -> pa.Table | HandedBack:
+    def _told(self, prompts: list[Prompt], items: list[Any]) -> Rows | HandedBack:
         """Samples as rows of results, requests as rows that are handed back."""
         own = [prompts[item.key[1]] for item in items]
         if isinstance(items[0], Request):
             return HandedBack([prompt.row_id for prompt in own])
-        return results_table(
-            [
-                Result.of_sample(sample, prompt, replica=self._name)
-                for sample, prompt in zip(items, own, strict=True)
-            ]
-        )
+        found = zip(items, own, strict=True)
+        return Rows(message([Result.of_sample(s, p, replica=self._name) for s, p in found]))
 
     def _pulse_is_due(self) -> bool:
         """One a second is enough for the driver, however many calls are open."""

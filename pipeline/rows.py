@@ -142,6 +142,13 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """Finished rows on their way to the driver, as `parquet.message` writes them."""
+
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """What a replica has to tell beside rows; the driver keeps it among the run's events."""
 

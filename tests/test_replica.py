@@ -8,16 +8,16 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import torch
 from random_model import LIVELY, random_model
 from test_engine import PROMPTS, UNEVEN, Cramped
 
 from pipeline import faults, remote, replica
+from pipeline.parquet import results_of
 from pipeline.passes import Unit
 from pipeline.replica import Replica, ReplicaSettings
-from pipeline.rows import HandedBack, Notice, Prompt, Pulse
+from pipeline.rows import HandedBack, Notice, Prompt, Pulse, Rows
 
 SETTINGS = ReplicaSettings(
     model="random", revision=None, device="cpu", dtype="float32", decoding=UNEVEN, slots=5,
@@ -40,7 +40,8 @@ def started(**settings: Any) -> Replica:
 
 
 def rows_of(items: list[Any]) -> list[dict[str, Any]]:
-    rows = [row for item in items if isinstance(item, pa.Table) for row in item.to_pylist()]
+    tables = [results_of(item.content) for item in items if isinstance(item, Rows)]
+    rows = [row for table in tables for row in table.to_pylist()]
     return sorted(rows, key=lambda row: str(row["row_id"]))
 
 
