@@ -1,6 +1,7 @@
 """What every test shares: one thread, and a small model with random weights."""
 
 import os
+import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"
 # Ray runs its workers at nice 15: on a busy machine tests would wait for them.
@@ -32,6 +33,12 @@ def ray_session() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+def pytest_configure() -> None:
+    """A shell's background jobs ignore Ctrl-C, and so would what tests start and interrupt."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

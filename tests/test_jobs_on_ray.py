@@ -30,8 +30,8 @@ ROOT = Path(__file__).parents[1]
 TOKEN = secrets.token_hex(24)
 NOT_THE_ROWS_OWN = ["seconds", "replica", "attempts"]
 PROMPTS = [f"Tom has {n} apples and buys 7 more. How many are there?" for n in range(60)]
-SLOW = '[{"at": "replica.pass", "do": "slow", "seconds": 2.0}]'
-"""Fault rules by which a run takes most of a minute: long enough to be met half way."""
+SLOW = '[{"at": "replica.pass", "do": "slow", "seconds": 1.0}]'
+"""Fault rules by which a run takes half a minute: long enough to be met half way."""
 
 
 def free_port() -> int:
@@ -264,7 +264,7 @@ def test_two_drivers_on_disjoint_shards_share_the_cluster(
     jobs = []
     for folder, prompts in zip(folders, (PROMPTS[:half], PROMPTS[half:]), strict=True):
         toml = write_run(folder, prompts)
-        slow = SLOW.replace("2.0", "0.5")  # Longer than the other takes to come.
+        slow = SLOW.replace("1.0", "0.5")  # Longer than the other takes to come.
         jobs.append(start(cluster, toml, "--replicas", "1", "--env", f"LRD_FAULTS={slow}"))
     for job in jobs:
         log, lines = job.communicate(timeout=240)
