@@ -3,8 +3,7 @@ embeddings at the masked positions.
 
     python -m jobs.heldout_loss runs/plain/final lrd/models/tiny
 
-All see the same batches and masks. A model whose loss is no lower with soft embeddings has nothing
-to gain from being fed them.
+All see the same batches and masks.
 """
 
 from __future__ import annotations

@@ -171,8 +171,8 @@ def results_table(results: Sequence[Result]) -> pa.Table:
 
 
 def message(results: Sequence[Result]) -> bytes:
-    """Results as one Arrow message. Ray takes 1.5 ms to pickle a table of one row and 0.5 ms to
-    read it, column by column; this takes 6 us each way."""
+    """Results as one Arrow message. Ray takes 1.5 ms to pickle a table of one row, column by
+    column, and 0.55 ms to get it; a message takes 6 us and 0.09 ms."""
     (batch,) = results_table(results).to_batches()
     content: bytes = batch.serialize().to_pybytes()
     return content
