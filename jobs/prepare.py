@@ -20,7 +20,7 @@ from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
-from pipeline.remote import RefusedError, is_uri, parent
+from pipeline.remote import is_uri, parent
 from pipeline.scoring.task import Example, Task, few_shot_prompt
 from pipeline.scoring.tasks import TASKS, task_named
 from pipeline.storage import Storage
@@ -73,27 +73,54 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load_rows(source: str, split: str) -> Any:
-    """The source as a `datasets.Dataset`; ValueError naming it where it cannot be read."""
-    import datasets
+    """The source as a `datasets.Dataset`.
 
-    datasets.disable_progress_bars()
-    path = Path(source)
+    Raises ValueError naming it where it cannot be read, OSError where its store does not answer.
+    """
+    if not is_uri(source):
+        return _named(source, lambda: _load(source, split))
+    # Files of a store lie here only until `datasets` has its own copy.
+    with tempfile.TemporaryDirectory() as name:
+        _fetch(source, Path(name))
+        return _named(source, lambda: _load_files(Path(name)))
+
+
+def _fetch(uri: str, folder: Path) -> None:
+    """A store's file, or a folder's files that can be read, into a local folder."""
+    store = Storage(uri)
+    match store.kind():
+        case "missing":
+            raise ValueError(f"{uri}: no such file or folder")
+        case "file":
+            place, only = parent(uri)
+            Storage(place).fetch_folder(folder, lambda name: name == only)
+        case _:
+            store.fetch_folder(folder, lambda name: Path(name).suffix in BUILDERS)
+
+
+def _named(source: str, load: Callable[[], Any]) -> Any:
+    """What is loaded; ValueError naming the source where it cannot be read."""
     try:
-        if is_uri(source):
-            return _load_uri(source)
-        if path.exists():
-            return _load_files(path)
-        if path.suffix in BUILDERS or source.startswith((".", "/")):
-            raise ValueError("no such file or folder")
-        return datasets.load_dataset(source, split=split)
-    except RefusedError:
-        raise  # Names the place, and what to mend.
+        return load()
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     except Exception as error:
         # datasets raises a dozen classes of its own and of its readers for unreadable sources.
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{source}: cannot be read ({reason[0]})") from error
+
+
+def _load(source: str, split: str) -> Any:
+    """A local file or folder, else a dataset of the hub."""
+    import datasets
+
+    path = Path(source)
+    if path.exists():
+        return _load_files(path)
+    if path.suffix in BUILDERS or source.startswith((".", "/")):
+        raise ValueError("no such file or folder")
+    datasets.disable_progress_bars()
+    return datasets.load_dataset(source, split=split)
 
 
 def _load_files(path: Path) -> Any:
@@ -107,20 +134,9 @@ def _load_files(path: Path) -> Any:
         raise ValueError(
             f"holds {', '.join(kinds) or 'no'} files of {', '.join(BUILDERS)}; one kind is needed"
         )
+    datasets.disable_progress_bars()
     names = [str(file) for file in files]
     return datasets.load_dataset(next(iter(kinds)), data_files=names, split="train")
-
-
-def _load_uri(uri: str) -> Any:
-    """The same in a store. Its files lie here only until `datasets` has its own copy."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, store = Path(name), Storage(uri)
-        if store.kind() == "file":
-            place, only = parent(uri)
-            Storage(place).fetch_folder(folder, lambda name: name == only)
-        else:
-            store.fetch_folder(folder, lambda name: Path(name).suffix in BUILDERS)
-        return _load_files(folder)
 
 
 def read_exemplars(task: Task, shots: int | None, path: str | None) -> list[Any] | None:

@@ -30,9 +30,11 @@ class Unit:
         """number: how many units were given before. Requests have the keys (number, place)."""
         self.number, self.bucket, self.requests = number, bucket, requests
         self.num_left = len(requests)
-        """Requests whose samples are not in the inbox yet."""
-        self.inbox: SimpleQueue[list[Sample] | list[Request] | Notice | Exception] = SimpleQueue()
-        """Samples, requests that are given back, notices, and what a pass raised."""
+        """Requests whose samples are not in the inbox yet; the thread's own count."""
+        self.inbox: SimpleQueue[list[Sample] | list[Request] | Notice | Exception | None] = (
+            SimpleQueue()
+        )
+        """Samples, requests given back, notices; at the end None, or what a pass raised."""
 
 
 class Passes:
@@ -118,6 +120,7 @@ class Passes:
         unit.inbox.put(items)
         unit.num_left -= len(items)
         if not unit.num_left:
+            unit.inbox.put(None)
             del self._units[number]
 
     def _run_pass(self) -> None:

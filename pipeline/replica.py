@@ -115,8 +115,8 @@ class Replica:
         """
         unit = self._unit(number, prompts)
         self._passes.give(unit)
-        num_left, num_passes = len(prompts), self._passes.num_passes
-        while num_left:
+        num_passes = self._passes.num_passes
+        while True:
             try:
                 item = unit.inbox.get(timeout=PULSE_SECONDS)
             except Empty:
@@ -124,13 +124,11 @@ class Replica:
                     num_passes = self._passes.num_passes
                     yield Pulse(self._passes.longest)
                 continue
+            if item is None:
+                return
             if isinstance(item, Exception):
                 raise item
-            if isinstance(item, Notice):
-                yield item
-                continue
-            num_left -= len(item)
-            yield self._told(prompts, item)
+            yield item if isinstance(item, Notice) else self._told(prompts, item)
 
     def _unit(self, number: int, prompts: list[Prompt]) -> Unit:
         requests = []

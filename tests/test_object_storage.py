@@ -277,7 +277,8 @@ def test_prompts_are_prepared_from_there(
     questions = pd.read_parquet(tmp_path / "in")["prompt"].tolist()
     assert questions == [f"question {n}" for n in (range(4) if form == "folder" else (2, 3))]
     missing = f"{place}/none"
-    assert missing in refusal(capsys, "prepare", missing, "--output", str(tmp_path / "other"))
+    line = refusal(capsys, "prepare", missing, "--output", str(tmp_path / "other"))
+    assert line == f"lrd prepare: {missing}: no such file or folder"
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -124,7 +124,9 @@ def test_slots_are_filled_in_the_order_in_which_units_were_given(order: tuple[in
         shared += len({number for number, _ in in_slots}) > 1
     assert shared, "a unit's tail leaves slots to the next"
     for unit in units:
-        places = [sample.key[1] for samples in drained(unit) for sample in samples]
+        *finished, end = drained(unit)
+        assert end is None
+        places = [sample.key[1] for samples in finished for sample in samples]
         assert sorted(places) == list(range(len(unit.requests)))
 
 
