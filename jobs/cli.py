@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from jobs import (
@@ -49,7 +50,13 @@ def main() -> None:
         job.add_arguments(command)
         command.set_defaults(run=job.run)
     args = parser.parse_args()
-    sys.exit(args.run(args))
+    code = args.run(args)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read it has left; what is buffered goes nowhere instead of failing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 if __name__ == "__main__":

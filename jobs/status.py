@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     except (ValueError, RefusedError) as error:
         print(f"lrd status: {error}", file=sys.stderr)
         return NO_RUN
+    except BrokenPipeError:
+        return OK  # Whoever read it (`| head`) has seen enough.
     except OSError as error:
         print(f"lrd status: storage does not answer: {error}", file=sys.stderr)
         return STORAGE_FAILED

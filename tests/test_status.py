@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -296,3 +298,14 @@ def test_an_object_store(run: MadeRun) -> None:
 )
 def test_durations(seconds: float, expected: str) -> None:
     assert duration(seconds) == expected
+
+
+def test_a_reader_that_leaves_is_no_failure(run: MadeRun) -> None:
+    """As in `lrd status OUT | head -1`."""
+    command = [sys.executable, "-m", "jobs.cli", "status", str(run.output)]
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert job.stdout is not None
+    assert job.stderr is not None
+    job.stdout.close()
+    assert (job.stderr.read(), job.wait(60)) == ("", 0)
+    job.stderr.close()
