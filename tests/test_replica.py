@@ -13,6 +13,7 @@ import torch
 from random_model import LIVELY, random_model
 from test_engine import PROMPTS, UNEVEN, Cramped
 
+import lrd
 from pipeline import faults, remote, replica
 from pipeline.parquet import results_of
 from pipeline.passes import Unit
@@ -43,6 +44,16 @@ def rows_of(items: list[Any]) -> list[dict[str, Any]]:
     tables = [results_of(item.content) for item in items if isinstance(item, Rows)]
     rows = [row for table in tables for row in table.to_pylist()]
     return sorted(rows, key=lambda row: str(row["row_id"]))
+
+
+def test_every_row_is_its_own_prompts() -> None:
+    rows = rows_of(list(started(slots=len(UNIT)).decode(0, UNIT)))
+    alone = lrd.decode(random_model(**LIVELY), [prompt.token_ids for prompt in UNIT], UNEVEN)
+    assert [row["row_id"] for row in rows] == [prompt.row_id for prompt in UNIT]
+    assert [row["output_token_ids"] for row in rows] == [sample.canvas for sample in alone]
+    assert [row["num_prompt_tokens"] for row in rows] == [len(p.token_ids) for p in UNIT]
+    assert len({tuple(row["output_token_ids"]) for row in rows}) > 1
+    assert len({row["num_forwards"] for row in rows}) < len(rows), "some end together"
 
 
 def test_want_of_memory_is_a_notice_and_costs_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
