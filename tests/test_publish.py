@@ -25,7 +25,7 @@ from runs import MadeRun
 
 from jobs import publish as job
 from pipeline.card import COLUMNS, About, Facts, _last_part, card
-from pipeline.markdown import code, escaped
+from pipeline.markdown import code, escaped, table
 from pipeline.parquet import RESULT_SCHEMA
 
 SECRET = "hf_a-token-that-nobody-may-see"
@@ -209,6 +209,11 @@ HOSTILE = (
 def rendered(text: str) -> str:
     """As a page that lets raw HTML through."""
     return MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+
+
+def test_a_bar_or_a_break_ends_no_cell() -> None:
+    page = rendered(table(["a", "b"], [["x | y\nz", 1]]))
+    assert re.findall(r"<td>(.*)</td>", page) == ["x | y z", "1"]
 
 
 def test_no_text_becomes_markup() -> None:
