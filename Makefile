@@ -22,7 +22,7 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
-	$(BIN)/python -m jobs.bench
+	$(BIN)/python -m jobs.bench.decode
 
 chaos: $(INSTALLED)
 	$(BIN)/python tests/chaos.py

@@ -16,7 +16,7 @@ from pipeline.scoring import math500, sandbox
 from pipeline.scoring.evaluate import evaluate
 from pipeline.scoring.summary import Evaluation
 from pipeline.scoring.tasks import TASKS, task_named
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 75
 LINE_SECONDS = 5.0

@@ -30,13 +30,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jobs import logs
 from jobs.flags import add_model_flags, given, one_line
 from lrd.config import PRESETS, DecodingConfig
-from pipeline import remote
 from pipeline.config import RunConfig
-from pipeline.limits import RunStoppedError
-from pipeline.log import record
-from pipeline.progress import Progress as RunProgress
+from pipeline.observe.eta import Progress as RunProgress
+from pipeline.observe.events import record
+from pipeline.output.statistics import Summary
+from pipeline.replicas.deaths import RunStoppedError
 from pipeline.run import generate
-from pipeline.summary import Summary
+from pipeline.storage import uris
 
 OK, BAD_SETTINGS, FAILED_ROWS, INTERRUPTED = 0, 2, 3, 75
 LINE_SECONDS = 5.0
@@ -194,7 +194,7 @@ def describe(summary: Summary, config: RunConfig, seconds: float) -> str:
             "still unsure; set --stop-max-entropy, or lower --tau-decode"
         )
     lines += [f"  {n} x {reason}" for reason, n in list(summary.errors.items())[:5]]
-    lines.append(f"results: {remote.child(config.output, 'data')}")
+    lines.append(f"results: {uris.child(config.output, 'data')}")
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.log import LOG
+from pipeline.observe.events import LOG
 
 VARIABLE = "LRD_LOG_FORMAT"
 FORMATS = ("text", "json")

@@ -2,7 +2,7 @@
 
     lrd plan --input PROMPTS --output OUT [settings] [--sample N] [--like OTHER_OUT]
 
-No Ray is started. Knows nothing of how it is reckoned (`pipeline/forecast.py`, `pace.py`,
+No Ray is started. Knows nothing of how it is reckoned (`pipeline/inspection/plan.py`, `pace.py`,
 `memory.py`).
 """
 
@@ -17,14 +17,14 @@ from jobs import generate
 from jobs.generate import settings_from
 from jobs.status import duration
 from pipeline.config import RunConfig
-from pipeline.forecast import Forecast, check_output, forecast, padding, rows_left
-from pipeline.inspect import Inspector, whole_manifest
-from pipeline.layout import MANIFEST
-from pipeline.memory import MOST_SLOTS, MemoryNeed, memory_need
-from pipeline.pace import pace_of, seconds_for
-from pipeline.parquet import InputFile
-from pipeline.run import check
-from pipeline.storage import Storage
+from pipeline.inspection.memory_need import MOST_SLOTS, MemoryNeed, memory_need
+from pipeline.inspection.pace import pace_of, seconds_for
+from pipeline.inspection.plan import Forecast, check_output, forecast, padding, rows_left
+from pipeline.inspection.status import Inspector, whole_manifest
+from pipeline.output.run_folder import MANIFEST
+from pipeline.preflight import check
+from pipeline.rows import InputFile
+from pipeline.storage.storage import Storage
 
 OK, REFUSED = 0, 2
 DEVICES_GB = (16, 24, 40, 80, 141)

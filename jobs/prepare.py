@@ -20,10 +20,10 @@ from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
-from pipeline.remote import is_uri, parent
 from pipeline.scoring.task import Example, Task, few_shot_prompt
 from pipeline.scoring.tasks import TASKS, task_named
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import is_uri, parent
 
 BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 BAD_INPUT = 2

@@ -5,7 +5,7 @@
     lrd publish OUT --to owner/name [--public]
 
 A name of the form owner/name is a hub id; a folder that looks like one is written ./owner/name.
-Knows nothing of what a dataset looks like (`pipeline/publish.py`, `pipeline/card.py`).
+`pipeline/publishing` makes the dataset.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from functools import partial as bound
 from pathlib import Path
 
 from lrd.models.hub import is_hub_id
-from pipeline.card import About, Facts
-from pipeline.publish import PushError, publish, push
-from pipeline.remote import is_uri
-from pipeline.storage import Storage
+from pipeline.publishing.dataset_card import About, Facts
+from pipeline.publishing.publish import PushError, publish, push
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import is_uri
 
 OK, BAD_INPUT, NOT_SENT = 0, 2, 75
 HUB = "hf://datasets/"

@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline import remote
 from pipeline.report.export import export, has_png
 from pipeline.report.report import make_report
-from pipeline.storage import Storage
+from pipeline.storage import uris
+from pipeline.storage.storage import Storage
 
 OK, BAD_INPUT = 0, 2
 
@@ -30,12 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The job; its exit code."""
-    file = args.output or remote.child(args.folder, "report.html")
+    file = args.output or uris.child(args.folder, "report.html")
     try:
         if args.rows < 1:
             raise ValueError(f"--rows is {args.rows}; at least 1 is needed")
         report = make_report(Storage(args.folder), args.rows)
-        folder, name = remote.parent(file)
+        folder, name = uris.parent(file)
         Storage(folder).write(name, report.html.encode())
         exported = export(report.figures, Storage(args.export)) if args.export else []
     except (ValueError, OSError) as error:

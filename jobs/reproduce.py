@@ -23,12 +23,13 @@ from jobs.generate import FAILED_ROWS, OK, Display, ended, handle_signals
 from jobs.reproduce_prompts import OWN_TASK, Prompts, prompts_of, write
 from lrd.config import DecodingConfig
 from pipeline.config import RunConfig
-from pipeline.paper.decodings import NEEDED, items_named
-from pipeline.paper.pages import REPLAYED, Pages
-from pipeline.paper.replays import replay_run
-from pipeline.paper.study import Study
-from pipeline.remote import child
-from pipeline.run import check, generate
+from pipeline.experiments.paper.decodings import NEEDED, items_named
+from pipeline.experiments.paper.pages import REPLAYED, Pages
+from pipeline.experiments.paper.replays import replay_run
+from pipeline.experiments.paper.study import Study
+from pipeline.preflight import check
+from pipeline.run import generate
+from pipeline.storage.uris import child
 
 JOB = "lrd reproduce"
 OWN_FLAGS = {"decoding", "input", "output", "model", "prompt_column"}

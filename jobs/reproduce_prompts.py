@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from jobs.evaluate_tiny import distinct
-from pipeline import parquet
-from pipeline.remote import child
+from jobs.tiny.accuracy import distinct
+from pipeline.input import prompt_shards
+from pipeline.output import result_shards
 from pipeline.scoring.tasks import TASKS, task_named
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import child
 
 OWN_TASK = "word-problems"
 """The task whose problems are made here."""
@@ -64,8 +65,8 @@ def write(prompts: Mapping[str, Prompts]) -> None:
             continue
         folder, name = Storage(found.uri), "prompts-00000-of-00001.parquet"
         if folder.kind(name) == "missing":
-            folder.write(name, parquet.parquet_bytes(found.table))
-        elif not parquet.read_shard(folder, name).equals(found.table):
+            folder.write(name, result_shards.parquet_bytes(found.table))
+        elif not prompt_shards.read_shard(folder, name).equals(found.table):
             raise ValueError(f"{found.uri}: holds other prompts; name another --output")
 
 
@@ -82,10 +83,10 @@ def _made(limit: int | None, output: str) -> Prompts:
 
 
 def _given(name: str, source: str, limit: int | None, output: str) -> Prompts:
-    storage, files = parquet.input_storage(source)
-    shards, _ = parquet.inspect_inputs(storage, files, "prompt")
+    storage, files = prompt_shards.input_storage(source)
+    shards, _ = prompt_shards.inspect_inputs(storage, files, "prompt")
     task = TASKS[name]
-    there = parquet.read_shard(storage, files[0]).column_names
+    there = prompt_shards.read_shard(storage, files[0]).column_names
     if not set(task.reference_columns) & set(there) or set(task.score_columns) - set(there):
         needed = [" or ".join(task.reference_columns), *task.score_columns]
         raise ValueError(
@@ -96,7 +97,7 @@ def _given(name: str, source: str, limit: int | None, output: str) -> Prompts:
         return Prompts(source, None)
     tables: list[pa.Table] = []
     for file in files:
-        tables.append(parquet.read_shard(storage, file))
+        tables.append(prompt_shards.read_shard(storage, file))
         if sum(table.num_rows for table in tables) >= limit:
             break
     return Prompts(child(output, f"prompts/{name}-{limit}"), pa.concat_tables(tables)[:limit])

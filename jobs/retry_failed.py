@@ -19,8 +19,8 @@ from jobs import logs
 from jobs.flags import add_model_flags, given, one_line
 from jobs.generate import decode
 from pipeline.config import RunConfig
-from pipeline.inspect import whole_manifest
-from pipeline.storage import Storage, refused_as_settings
+from pipeline.inspection.status import whole_manifest
+from pipeline.storage.storage import Storage, refused_as_settings
 
 FIXED = {
     *("output", "decoding", "dtype", "compile"),

@@ -2,7 +2,7 @@
 
     lrd status OUT [--watch] [--all] [--json]
 
-Knows nothing of how the state is read (`pipeline/inspect.py`).
+Knows nothing of how the state is read (`pipeline/inspection/status.py`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from pipeline.inspect import Inspector
-from pipeline.remote import RefusedError
-from pipeline.state import DriverState, RunState, ShardState
-from pipeline.storage import Storage
+from pipeline.inspection.run_state import DriverState, RunState, ShardState
+from pipeline.inspection.status import Inspector
+from pipeline.storage.retry import RefusedError
+from pipeline.storage.storage import Storage
 
 OK, NO_RUN, STORAGE_FAILED = 0, 2, 75
 WATCH_SECONDS = 3.0

@@ -26,17 +26,9 @@ from jobs import generate, logs
 from jobs.flags import add_model_flags
 from lrd.config import PRESETS, DecodingConfig
 from pipeline.config import RunConfig
-from pipeline.secrets import hidden, refuse_secrets
-from pipeline.submission import (
-    INTERRUPTED,
-    LOST,
-    connect,
-    follow,
-    job_name,
-    outcome,
-    plainly,
-    submit,
-)
+from pipeline.preflight import refuse_secrets
+from pipeline.ray_jobs import INTERRUPTED, LOST, connect, follow, job_name, outcome, plainly, submit
+from pipeline.storage.uri_secrets import hidden
 
 OK, BAD_SETTINGS = 0, 2
 EXCLUDES = [

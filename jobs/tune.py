@@ -21,16 +21,16 @@ from jobs.generate import OK, Stoppable, ended, handle_signals
 from lrd import DecodingConfig
 from lrd.config import PRESETS
 from pipeline.config import RunConfig
-from pipeline.limits import RunStoppedError
-from pipeline.run import check
+from pipeline.experiments.tuning import task_sample, tuning_page
+from pipeline.experiments.tuning.choice import choose
+from pipeline.experiments.tuning.grid import SWEPT, Grid
+from pipeline.experiments.tuning.monitor import FIELDS, FORM
+from pipeline.experiments.tuning.trials import Trial, all_trials, measure
+from pipeline.preflight import check
+from pipeline.replicas.deaths import RunStoppedError
 from pipeline.scoring.task import Task
 from pipeline.scoring.tasks import TASKS, task_named
-from pipeline.storage import Storage
-from pipeline.tuning import sample, tables
-from pipeline.tuning.choice import choose
-from pipeline.tuning.grid import SWEPT, Grid
-from pipeline.tuning.monitor import FIELDS, FORM
-from pipeline.tuning.trials import Trial, all_trials, measure
+from pipeline.storage.storage import Storage
 
 JOB = "lrd tune"
 MONITORS = ("none", "mean", "max", "mean:patience=2", "mean:gate=0.2", "mean:gate=1")
@@ -116,7 +116,7 @@ def sweep(args: argparse.Namespace) -> int:
     config = RunConfig(**{**given(args, RunConfig), "decoding": configs[0]})
     check(config)
     output = Storage(config.output)
-    prompts = sample.draw(output, config, task.name, args.limit, args.sample_seed)
+    prompts = task_sample.draw(output, config, task.name, args.limit, args.sample_seed)
     config = RunConfig(**{**dict(config), "input": prompts})
     current = Current()
     for number, decoding in enumerate(configs, 1):
@@ -153,7 +153,7 @@ def grid_from(args: argparse.Namespace) -> Grid:
 
 def described(trial: Trial, configs: Sequence[DecodingConfig]) -> str:
     """A setting and what it is worth, on one line."""
-    words = tables.settings(trial.config, tables.columns(configs))
+    words = tuning_page.settings(trial.config, tuning_page.columns(configs))
     return (
         ", ".join(f"{name} {value}" for name, value in words.items())
         + f": {trial.accuracy:.1%} in {trial.mean_forwards:.2f} forwards"
@@ -166,17 +166,17 @@ def write(config: RunConfig, task: Task, output: Storage, max_loss: float) -> No
     trials = all_trials(output, task.name)
     said = config.model_dump(include=SAID, exclude_defaults=True)
     run = {"model": config.model, **said}
-    found = tables.Sweep(run, task.name, trials, choose(trials, max_loss))
+    found = tuning_page.Sweep(run, task.name, trials, choose(trials, max_loss))
     files = {
-        "settings.csv": tables.as_csv(found),
-        "tune.md": tables.as_markdown(found),
-        "pareto.svg": tables.as_svg(found),
-        "pareto-near.svg": tables.as_svg(found, near=NEAR),
-        "best.toml": tables.as_toml(found),
+        "settings.csv": tuning_page.as_csv(found),
+        "tune.md": tuning_page.as_markdown(found),
+        "pareto.svg": tuning_page.as_svg(found),
+        "pareto-near.svg": tuning_page.as_svg(found, near=NEAR),
+        "best.toml": tuning_page.as_toml(found),
     }
     for name, text in files.items():
         output.write(name, text.encode())
-    print(f"recommended: {tables.recommendation(found)}")
+    print(f"recommended: {tuning_page.recommendation(found)}")
     print(f"{', '.join(files)}: {output.uri}")
 
 

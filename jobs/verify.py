@@ -3,7 +3,7 @@
     lrd verify OUT [--partial] [--no-input | --input PROMPTS]
 
 A line a finding, then one line that sums up. Knows nothing of what is checked
-(`pipeline/verify.py`).
+(`pipeline/inspection/verify.py`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline import parquet
-from pipeline.inspect import whole_manifest
-from pipeline.layout import MANIFEST
-from pipeline.remote import RefusedError
-from pipeline.storage import Storage
-from pipeline.verify import Verification
+from pipeline.input import prompt_shards
+from pipeline.inspection.status import whole_manifest
+from pipeline.inspection.verify import Verification
+from pipeline.output.run_folder import MANIFEST
+from pipeline.storage.retry import RefusedError
+from pipeline.storage.storage import Storage
 
 OK, WRONG, NO_RUN = 0, 1, 2
 
@@ -60,7 +60,7 @@ def _inputs(output: Storage, moved_to: str | None) -> Storage | None:
     """
     uri = moved_to or str(whole_manifest(output)["settings"].get("input", ""))
     try:
-        return parquet.input_storage(uri)[0]
+        return prompt_shards.input_storage(uri)[0]
     except (ValueError, OSError) as error:
         if moved_to is not None:
             raise

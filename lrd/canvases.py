@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lrd.config import DecodingConfig
 from lrd.models.protocol import DiffusionModel, wants_fixed_shapes
-from lrd.past import PastBeliefs
+from lrd.previous_beliefs import PastBeliefs
 
 
 class StopReason(IntEnum):

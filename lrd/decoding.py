@@ -16,10 +16,10 @@ from torch import Tensor
 
 from lrd import beliefs
 from lrd.canvases import Canvases, StopReason
+from lrd.commit_rules import choose_commits, scheduled_quota
 from lrd.config import DecodingConfig
+from lrd.forward import Reading, read_block
 from lrd.models.protocol import DiffusionModel
-from lrd.reading import Reading, read_block
-from lrd.sampling import choose_commits, scheduled_quota
 
 __all__ = ["Canvases", "StopReason", "step"]
 

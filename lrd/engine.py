@@ -68,7 +68,7 @@ class Engine:
         self.num_passes = 0
         self.num_slot_passes = 0
         """Canvases that went through the model, over all passes."""
-        self.setbacks: list[str] = []
+        self.oom_events: list[str] = []
         """What was said when slots were given up for want of memory."""
         self._passes_a_read = passes_a_read or (PASSES_A_READ if self.fixed_shapes else 1)
         self._waiting: deque[Request] = deque()
@@ -101,7 +101,7 @@ class Engine:
         """Prompts that no slot has taken yet."""
         return len(self._waiting)
 
-    def give_back(self) -> list[Request]:
+    def return_waiting(self) -> list[Request]:
         """Take back the prompts that no slot has taken yet, in their order."""
         waiting = list(self._waiting)
         self._waiting.clear()
@@ -179,7 +179,7 @@ class Engine:
         if self.model.embedding_table.is_cuda:
             torch.cuda.empty_cache()
         self._slots = self._new_slots()
-        self.setbacks.append(
+        self.oom_events.append(
             f"out of memory with {too_many} slots of {self.num_columns} positions, "
             f"going on with {self.num_slots}: {setback}"
         )

@@ -18,10 +18,10 @@ import torch
 
 from lrd.config import DecodingConfig
 from lrd.engine import Engine, Request
+from lrd.forward import CACHED_ELEMENTS, CACHED_POSITIONS, HEAD_ELEMENTS
 from lrd.models.checkpoint import LoadedModel
 from lrd.models.protocol import DiffusionModel, wants_fixed_shapes
-from lrd.past import EXACT_COLUMNS
-from lrd.reading import CACHED_ELEMENTS, CACHED_POSITIONS, HEAD_ELEMENTS
+from lrd.previous_beliefs import EXACT_COLUMNS
 
 MEMINFO = Path("/proc/meminfo")
 MARGIN = 0.9

@@ -15,20 +15,18 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayError
 
-from pipeline import parquet
-from pipeline.buckets import Buckets
 from pipeline.config import RunConfig
-from pipeline.fleet import Fleet
-from pipeline.ledger import Ledger
-from pipeline.limits import Limits, RunStoppedError
-from pipeline.log import record_rows
-from pipeline.metrics import RunMetrics
-from pipeline.progress import Meter, Progress
-from pipeline.reader import Reader
-from pipeline.replica import SLOTS_AHEAD, UNITS_IN_FLIGHT
-from pipeline.rows import HandedBack, Notice, Prompt, Pulse
-from pipeline.suspects import Suspects, set_aside
-from pipeline.worker import Worker
+from pipeline.input.buckets import Buckets
+from pipeline.input.reader import Reader
+from pipeline.observe.eta import Progress, ProgressTracker
+from pipeline.observe.events import record_rows
+from pipeline.observe.metrics import RunMetrics
+from pipeline.output.ledger import Ledger
+from pipeline.replicas.deaths import Limits, RunStoppedError, Suspects, quarantined
+from pipeline.replicas.fleet import Fleet
+from pipeline.replicas.handle import ReplicaHandle
+from pipeline.replicas.replica import BATCHES_IN_FLIGHT, SLOTS_AHEAD
+from pipeline.rows import Heartbeat, Prompt, ReplicaEvent, Returned, results_batch
 
 TICK_SECONDS = 0.5
 FETCH_SECONDS = 60.0
@@ -55,7 +53,7 @@ class Driver:
         self._stopping = False
         self._limits = Limits(config.max_restarts, config.start_seconds)
         owed_rows = sum(ledger.plan.files[number].num_rows for number in self._owed)
-        self._meter = Meter(ledger.plan.num_rows, ledger.plan.num_rows - owed_rows)
+        self._tracker = ProgressTracker(ledger.plan.num_rows, ledger.plan.num_rows - owed_rows)
         self._metrics = RunMetrics()
         self._flushed_at = time.monotonic()
 
@@ -77,8 +75,8 @@ class Driver:
                 if not self._owed and not self._ledger.shards:
                     self._ledger.event("driver finished")
                     return
-                for worker, error in self.fleet.tend():
-                    self._bury(worker, error)
+                for replica, error in self.fleet.poll():
+                    self._remove_dead(replica, error)
                 self._decide()
                 self._feed()
                 self._collect()
@@ -100,13 +98,13 @@ class Driver:
             self._owed.popleft()
             shard = found.shard
             self._ledger.open(shard)
-            self._meter.shard_read(shard.prompts.num_rows, shard.num_done, found.prompts)
+            self._tracker.shard_read(shard.prompts.num_rows, shard.num_done, found.prompts)
             self._take(shard.number, found.failed)
             self._buckets.add(found.prompts)
 
     def _wants_more(self) -> bool:
-        """Whether shards are left, the window has room, and there are not units enough for every
-        worker."""
+        """Whether shards are left, the window has room, and there are not batches enough for every
+        replica."""
         enough = self.fleet.capacity * SLOTS_AHEAD + self._config.slots
         room = len(self._ledger.shards) < self._config.lookahead_shards
         return bool(self._owed) and room and len(self._buckets) < enough
@@ -114,47 +112,47 @@ class Driver:
     # Feeding.
 
     def _feed(self) -> None:
-        """Give every ready worker its next units, round robin, so that near the end of a run no
-        worker hoards the last ones.
+        """Give every ready replica its next batches, round robin, so that near the end of a run no
+        replica hoards the last ones.
 
-        What is held counts, not units: a unit's last row may take as long as many others, and
+        What is held counts, not batches: a batch's last row may take as long as many others, and
         the other slots want prompts meanwhile.
         """
         for enough in (1, SLOTS_AHEAD * self._config.slots):
-            for worker in self.fleet:
-                wants = worker.num_held < enough and len(worker.units) < UNITS_IN_FLIGHT
-                if worker.ready and wants:
-                    unit = self._next_unit(worker)
-                    if unit:
-                        self.fleet.feed(worker, unit)
+            for replica in self.fleet:
+                wants = replica.num_in_flight < enough and len(replica.batches) < BATCHES_IN_FLIGHT
+                if replica.ready and wants:
+                    batch = self._next_batch(replica)
+                    if batch:
+                        self.fleet.feed(replica, batch)
 
-    def _next_unit(self, worker: Worker) -> list[Prompt]:
-        """Suspects go to a worker that holds nothing, and nothing joins them."""
-        if any(prompt.suspect for prompt in worker.in_flight):
+    def _next_batch(self, replica: ReplicaHandle) -> list[Prompt]:
+        """Suspects go to a replica that holds nothing, and nothing joins them."""
+        if any(prompt.suspect for prompt in replica.in_flight):
             return []
         if self._suspects:
-            return [] if worker.units else self._suspects.take()
-        # While more prompts come a bucket may still fill a unit.
-        return self._buckets.take(worker.last_bucket, partial=not self._wants_more())
+            return [] if replica.batches else self._suspects.take()
+        # While more prompts come a bucket may still fill a batch.
+        return self._buckets.take(replica.last_bucket, partial=not self._wants_more())
 
     # Collecting.
 
     def _collect(self) -> None:
-        """Wait a moment for rows, ends of units, and deaths; take them."""
-        owners = {ref: worker for worker in self.fleet for ref in worker.references}
+        """Wait a moment for rows, ends of batches, and deaths; take them."""
+        owners = {ref: replica for replica in self.fleet for ref in replica.references}
         if not owners:
             time.sleep(TICK_SECONDS / 10)
         else:
             for reference in self._ready(list(owners)):
-                worker = owners[reference]
+                replica = owners[reference]
                 try:
-                    if reference in worker.units:
-                        self._take_next(worker, reference)
-                    elif reference is worker.placing or reference is worker.loading:
-                        self.fleet.step_up(worker, reference)
+                    if reference in replica.batches:
+                        self._take_item(replica, reference)
+                    elif reference is replica.scheduling or reference is replica.loading:
+                        self.fleet.advance_start(replica, reference)
                 except RayError as error:
-                    self._bury(worker, error)
-        progress = self._meter.progress({worker.name: worker.state for worker in self.fleet})
+                    self._remove_dead(replica, error)
+        progress = self._tracker.progress({replica.name: replica.state for replica in self.fleet})
         self._ledger.lease.publish(progress.to_json)
         num_waiting = len(self._buckets) + len(self._suspects)
         self._metrics.tick(progress.num_rows - progress.num_done, num_waiting, self.fleet)
@@ -167,50 +165,48 @@ class Driver:
             ready, _ = ray.wait(references, num_returns=1, timeout=TICK_SECONDS, fetch_local=False)
         return ready
 
-    def _take_next(self, worker: Worker, stream: Any) -> None:
-        owed = worker.units[stream]
+    def _take_item(self, replica: ReplicaHandle, stream: Any) -> None:
+        owed = replica.batches[stream]
         try:
             item = ray.get(next(stream), timeout=FETCH_SECONDS)
         except StopIteration:
             assert not owed
-            del worker.units[stream]
+            del replica.batches[stream]
             return
-        if isinstance(item, Notice):
-            self._ledger.event("replica notice", replica=worker.name, text=item.text)
-        elif isinstance(item, Pulse):
-            self.fleet.heard(worker, item.longest_pass)
-        elif isinstance(item, HandedBack):
-            self.fleet.heard(worker)
-            self._return([owed.pop(row_id) for row_id in item.row_ids])
+        if isinstance(item, ReplicaEvent):
+            self._ledger.event("replica notice", replica=replica.name, text=item.text)
+        elif isinstance(item, Heartbeat):
+            self.fleet.record_heartbeat(replica, item.longest_pass)
+        elif isinstance(item, Returned):
+            self.fleet.record_heartbeat(replica)
+            self._return([owed.pop(index) for index in item.indices])
         else:
-            self.fleet.heard(worker)
-            results = parquet.results_of(item.content)
-            prompts = [owed.pop(row_id) for row_id in results["row_id"].to_pylist()]
-            self._take_rows(prompts, results)
+            self.fleet.record_heartbeat(replica)
+            self._take_rows([owed.pop(index) for index in item.indices], item.rows())
             self._limits.row_finished()
-            worker.deaths = 0
+            replica.deaths = 0
 
-    def _take_rows(self, prompts: list[Prompt], results: pa.Table) -> None:
-        """Rows of a unit, which may come from several shards."""
-        shards = [prompt.shard for prompt in prompts]
-        if len(set(shards)) == 1:
-            self._take(shards[0], results)
-            return
-        for shard in set(shards):
-            self._take(shard, results.filter(pa.array([number == shard for number in shards])))
+    def _take_rows(self, prompts: list[Prompt], results: pa.RecordBatch) -> None:
+        """Rows of a batch, which may come from several shards."""
+        by_shard: dict[int, list[int]] = {}
+        for position, prompt in enumerate(prompts):
+            by_shard.setdefault(prompt.shard, []).append(position)
+        for shard, positions in by_shard.items():
+            rows = results if len(by_shard) == 1 else results.take(pa.array(positions, pa.int64()))
+            self._take(shard, rows, [prompts[position].index for position in positions])
 
-    def _take(self, shard: int, results: pa.Table) -> None:
-        new = self._ledger.add(shard, results)
-        self._meter.rows_done(new)
+    def _take(self, shard: int, results: pa.RecordBatch, indices: list[int] | None = None) -> None:
+        new = self._ledger.add(shard, results, indices)
+        self._tracker.rows_done(new)
         self._metrics.rows(new)
         record_rows(shard, new)
 
-    def _bury(self, worker: Worker, error: Exception) -> None:
+    def _remove_dead(self, replica: ReplicaHandle, error: Exception) -> None:
         """A replica died. What it had not begun goes back at once."""
-        if worker.actor is None:
+        if replica.actor is None:
             return
-        death = self.fleet.bury(worker, error)
-        self._metrics.died(worker.name)
+        death = self.fleet.remove_dead(replica, error)
+        self._metrics.died(replica.name)
         self._return(death.untouched)
         self._suspects.died(death)
 
@@ -218,23 +214,23 @@ class Driver:
         """Draw the conclusions from deaths."""
         verdict = self._suspects.decide(time.monotonic(), self.fleet.is_gone)
         for node in verdict.lost_nodes:
-            self._ledger.event("machine lost", node=node)
+            self._ledger.event("node lost", node=node)
         self._return(verdict.freed)
         for prompt, reason in verdict.given_up:
-            self._set_aside(prompt, reason)
+            self._quarantine(prompt, reason)
         for death in verdict.blamed:
             self._limits.died(death, self.fleet.any_ready)
-        self._limits.homeless(self.fleet.homeless_seconds)
+        self._limits.unscheduled(self.fleet.unscheduled_seconds)
 
     def _return(self, prompts: list[Prompt]) -> None:
         """What nobody blames, back to where it came from."""
         self._suspects.put_back([prompt for prompt in prompts if prompt.suspect])
         self._buckets.put_back([prompt for prompt in prompts if not prompt.suspect])
 
-    def _set_aside(self, prompt: Prompt, reason: str) -> None:
-        result = set_aside(prompt, reason)
-        self._ledger.event("row set aside", row=prompt.row_id, error=result.error)
-        self._take(prompt.shard, parquet.results_table([result]))
+    def _quarantine(self, prompt: Prompt, reason: str) -> None:
+        result = quarantined(prompt, reason)
+        self._ledger.event("row quarantined", row=prompt.row_id, error=result.error)
+        self._take(prompt.shard, results_batch([result]))
 
     # Storing.
 

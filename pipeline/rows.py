@@ -1,14 +1,29 @@
-"""One slotted dataclass an arrow: what the driver sends a replica and what comes back.
+"""What goes from the driver to a replica and what comes back, one slotted dataclass each.
 
-Knows nothing of files or Ray.
+`Result` is the one place where a column of the result dataset is written down: its name, Arrow
+type and meaning. The schema, the dataset card and the README's table are made from it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+import pyarrow as pa
 
 from lrd import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One prompt shard as planned."""
+
+    name: str
+    """File name under the input's folder."""
+    num_rows: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,68 +37,89 @@ class Prompt:
     bucket: int
     """Prompt tokens that its slot holds."""
     begun: int = 0
-    """Replicas that ended while it was in one of their slots, whoever's fault that was."""
+    """Replicas that ended while it was in one of their slots, whatever the cause."""
     suspect: bool = False
-    """Whether it was in a slot at a death that no lost machine explains: it is tried apart."""
+    """Whether it was in a slot at a death that no lost node explains: it is tried apart."""
     deaths_alone: int = 0
-    """Deaths of replicas that held nothing else, and that no lost machine explains."""
+    """Deaths of replicas that held no other row, and that no lost node explains."""
 
     @property
     def row_id(self) -> str:
         return row_id(self.shard, self.index)
 
 
+def column(kind: pa.DataType, meaning: str) -> Any:
+    """A field of `Result` with the Arrow type and the meaning of its column; None by default."""
+    return field(default=None, metadata={"type": kind, "meaning": meaning})
+
+
+INTS, FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One output row without the input's columns; `None` where a failed row has no value.
+    """One output row without the input's columns; None where a failed row has no value."""
 
-    The fields are the added columns of the result dataset, in order (`pipeline/parquet.py`).
-    """
-
-    row_id: str
-    status: str
-    """ok or failed."""
-    error: str | None
-    output_text: str | None
-    output_token_ids: list[int] | None
-    """All gen_length ids of the canvas."""
-    num_output_tokens: int | None
-    """Tokens before the first EOS."""
-    num_prompt_tokens: int | None
-    num_forwards: int | None
-    refine_steps: int | None
-    decode_steps: int | None
-    blocks: int | None
-    stop_reason: str
-    """converged, complete, eos or failed."""
-    open_at_stop: int | None
-    max_entropy_at_stop: float | None
-    refine_converged: bool | None
-    kl_trace: list[float | None] | None
-    """D_t of Eq. 6 a forward; null in a block's first."""
-    entropy_trace: list[float] | None
-    """Mean entropy of open positions a forward."""
-    commit_step: list[int] | None
-    """Forward that committed each canvas position; 0 where EOS filled the rest."""
-    mean_mix_weight: float | None
-    bucket: int | None
-    seconds: float | None
-    """Wall time in its slot, shared with the slot's neighbours."""
-    replica: str | None
-    attempts: int
-    """Times the row got a slot; 0 where it never could."""
+    row_id: str = column(pa.string(), "shard and row number in the input's order")
+    status: str = column(pa.string(), "ok, or failed")
+    error: str | None = column(pa.string(), "why a row failed")
+    output_text: str | None = column(pa.string(), "the answer, up to the first EOS")
+    output_token_ids: list[int] | None = column(INTS, "the whole canvas, gen_length ids")
+    num_output_tokens: int | None = column(pa.int32(), "tokens before the first EOS")
+    num_prompt_tokens: int | None = column(pa.int32(), "tokens of the prompt with its template")
+    num_forwards: int | None = column(pa.int32(), "forward passes: `refine_steps` + `decode_steps`")
+    refine_steps: int | None = column(pa.int32(), "passes that only refined beliefs (phase 1)")
+    decode_steps: int | None = column(pa.int32(), "passes that committed tokens (phase 2)")
+    blocks: int | None = column(pa.int32(), "blocks that were decoded")
+    stop_reason: str = column(
+        pa.string(), "complete, converged (early stop), eos (filled behind an EOS) or failed"
+    )
+    open_at_stop: int | None = column(
+        pa.int32(), "positions that early stops committed while they were still open"
+    )
+    max_entropy_at_stop: float | None = column(
+        pa.float32(), "largest entropy among those, nats; 0 where there were none"
+    )
+    refine_converged: bool | None = column(
+        pa.bool_(), "whether every refinement phase converged before `max_refine_steps`"
+    )
+    kl_trace: list[float | None] | None = column(
+        FLOATS, "D_t of Eq. 6 a pass, nats; null in a block's first"
+    )
+    entropy_trace: list[float] | None = column(
+        FLOATS, "mean entropy of the open positions a pass, nats"
+    )
+    commit_step: list[int] | None = column(
+        INTS, "the pass that committed each canvas position; 0 where EOS filled the rest"
+    )
+    mean_mix_weight: float | None = column(pa.float32(), "mean weight of the soft embeddings")
+    bucket: int | None = column(pa.int32(), "prompt tokens that the row's slot held")
+    seconds: float | None = column(
+        pa.float32(), "wall time in its slot, shared with the slot's neighbours"
+    )
+    replica: str | None = column(pa.string(), "which replica decoded it")
+    attempts: int = column(pa.int32(), "times it got a slot; 0 where it never could")
 
     @classmethod
     def of_sample(cls, sample: Sample, prompt: Prompt, *, replica: str) -> Result:
         """The row of a decoded sample."""
-        ok = sample.stop_reason != "failed"
+        if sample.stop_reason == "failed":
+            output: dict[str, Any] = {"status": "failed"}
+        else:
+            output = {
+                "status": "ok",
+                "output_text": sample.text,
+                "output_token_ids": sample.canvas,
+                "num_output_tokens": sample.num_output_tokens,
+                "max_entropy_at_stop": sample.max_entropy_at_stop,
+                "kl_trace": [None if math.isnan(kl) else kl for kl in sample.kl_trace],
+                "entropy_trace": sample.entropy_trace,
+                "commit_step": sample.commit_step,
+                "mean_mix_weight": sample.mean_mix_weight,
+            }
         return cls(
             row_id=prompt.row_id,
-            status="ok" if ok else "failed",
             error=sample.error,
-            output_text=sample.text if ok else None,
-            output_token_ids=sample.canvas if ok else None,
-            num_output_tokens=sample.num_output_tokens if ok else None,
             num_prompt_tokens=len(prompt.token_ids),
             num_forwards=sample.num_forwards,
             refine_steps=sample.refine_steps,
@@ -91,16 +127,12 @@ class Result:
             blocks=sample.blocks,
             stop_reason=sample.stop_reason,
             open_at_stop=sample.open_at_stop,
-            max_entropy_at_stop=sample.max_entropy_at_stop if ok else None,
             refine_converged=sample.refine_converged,
-            kl_trace=[None if math.isnan(kl) else kl for kl in sample.kl_trace] if ok else None,
-            entropy_trace=sample.entropy_trace if ok else None,
-            commit_step=sample.commit_step if ok else None,
-            mean_mix_weight=sample.mean_mix_weight if ok else None,
             bucket=prompt.bucket,
             seconds=sample.seconds,
             replica=replica,
             attempts=prompt.begun + 1,
+            **output,
         )
 
     @classmethod
@@ -118,56 +150,68 @@ class Result:
             row_id=row_id,
             status="failed",
             error=error,
-            output_text=None,
-            output_token_ids=None,
-            num_output_tokens=None,
             num_prompt_tokens=num_prompt_tokens,
-            num_forwards=None,
-            refine_steps=None,
-            decode_steps=None,
-            blocks=None,
             stop_reason="failed",
-            open_at_stop=None,
-            max_entropy_at_stop=None,
-            refine_converged=None,
-            kl_trace=None,
-            entropy_trace=None,
-            commit_step=None,
-            mean_mix_weight=None,
             bucket=bucket,
-            seconds=None,
-            replica=None,
             attempts=attempts,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Finished rows on their way to the driver, as `parquet.message` writes them."""
+COLUMNS: tuple[Field[Any], ...] = fields(Result)
+RESULT_SCHEMA = pa.schema([(column.name, column.metadata["type"]) for column in COLUMNS])
+"""The columns that a run adds to the input's, in order."""
+MEANINGS: dict[str, str] = {column.name: column.metadata["meaning"] for column in COLUMNS}
 
+
+def results_batch(results: Sequence[Result]) -> pa.RecordBatch:
+    """Results as rows of `RESULT_SCHEMA`."""
+    arrays = [
+        pa.array([getattr(result, column.name) for result in results], column.type)
+        for column in RESULT_SCHEMA
+    ]
+    return pa.record_batch(arrays, schema=RESULT_SCHEMA)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Rows rows of one batch on their way to the driver."""
+
+    indices: list[int]
+    """Which of the batch's prompts they are."""
     content: bytes
+    """One Arrow message of `RESULT_SCHEMA`: to pickle and get a table of one row takes Ray 2 ms,
+    a message 0.1 ms."""
+
+    @classmethod
+    def of(cls, indices: list[int], results: Sequence[Result]) -> Finished:
+        return cls(indices, results_batch(results).serialize().to_pybytes())
+
+    def rows(self) -> pa.RecordBatch:
+        """The rows, read in place."""
+        return pa.ipc.read_record_batch(self.content, RESULT_SCHEMA)
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
-    """What a replica has to tell beside rows; the driver keeps it among the run's events."""
+class ReplicaEvent:
+    """What a replica reports beside rows; the driver keeps it among the run's events."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
-    """A sign of life between rows: a pass has ended."""
+class Heartbeat:
+    """Sent between rows: a pass has ended."""
 
     longest_pass: float
     """Seconds, over all passes of the replica."""
 
 
 @dataclass(frozen=True, slots=True)
-class HandedBack:
-    """Rows of a unit that a drained replica has not begun and will not."""
+class Returned:
+    """Rows of a batch that a draining replica has not begun and will not."""
 
-    row_ids: list[str]
+    indices: list[int]
+    """Which of the batch's prompts they are."""
 
 
 def row_id(shard: int, index: int) -> str:

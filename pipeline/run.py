@@ -10,94 +10,29 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import ray
 import torch
 
-from lrd import load_model
-from lrd.models.checkpoint import fingerprint
 from lrd.models.compiled import check_compile
-from pipeline import faults, nodes, parquet
-from pipeline.checkpoints import local_model
+from pipeline import faults
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
-from pipeline.fleet import Fleet, NewActor, actor_of
-from pipeline.lease import LeaseLostError
-from pipeline.ledger import Ledger, Plan
-from pipeline.limits import RunStoppedError
-from pipeline.parquet import InputFile
-from pipeline.placement import place
-from pipeline.progress import Progress
-from pipeline.reader import Reader
-from pipeline.remote import servers
-from pipeline.replica import Replica, ReplicaSettings
-from pipeline.secrets import refuse_secrets
-from pipeline.storage import Storage, refused_as_settings
-from pipeline.summary import Summary, summarize
+from pipeline.input.reader import Reader
+from pipeline.observe.eta import Progress
+from pipeline.output.lease import LeaseLostError
+from pipeline.output.ledger import Ledger, Plan
+from pipeline.output.statistics import Summary, summarize
+from pipeline.preflight import check, fingerprint_of
+from pipeline.replicas import nodes
+from pipeline.replicas.deaths import RunStoppedError
+from pipeline.replicas.fleet import Fleet, NewActor, actor_of
+from pipeline.replicas.placement import place
+from pipeline.replicas.replica import Replica, ReplicaSettings
+from pipeline.storage.storage import refused_as_settings
+from pipeline.storage.uris import servers
 
 LAST_TRY_SECONDS = 5.0
-
-
-def package_version() -> str:
-    """The project's version, part of every fingerprint."""
-    try:
-        return version("lrd-pipeline")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """A run whose settings, input and checkpoint hold; nothing has been written."""
-
-    inputs: Storage
-    output: Storage
-    face: Any
-    """The model without weights: tokenizer, positions, special ids."""
-    files: list[InputFile]
-
-
-@refused_as_settings()
-def check(config: RunConfig) -> Checked:
-    """Look at all that a run needs but the cluster.
-
-    Raises ValueError for what is wrong with settings, input or checkpoint.
-    """
-    refuse_secrets(config)
-    inputs, names = parquet.input_storage(config.input)
-    output = Storage(config.output)
-    _check_places(inputs, output)
-    output.kind()  # Whether it answers at all.
-    files, _ = parquet.inspect_inputs(inputs, names, config.prompt_column)
-    dtype = "bfloat16" if config.dtype == "auto" else config.dtype
-    face = load_model(local_model(config.model), "meta", dtype, config.revision)
-    if face.tokenizer is None:
-        raise ValueError(f"{config.model}: has no tokenizer.json; put its tokenizer files beside")
-    if config.prompt_format == "chat" and not face.tokenizer.chat_template:
-        raise ValueError(f"{config.model}: has no chat template; use --prompt-format raw")
-    if config.decoding.gen_length >= face.max_length:
-        raise ValueError(
-            f"gen_length {config.decoding.gen_length} leaves no room for a prompt in the "
-            f"model's {face.max_length} positions"
-        )
-    return Checked(inputs, output, face, files)
-
-
-def fingerprint_of(config: RunConfig, files: list[InputFile], dtype: str) -> dict[str, Any]:
-    """All that the results of a run depend on."""
-    prompts = {"prompt_column", "prompt_format", "system_prompt", "truncation"}
-    return {
-        "version": package_version(),
-        "model": fingerprint(local_model(config.model), config.revision),
-        "dtype": dtype,
-        "compile": config.compile,
-        "decoding": config.decoding.model_dump(),
-        "prompts": config.model_dump(include=prompts),
-        "input": {file.name: file.sha256 for file in files},
-    }
 
 
 REPLICAS = actor_of(Replica)
@@ -128,7 +63,7 @@ def generate(
         settings=config.model_dump(),
     )
     with refused_as_settings():
-        ledger = Ledger(run.output, run.inputs, plan)
+        ledger = Ledger(run.output, plan)
     ledger.retry_failed = retry_failed
     settings = ReplicaSettings(
         model=config.model,
@@ -146,7 +81,9 @@ def generate(
     with refused_as_settings():
         ledger.begin()
     try:
-        reader = Reader(config, ledger, run.face, run.face.max_length)
+        reader = Reader(
+            config, run.inputs, run.files, run.face, run.face.max_length, ledger.restore
+        )
         fleet = Fleet(
             settings,
             placement,
@@ -168,15 +105,6 @@ def generate(
         with suppress(LeaseLostError, OSError):
             ledger.end()
     return summarize(run.output)
-
-
-def _check_places(inputs: Storage, output: Storage) -> None:
-    same = inputs.root == output.root
-    inside = output.root.startswith(inputs.root.rstrip("/") + "/")
-    if inputs.is_local == output.is_local and same:
-        raise ValueError(f"{output.uri}: is the input's folder; name another --output")
-    if inside and f"{output.root}/data" == inputs.root:
-        raise ValueError(f"{output.uri}: would write into the input; name another --output")
 
 
 def connect(config: RunConfig) -> None:

@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ray.cluster_utils import Cluster
 
-from jobs.word_problems import problems
+from jobs.tiny.problems import problems
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOTS, REPLICAS, NODES = 4, 2, 3

@@ -19,12 +19,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import s3
 from chaos import ROOT, SLOTS, Chaos, Run, compare, write_prompts
+from helpers import s3
 from ray.cluster_utils import Cluster
 
 from lrd.models.checkpoint import TINY
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 WEIGHTS = {"replica": 3, "driver": 1}
 SLOW_SHARE, SLOW_SECONDS = 0.01, 2.0

@@ -9,11 +9,11 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray spells it so)
 
 from collections.abc import Iterator
 
-import golden
 import pytest
 import ray
 import torch
-from random_model import LIVELY, random_model
+from helpers import golden
+from helpers.random_model import LIVELY, random_model
 
 from lrd.models.checkpoint import LoadedModel
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.word_problems import problems
+from jobs.tiny.problems import problems
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -149,7 +149,7 @@ def test_machines_come_for_replicas_are_replaced_and_go(cluster: Growing, tmp_pa
         cluster.machines()[0].kill()
         wait_for(lambda: len(happened("replica up")) == 3 or run.poll() is not None)
         assert happened("replica up")[-1]["node"] not in first
-        assert [event["node"] for event in happened("machine lost")] == [
+        assert [event["node"] for event in happened("node lost")] == [
             event["node"] for event in happened("replica died")
         ]
         assert run.wait(200) == 0

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from random_model import LIVELY, random_model
+from helpers.random_model import LIVELY, random_model
 from test_engine import PROMPTS
 
 import lrd
-from jobs.bench_rows import decisions
-from jobs.plain_loop import check, decode_plain
+from jobs.bench.plain_loop import check, decode_plain
+from jobs.bench.rows_per_second import decisions
 
 LRD = {"gen_length": 12, "r_f": 0.3, "tau_refine": 0.05, "max_refine_steps": 4}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -49,7 +49,7 @@ def test_the_plain_loop_refuses_what_it_does_not_do() -> None:
 
 def test_the_benchmark_ends_in_one_json_object() -> None:
     process = subprocess.run(
-        [sys.executable, "-m", "jobs.bench", "--quick", "--threads", "1", "--prompts", "6"],
+        [sys.executable, "-m", "jobs.bench.decode", "--quick", "--threads", "1", "--prompts", "6"],
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,

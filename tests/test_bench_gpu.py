@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from jobs.bench_gpu import MODELS, measure, num_flops, random_model, table_row
+from jobs.bench.gpu import MODELS, measure, num_flops, random_model, table_row
 from lrd import DecodingConfig
 from lrd.models.checkpoint import LoadedModel
 from lrd.models.transformer import Transformer, TransformerConfig
@@ -63,7 +63,7 @@ def test_a_case_is_measured(name: str) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so_in_one_line() -> None:
     ran = subprocess.run(
-        [sys.executable, "-m", "jobs.bench_gpu"],
+        [sys.executable, "-m", "jobs.bench.gpu"],
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from pipeline.buckets import MAX_LENGTHS, choose_lengths, fitting
+from pipeline.input.buckets import MAX_LENGTHS, choose_lengths, fitting
 
 
 def padding(prompts: list[int], lengths: list[int]) -> int:

@@ -13,9 +13,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import s3
+from helpers import s3
 
-from jobs.word_problems import problems
+from jobs.tiny.problems import problems
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOTS_AT_RISK = {"replica": 4, "node": 8, "driver": 8}

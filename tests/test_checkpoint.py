@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import (
+from helpers.checkpoints import (
     DREAM_7B,
     LLADA_8B,
     SMALL,

@@ -43,7 +43,7 @@ MACHINES = {
 }
 """vCPUs and A100 of the machine types that the files name."""
 CPUS_A_REPLICA = 8
-"""What a replica takes at most where the user does not say (`pipeline/placement.py`)."""
+"""What a replica takes at most where the user does not say (`pipeline/replicas/placement.py`)."""
 
 
 def read(name: str) -> str:

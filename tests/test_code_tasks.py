@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import pytest
-import shared_data
+from helpers import shared_data
 
 from pipeline.scoring import humaneval, mbpp
 from pipeline.scoring.task import few_shot_prompt

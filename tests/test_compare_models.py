@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from jobs import compare_models
-from jobs.comparison_page import fill
-from jobs.decoders import DECODERS
-from jobs.evaluate_tiny import distinct, measure
+from jobs.tiny import compare_models
+from jobs.tiny.accuracy import distinct, measure
+from jobs.tiny.comparison_page import fill
 from lrd import DecodingConfig, load_model
 from lrd.models.checkpoint import TINY
+from pipeline.experiments.decoders import DECODERS
 
 PAGE = "".join(
     f"## {name}\n<!-- measured: {name} -->\nold\n<!-- end -->\nprose of {name}\n"

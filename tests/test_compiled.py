@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import SMALL, logits_of, random_tensors, write
-from random_model import LIVELY, random_model
+from helpers.checkpoints import SMALL, logits_of, random_tensors, write
+from helpers.random_model import LIVELY, random_model
 from test_engine import UNEVEN, assert_same, requests, run
 from torch import Tensor
 
 import lrd
-from jobs.word_problems import problems
+from jobs.tiny.problems import problems
 from lrd.models.compiled import hidden_of
 from lrd.models.transformer import attention
 from lrd.prompts import encode_prompt

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from random_model import EOS, LIVELY, VOCABULARY, random_model
+from helpers.random_model import EOS, LIVELY, VOCABULARY, random_model
 
 import lrd
 from lrd.models.checkpoint import TINY, LoadedModel

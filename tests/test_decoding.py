@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from random_model import random_model
-from reference import Outcome, decode_one
+from helpers.random_model import random_model
+from helpers.reference import Outcome, decode_one
 from torch import Tensor
 
 import lrd

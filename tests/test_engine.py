@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from random_model import LIVELY, MASK, random_model
+from helpers.random_model import LIVELY, MASK, random_model
 from torch import Tensor
 
 import lrd
-from jobs.word_problems import problems
+from jobs.tiny.problems import problems
 from lrd.models.checkpoint import LoadedModel
 
 PROMPTS = [
@@ -113,7 +113,7 @@ def test_slots_are_shared_out_and_waiting_prompts_come_back(model: LoadedModel) 
     engine.max_busy = 2
     engine.step()
     assert (engine.num_busy, engine.num_waiting) == (2, 5)
-    assert [request.key for request in engine.give_back()] == [2, 3, 4, 5, 6]
+    assert [request.key for request in engine.return_waiting()] == [2, 3, 4, 5, 6]
     engine.max_busy = 4
     keys = []
     while engine.busy:
@@ -336,7 +336,7 @@ def test_out_of_memory_costs_slots_but_no_sample(
     samples, engine = run(cramped(error), SETTINGS[setting], requests(), num_slots=16)
     assert_same(samples, expected)
     assert engine.num_slots == 3, "seven were busy"
-    assert [line.partition(":")[0] for line in engine.setbacks] == [
+    assert [line.partition(":")[0] for line in engine.oom_events] == [
         "out of memory with 7 slots of 21 positions, going on with 3"
     ]
 
@@ -350,12 +350,12 @@ def test_out_of_memory_in_mid_run_starts_prompts_anew(model: LoadedModel) -> Non
         engine.submit(request)
     for _ in range(2):
         samples += engine.step()
-    assert not engine.setbacks
+    assert not engine.oom_events
     for request in asked[3:]:
         engine.submit(request)
     while engine.busy:
         samples += engine.step()
-    assert len(engine.setbacks) == 1
+    assert len(engine.oom_events) == 1
     assert_same({sample.key: sample for sample in samples}, expected)
 
 

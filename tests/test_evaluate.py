@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import evaluate, prepare
-from pipeline import parquet
-from pipeline.rows import Result, row_id
+from pipeline.output import result_shards
+from pipeline.rows import Result, results_batch, row_id
 from pipeline.scoring import math500
 from pipeline.scoring.summary import wilson
 from pipeline.scoring.tasks import TASKS
 from pipeline.scoring.workers import Answer, score_answers
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 EXAMPLES = Path(prepare.__file__).parent / "examples"
 
@@ -50,7 +50,7 @@ def finished_run(
     output = Storage(str(folder))
     for shard, (columns, answers) in enumerate(zip(shards, texts, strict=True)):
         results = [result(shard, index, text) for index, text in enumerate(answers)]
-        content = parquet.shard_bytes(pa.table(columns), parquet.results_table(results), {})
+        content = result_shards.shard_bytes(pa.table(columns), results_batch(results), {})
         output.write(f"data/train-{shard:05d}-of-{planned:05d}.parquet", content)
     output.write(".run/manifest.json", json.dumps({"files": [{}] * planned}).encode())
     return folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-import shared_data
+from helpers import shared_data
 
 from pipeline.scoring import gsm8k, word_problems
 from pipeline.scoring.final_number import boxed, final_number, number_value

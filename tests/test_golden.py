@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden import (
+from helpers.golden import (
     SHARED,
     Record,
     Watched,
@@ -17,8 +17,8 @@ from golden import (
 )
 
 import lrd
+from lrd.commit_rules import gumbel_tokens, scheduled_quota
 from lrd.models.checkpoint import LoadedModel
-from lrd.sampling import gumbel_tokens, scheduled_quota
 
 LIMIT = 2e-4
 """Largest error of a float32 logit; their spread is about 4."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import SMALL_LLADA, random_tensors, write
+from helpers.checkpoints import SMALL_LLADA, random_tensors, write
 from test_weights_once import bytes_read
 
 from lrd.models.checkpoint import fingerprint

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import SMALL_DREAM, SMALL_LLADA, logits_of, random_tensors, write
+from helpers.checkpoints import SMALL_DREAM, SMALL_LLADA, logits_of, random_tensors, write
 
 import lrd
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import lease as module
-from pipeline.lease import LEASE, Lease, LeaseLostError, read_lease
-from pipeline.storage import Storage
+from pipeline.output import lease as module
+from pipeline.output.lease import LEASE, Lease, LeaseLostError, read_lease
+from pipeline.storage.storage import Storage
 
 BEAT = 0.1
 
@@ -105,7 +105,8 @@ def test_of_two_at_once_at_most_one_goes_on(storage: Storage, elsewhere: None) -
 
 def test_a_dead_process_of_this_machine_is_not_waited_for(tmp_path: Path) -> None:
     script = (
-        "import sys, os; from pipeline.lease import Lease; from pipeline.storage import Storage;"
+        "import sys, os; from pipeline.output.lease import Lease;"
+        "from pipeline.storage.storage import Storage;"
         "Lease(Storage(sys.argv[1])).acquire(); os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)

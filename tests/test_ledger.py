@@ -12,14 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import parquet
-from pipeline.buckets import Buckets, bucket_of, choose_lengths, fitting
-from pipeline.layout import EVENTS, SEGMENTS, commit_name, shard_name
-from pipeline.lease import LEASE, Lease, LeaseLostError
-from pipeline.ledger import Ledger, Plan
-from pipeline.rows import Prompt, Result, row_id
-from pipeline.shards import OpenShard
-from pipeline.storage import Storage
+from lrd import DecodingConfig, load_model
+from pipeline.config import RunConfig
+from pipeline.input import prompt_shards
+from pipeline.input.buckets import Buckets, bucket_of, choose_lengths, fitting
+from pipeline.input.reader import Reader
+from pipeline.output import result_shards
+from pipeline.output.lease import LEASE, Lease, LeaseLostError
+from pipeline.output.ledger import Ledger, Plan
+from pipeline.output.open_shard import OpenShard
+from pipeline.output.run_folder import EVENTS, SEGMENTS, commit_name, shard_name
+from pipeline.rows import RESULT_SCHEMA, Prompt, Result, results_batch, row_id
+from pipeline.storage.storage import Storage
 
 
 def result(shard: int, index: int, text: str = "four") -> Result:
@@ -47,15 +51,15 @@ def place(tmp_path: Path) -> tuple[Storage, Storage, Plan]:
     for number in range(2):
         table = pa.table({"prompt": [f"{number} {index}" for index in range(3)]})
         pq.write_table(table, tmp_path / "in" / f"{number}.parquet")
-    inputs, names = parquet.input_storage(str(tmp_path / "in"))
-    files, _ = parquet.inspect_inputs(inputs, names, "prompt")
+    inputs, names = prompt_shards.input_storage(str(tmp_path / "in"))
+    files, _ = prompt_shards.inspect_inputs(inputs, names, "prompt")
     plan = Plan(files, {"model": "m", "decoding": {"r_f": 0.1}}, {"slots": 1})
     return Storage(str(tmp_path / "out")), inputs, plan
 
 
 def begin(place: tuple[Storage, Storage, Plan]) -> Ledger:
     """The next driver, the last one having ended in whatever way."""
-    ledger = Ledger(*place)
+    ledger = Ledger(place[0], place[2])
     ledger.lease = Lease(place[0], beat_seconds=60)
     # Its owner's process is this one, and alive.
     place[0].delete_file(LEASE)
@@ -63,8 +67,9 @@ def begin(place: tuple[Storage, Storage, Plan]) -> Ledger:
     return ledger
 
 
-def opened(ledger: Ledger, number: int) -> OpenShard:
-    shard = ledger.read_shard(number)
+def opened(place: tuple[Storage, Storage, Plan], ledger: Ledger, number: int) -> OpenShard:
+    shard = OpenShard(number, prompt_shards.read_shard(place[1], place[2].files[number].name))
+    ledger.restore(shard)
     ledger.open(shard)
     return shard
 
@@ -72,15 +77,17 @@ def opened(ledger: Ledger, number: int) -> OpenShard:
 def add(ledger: Ledger, *results: Result) -> int:
     """How many of the rows were new."""
     number = int(results[0].row_id[:5])
-    return int(ledger.add(number, parquet.results_table(results)).num_rows)
+    return int(ledger.add(number, results_batch(results)).num_rows)
 
 
 def rows_of(shard: OpenShard) -> list[int]:
     return [index for index in range(shard.prompts.num_rows) if shard.has(index)]
 
 
-def finish(ledger: Ledger, number: int = 0, text: str = "four") -> None:
-    shard = opened(ledger, number)
+def finish(
+    place: tuple[Storage, Storage, Plan], ledger: Ledger, number: int = 0, text: str = "four"
+) -> None:
+    shard = opened(place, ledger, number)
     for index in range(3):
         if not shard.has(index):
             add(ledger, result(number, index, text))
@@ -89,18 +96,18 @@ def finish(ledger: Ledger, number: int = 0, text: str = "four") -> None:
 
 def test_flushed_rows_survive_the_driver(place: tuple[Storage, Storage, Plan]) -> None:
     ledger = begin(place)
-    opened(ledger, 0)
+    opened(place, ledger, 0)
     add(ledger, result(0, 2))
     ledger.flush()
     add(ledger, result(0, 0))
     # The driver dies here: row 2 was flushed, row 0 was not.
     again = begin(place)
     assert again.owed() == [0, 1]
-    assert rows_of(opened(again, 0)) == [2]
+    assert rows_of(opened(place, again, 0)) == [2]
     add(again, result(0, 0), result(0, 1))
     again.flush()
     third = begin(place)
-    assert rows_of(opened(third, 0)) == [0, 1, 2]
+    assert rows_of(opened(place, third, 0)) == [0, 1, 2]
     assert third.commit_complete() == 1
     assert third.owed() == [1]
     table = pq.read_table(place[0].path(shard_name(0, 2)))
@@ -111,7 +118,7 @@ def test_flushed_rows_survive_the_driver(place: tuple[Storage, Storage, Plan]) -
 
 def test_a_row_is_taken_once(place: tuple[Storage, Storage, Plan]) -> None:
     ledger = begin(place)
-    opened(ledger, 0)
+    opened(place, ledger, 0)
     assert add(ledger, result(0, 1, "first")) == 1
     assert add(ledger, result(0, 1, "second"), result(0, 0)) == 1
     ledger.flush()
@@ -124,7 +131,7 @@ def test_a_row_is_taken_once(place: tuple[Storage, Storage, Plan]) -> None:
 
 def test_a_damaged_segment_costs_its_rows_alone(place: tuple[Storage, Storage, Plan]) -> None:
     ledger = begin(place)
-    opened(ledger, 0)
+    opened(place, ledger, 0)
     for index in (0, 1):
         add(ledger, result(0, index))
         ledger.flush()
@@ -132,7 +139,7 @@ def test_a_damaged_segment_costs_its_rows_alone(place: tuple[Storage, Storage, P
     first, second = output.names(".run/segments/00000")
     output.write(f".run/segments/00000/{first}", b"PAR1 broken")
     again = begin(place)
-    assert rows_of(opened(again, 0)) == [1]
+    assert rows_of(opened(place, again, 0)) == [1]
     add(again, result(0, 0))
     again.flush()
     assert "segment damaged" in output.read(".run/events.jsonl").decode()
@@ -146,7 +153,7 @@ def test_a_flipped_bit_is_found_and_the_shard_owed(
     place: tuple[Storage, Storage, Plan], place_in_file: float
 ) -> None:
     ledger = begin(place)
-    finish(ledger)
+    finish(place, ledger)
     output, name = place[0], shard_name(0, 2)
     assert begin(place).owed() == [1]
     content = bytearray(output.read(name))
@@ -156,7 +163,7 @@ def test_a_flipped_bit_is_found_and_the_shard_owed(
     assert again.owed() == [0, 1]
     again.flush()
     assert "its bytes are not those that were written" in output.read(EVENTS).decode()
-    finish(again, text="anew")
+    finish(place, again, text="anew")
     assert begin(place).owed() == [1]
     assert pq.read_table(output.path(name))["output_text"].to_pylist() == ["anew"] * 3
 
@@ -164,7 +171,7 @@ def test_a_flipped_bit_is_found_and_the_shard_owed(
 def test_a_shard_without_its_record_and_a_record_without_its_shard_are_owed(
     place: tuple[Storage, Storage, Plan],
 ) -> None:
-    finish(begin(place))
+    finish(place, begin(place))
     output = place[0]
     content = output.read(shard_name(0, 2))
     output.delete_file(shard_name(0, 2))
@@ -177,7 +184,7 @@ def test_a_shard_without_its_record_and_a_record_without_its_shard_are_owed(
 
 def test_a_stored_success_beats_a_failure(place: tuple[Storage, Storage, Plan]) -> None:
     ledger = begin(place)
-    opened(ledger, 0)
+    opened(place, ledger, 0)
     bad = Result.failed(row_id(0, 1), "no numbers")
     add(ledger, result(0, 0, "kept"), bad, result(0, 2, "kept"))
     ledger.commit_complete()
@@ -186,14 +193,14 @@ def test_a_stored_success_beats_a_failure(place: tuple[Storage, Storage, Plan]) 
     retry = begin(place)
     retry.retry_failed = True
     assert retry.owed() == [0, 1]
-    assert rows_of(opened(retry, 0)) == [0, 2]
+    assert rows_of(opened(place, retry, 0)) == [0, 2]
     add(retry, result(0, 1, "now"))
     retry.flush()
     # The driver dies here; the row that succeeded is not decoded a third time.
     again = begin(place)
     again.retry_failed = True
     assert again.owed() == [0, 1]
-    assert rows_of(opened(again, 0)) == [0, 1, 2]
+    assert rows_of(opened(place, again, 0)) == [0, 1, 2]
     assert again.commit_complete() == 1
     table = pq.read_table(place[0].path(shard_name(0, 2)))
     assert table["output_text"].to_pylist() == ["kept", "now", "kept"]
@@ -204,7 +211,7 @@ def test_a_retried_row_that_fails_again_can_be_retried(
     place: tuple[Storage, Storage, Plan],
 ) -> None:
     ledger = begin(place)
-    opened(ledger, 0)
+    opened(place, ledger, 0)
     bad = Result.failed(row_id(0, 1), "no numbers")
     add(ledger, result(0, 0), bad, result(0, 2))
     ledger.commit_complete()
@@ -212,7 +219,7 @@ def test_a_retried_row_that_fails_again_can_be_retried(
         retry = begin(place)
         retry.retry_failed = True
         retry.owed()
-        assert rows_of(opened(retry, 0)) == [0, 2]
+        assert rows_of(opened(place, retry, 0)) == [0, 2]
         add(retry, bad)
         retry.flush()
     assert retry.commit_complete() == 1
@@ -224,14 +231,14 @@ def test_a_replacement_that_was_not_written_leaves_the_old_shard_good(
     place: tuple[Storage, Storage, Plan],
 ) -> None:
     ledger = begin(place)
-    opened(ledger, 0)
+    opened(place, ledger, 0)
     bad = Result.failed(row_id(0, 1), "no numbers")
     add(ledger, result(0, 0, "kept"), bad, result(0, 2, "kept"))
     ledger.commit_complete()
     retry = begin(place)
     retry.retry_failed = True
     retry.owed()
-    opened(retry, 0)
+    opened(place, retry, 0)
     add(retry, result(0, 1, "now"))
     retry.flush()
     old = place[0].read(shard_name(0, 2))
@@ -245,7 +252,7 @@ def test_a_replacement_that_was_not_written_leaves_the_old_shard_good(
         place[0].write(f"{SEGMENTS}/00000/{name}", content)
     again = begin(place)
     assert again.owed() == [0, 1]
-    assert rows_of(opened(again, 0)) == [0, 1, 2]
+    assert rows_of(opened(place, again, 0)) == [0, 1, 2]
     again.commit_complete()
     table = pq.read_table(place[0].path(shard_name(0, 2)))
     assert table["output_text"].to_pylist() == ["kept", "now", "kept"]
@@ -253,7 +260,7 @@ def test_a_replacement_that_was_not_written_leaves_the_old_shard_good(
 
 def test_a_partial_file_is_never_read(place: tuple[Storage, Storage, Plan]) -> None:
     ledger = begin(place)
-    opened(ledger, 0)
+    opened(place, ledger, 0)
     add(ledger, result(0, 0))
     ledger.flush()
     for folder, name in (("data", shard_name(0, 2)), ("", ".run/segments/00000/000002-x")):
@@ -262,7 +269,7 @@ def test_a_partial_file_is_never_read(place: tuple[Storage, Storage, Plan]) -> N
         path.with_name(path.name + ".77.part").write_bytes(b"half")
     again = begin(place)
     assert again.owed() == [0, 1]
-    assert rows_of(opened(again, 0)) == [0]
+    assert rows_of(opened(place, again, 0)) == [0]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -289,30 +296,33 @@ def test_memory_filesystem_works_through_fsspec(tmp_path: Path) -> None:
 
 def test_every_difference_of_a_fingerprint_is_named(place: tuple[Storage, Storage, Plan]) -> None:
     begin(place)
-    output, inputs, plan = place
+    output, _, plan = place
     other = replace(plan, fingerprint={"model": "n", "decoding": {"r_f": 0.2, "top_p": 1}})
     with pytest.raises(ValueError, match="model was") as error:
-        Ledger(output, inputs, other)
+        Ledger(output, other)
     assert "decoding.r_f was 0.1, is 0.2" in str(error.value)
     assert "decoding.top_p was null, is 1" in str(error.value)
 
 
 def test_a_changed_input_is_noticed(place: tuple[Storage, Storage, Plan]) -> None:
-    ledger = begin(place)
+    _, inputs, plan = place
+    config = RunConfig(input=inputs.uri, output="out", decoding=DecodingConfig(gen_length=8))
+    reader = Reader(config, inputs, plan.files, load_model("tiny", "meta"), 64)
     pq.write_table(pa.table({"prompt": ["one"]}), place[1].path("0.parquet"))
     with pytest.raises(ValueError, match=r"0\.parquet: has 1 rows, 3 when the run began"):
-        ledger.read_shard(0)
+        reader.read(0)
 
 
 def test_a_shard_without_rows_is_a_shard(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), tmp_path / "a.parquet")
-    inputs, names = parquet.input_storage(str(tmp_path / "a.parquet"))
-    files, _ = parquet.inspect_inputs(inputs, names, "prompt")
-    ledger = begin((Storage(str(tmp_path / "out")), inputs, Plan(files, {}, {})))
-    opened(ledger, 0)
+    inputs, names = prompt_shards.input_storage(str(tmp_path / "a.parquet"))
+    files, _ = prompt_shards.inspect_inputs(inputs, names, "prompt")
+    run = Storage(str(tmp_path / "out")), inputs, Plan(files, {}, {})
+    ledger = begin(run)
+    opened(run, ledger, 0)
     assert ledger.commit_complete() == 1
     written = pq.read_table(tmp_path / "out" / shard_name(0, 1))
-    assert written.schema.names == ["prompt", *parquet.RESULT_SCHEMA.names]
+    assert written.schema.names == ["prompt", *RESULT_SCHEMA.names]
 
 
 def test_events_are_kept_by_later_drivers(place: tuple[Storage, Storage, Plan]) -> None:
@@ -326,18 +336,18 @@ def test_events_are_kept_by_later_drivers(place: tuple[Storage, Storage, Plan]) 
 
 def test_results_survive_parquet() -> None:
     results = [result(0, 0), Result.failed("00000-00000001", "why", attempts=2)]
-    table = parquet.results_table(results)
-    assert table.schema == parquet.RESULT_SCHEMA
-    assert [f.name for f in fields(Result)] == parquet.RESULT_SCHEMA.names
-    buffer = parquet.parquet_bytes(table)
-    back = parquet.results_in(buffer.to_pybytes())
+    table = pa.Table.from_batches([results_batch(results)])
+    assert table.schema == RESULT_SCHEMA
+    assert [f.name for f in fields(Result)] == RESULT_SCHEMA.names
+    buffer = result_shards.parquet_bytes(table)
+    back = result_shards.results_in(buffer.to_pybytes())
     assert [Result(**row) for row in back.to_pylist()] == results
-    assert parquet.results_table([]).schema == parquet.RESULT_SCHEMA
+    assert results_batch([]).schema == RESULT_SCHEMA
 
 
 def test_a_lost_lease_stops_every_write(place: tuple[Storage, Storage, Plan]) -> None:
     ledger = begin(place)
-    opened(ledger, 0)
+    opened(place, ledger, 0)
     add(ledger, *(result(0, index) for index in range(3)))
     other = begin(place)
     ledger.lease._beaten_at -= 3600  # It stood still for an hour.
@@ -388,24 +398,24 @@ def prompt(shard: int, index: int, bucket: int) -> Prompt:
     return Prompt(shard, index, [1] * bucket, bucket)
 
 
-def test_units_hold_one_bucket_and_every_prompt_once() -> None:
-    buckets = Buckets(unit_size=4)
+def test_batches_hold_one_bucket_and_every_prompt_once() -> None:
+    buckets = Buckets(batch_size=4)
     prompts = [prompt(0, n, 16 if n % 3 else 48) for n in range(20)]
     buckets.add(prompts)
     assert len(buckets) == 20
     taken: list[Prompt] = []
     last = None
-    while unit := buckets.take(last, partial=True):
-        assert len({p.bucket for p in unit}) == 1
-        assert len(unit) <= 4
-        last = unit[0].bucket
-        taken += unit
+    while batch := buckets.take(last, partial=True):
+        assert len({p.bucket for p in batch}) == 1
+        assert len(batch) <= 4
+        last = batch[0].bucket
+        taken += batch
     assert sorted(p.index for p in taken) == list(range(20))
     assert len(buckets) == 0
 
 
 def test_long_buckets_first_then_the_replicas_own_then_the_oldest_row() -> None:
-    buckets = Buckets(unit_size=2)
+    buckets = Buckets(batch_size=2)
     buckets.add([prompt(0, 0, 16), prompt(0, 1, 16), prompt(0, 2, 48), prompt(0, 3, 48)])
     buckets.add([prompt(1, 0, 16), prompt(1, 1, 16), prompt(1, 2, 32)])
     assert [p.bucket for p in buckets.take(None, partial=False)] == [48, 48]

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from runs import FAILURE, MadeRun, bad, good
+from helpers.runs import FAILURE, MadeRun, bad, good
 
 from jobs import generate, logs, retry_failed
-from pipeline.log import LOG, record, record_rows
-from pipeline.parquet import results_table
+from pipeline.observe.events import LOG, record, record_rows
+from pipeline.rows import results_batch
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +35,12 @@ def test_events_and_row_ids_are_json_lines(
 ) -> None:
     logs.set_up("json")
     made = MadeRun(tmp_path).begin()
-    made.ledger.event("row set aside", row="00000-00000001", error="line one\nline two \u2028 ü")
-    record_rows(2, results_table([good(2, 0), bad(2, 1), good(2, 3)]))
-    record_rows(2, results_table([]))
+    made.ledger.event("row quarantined", row="00000-00000001", error="line one\nline two \u2028 ü")
+    record_rows(2, results_batch([good(2, 0), bad(2, 1), good(2, 3)]))
+    record_rows(2, results_batch([]))
     made.end()
     event, rows = lines(capsys.readouterr().err)
-    assert event["event"] == "row set aside"
+    assert event["event"] == "row quarantined"
     assert (event["row"], event["level"]) == ("00000-00000001", "info")
     assert event["error"] == "line one\nline two \u2028 ü"
     assert datetime.fromisoformat(event["time"]).utcoffset() == timedelta(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-import shared_data
+from helpers import shared_data
 
 from pipeline.scoring import math500
 from pipeline.scoring.math500 import final_answer, same_mathematics

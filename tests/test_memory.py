@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from live_bytes import LiveBytes
+from helpers.live_bytes import LiveBytes
 from test_engine import cramped
 
 import lrd

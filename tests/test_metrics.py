@@ -7,19 +7,19 @@ import multiprocessing
 import re
 import time
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from runs import bad, good
+from helpers.runs import bad, good
 
 from lrd import DecodingConfig
 from pipeline.config import RunConfig
-from pipeline.metrics import METRICS, STATES, PassMetrics, RunMetrics
-from pipeline.parquet import results_table
+from pipeline.observe.metrics import METRICS, STATES, PassMetrics, RunMetrics
+from pipeline.rows import results_batch
 from pipeline.run import generate
 
 DASHBOARD = Path(__file__).parents[1] / "cluster" / "grafana-dashboard.json"
@@ -27,10 +27,10 @@ QUESTIONS = [f"Tom has {n} apples and buys 7 more. How many apples are there?" f
 
 
 @dataclass
-class FakeWorker:
+class FakeReplica:
     name: str
     state: str
-    units: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    num_in_flight: int
 
 
 def exported(name: str) -> set[str]:
@@ -83,13 +83,13 @@ def test_the_names_are_prometheus_own() -> None:
 
 def test_without_ray_nothing_breaks() -> None:
     metrics = RunMetrics()
-    metrics.rows(results_table([good(0, 0), bad(0, 1), good(0, 2, num_output_tokens=0)]))
-    metrics.rows(results_table([]))
+    metrics.rows(results_batch([good(0, 0), bad(0, 1), good(0, 2, num_output_tokens=0)]))
+    metrics.rows(results_batch([]))
     metrics.flush()
     metrics.flush()
-    metrics.rows(results_table([good(0, 3)]))
+    metrics.rows(results_batch([good(0, 3)]))
     metrics.died("replica-0")
-    metrics.tick(3, 2, [FakeWorker("replica-0", "busy", {1: {"a": 1}})])
+    metrics.tick(3, 2, [FakeReplica("replica-0", "busy", 1)])
     PassMetrics("replica-0", 4).passed(0.1, {64: 3})
 
 

@@ -21,15 +21,15 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from jobs.word_problems import problems
+from jobs.tiny.problems import problems
 from lrd import DecodingConfig
-from pipeline import nodes
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
-from pipeline.fleet import STARTS_A_NODE, actor_of
-from pipeline.placement import place
-from pipeline.progress import Progress
-from pipeline.replica import Replica, ReplicaSettings
+from pipeline.observe.eta import Progress
+from pipeline.replicas import nodes
+from pipeline.replicas.fleet import STARTS_A_NODE, actor_of
+from pipeline.replicas.placement import place
+from pipeline.replicas.replica import Replica, ReplicaSettings
 from pipeline.run import generate
 
 # Half a minute each, most of it Ray's own; `test_chaos.py` loses and adds nodes in every run.
@@ -99,7 +99,7 @@ def test_a_drained_node_is_left(cluster: Cluster, tmp_path: Path) -> None:
     drained: list[str] = []
 
     def drain(driver: Driver) -> None:
-        node = driver.fleet.workers[0].node
+        node = driver.fleet.replicas[0].node
         assert node is not None
         drained.append(node)
         cluster.add_node(num_cpus=1)
@@ -155,13 +155,13 @@ def test_replicas_follow_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
     write_prompts(tmp_path / "in", 110)
 
     def grow(driver: Driver) -> None:
-        assert len(driver.fleet.workers) == 1
+        assert len(driver.fleet.replicas) == 1
         node = cluster.add_node(num_cpus=1)
         # It goes again later, without notice.
         threading.Thread(target=lose, args=(driver, node), daemon=True).start()
 
     def lose(driver: Driver, node: Any) -> None:
-        while sum(worker.state == "busy" for worker in driver.fleet.workers) < 2:
+        while sum(replica.state == "busy" for replica in driver.fleet.replicas) < 2:
             time.sleep(0.1)
         cluster.remove_node(node, allow_graceful=False)
 
@@ -169,7 +169,7 @@ def test_replicas_follow_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
     assert "replica-1" in [event.get("replica") for event in events]
     sizes = [event["wanted"] for event in events if event["event"] == "replicas"]
     assert sizes[0] == 2
-    assert "machine lost" in [event["event"] for event in events]
+    assert "node lost" in [event["event"] for event in events]
     assert frame["attempts"].max() == 2
 
 

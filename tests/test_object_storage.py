@@ -14,15 +14,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import s3
-from runs import MadeRun
+from helpers import s3
+from helpers.runs import MadeRun
 
 from jobs import cli
 from lrd.models.checkpoint import TINY, fingerprint
-from pipeline import checkpoints, remote, weights
-from pipeline import lease as leases
-from pipeline.lease import Lease, LeaseLostError, read_lease
-from pipeline.storage import Storage
+from pipeline.output import lease as leases
+from pipeline.output.lease import Lease, LeaseLostError, read_lease
+from pipeline.storage import model_files, retry, uris
+from pipeline.storage.storage import Storage
 
 pytestmark = s3.needs_server
 BEAT = 0.2
@@ -46,8 +46,8 @@ def faults(upstream: str) -> Iterator[s3.Faults]:
 
 @pytest.fixture(autouse=True)
 def calm(faults: s3.Faults, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(remote, "LONGEST_PAUSE", 0.05)
-    monkeypatch.setattr(remote, "PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 60.0)
     yield
     faults.reset()
 
@@ -124,7 +124,7 @@ def test_an_upload_that_dies_leaves_nothing_to_see(faults: s3.Faults, place: str
     faults.share, faults.only = 1.0, "broken"
     faults.match = "PUT *partNumber=2*"  # The first part is there by then.
     for name in ("whole", "new"):
-        with pytest.raises(remote.StorageError, match="AWS Error"):
+        with pytest.raises(retry.StorageError, match="AWS Error"):
             storage.write(name, bytes(11 << 20))
     assert (storage.read("whole"), storage.names()) == (b"old", ["whole"])
 
@@ -132,7 +132,7 @@ def test_an_upload_that_dies_leaves_nothing_to_see(faults: s3.Faults, place: str
 def test_a_slow_part_is_waited_for_and_a_silent_one_repeated(
     faults: s3.Faults, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "S3_SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(uris, "S3_SILENCE_SECONDS", 1.0)
     storage = Storage(place)
     faults.slow_share, faults.slow_seconds = 0.3, 0.3
     for number in range(4):
@@ -192,7 +192,7 @@ def test_a_lease_keeps_a_second_driver_out(
 def test_a_checkpoint_is_read_once_a_machine(
     faults: s3.Faults, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(weights.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(model_files.CACHE, str(tmp_path / "cache"))
     files = [file for file in TINY.iterdir() if file.suffix != ".py" and file.is_file()]
     for file in files:
         Storage(place).write(file.name, file.read_bytes())
@@ -200,23 +200,23 @@ def test_a_checkpoint_is_read_once_a_machine(
     faults.share = 0.1
     folders: list[Path] = []
     threads = [
-        threading.Thread(target=lambda: folders.append(checkpoints.fetch(place))) for _ in range(3)
+        threading.Thread(target=lambda: folders.append(model_files.fetch(place))) for _ in range(3)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     faults.share, before = 0.0, faults.requests
-    assert fingerprint(checkpoints.local_model(place)) == fingerprint("tiny")
+    assert fingerprint(model_files.local_model(place)) == fingerprint("tiny")
     assert faults.requests - before <= 2, "a listing, and nothing that is there"
     assert len(set(folders)) == 1
     assert not (folders[0] / "pytorch_model.bin").exists()
     config = json.loads((TINY / "config.json").read_text())
     Storage(place).write("config.json", json.dumps({**config, "changed": 1}).encode())
-    changed = fingerprint(checkpoints.local_model(place))
+    changed = fingerprint(model_files.local_model(place))
     assert changed != fingerprint("tiny"), "a checkpoint that changed is read again"
     with pytest.raises(ValueError, match="no checkpoint there"):
-        checkpoints.local_model(f"{place}/none")
+        model_files.local_model(f"{place}/none")
 
 
 def test_every_command_reads_a_run_there(
@@ -302,7 +302,7 @@ def test_a_store_that_refuses_is_told_in_one_line(
     assert "names no bucket" in line
     line = refusal(capsys, "status", "s3://bucket/none")
     assert "holds no run" in line
-    with pytest.raises(remote.RefusedError, match="there is no bucket 'no-such-bucket'"):
+    with pytest.raises(retry.RefusedError, match="there is no bucket 'no-such-bucket'"):
         Storage("s3://no-such-bucket/out").write("a", b"")
     faults.denied = True
     for words in (

@@ -10,14 +10,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from pipeline.report.frontier import Series, frontier
-from pipeline.scoring.paired import (
-    Outcomes,
-    compare,
-    difference_interval,
-    exact_p,
-    front,
-)
+from pipeline.experiments.frontier import Series, frontier
+from pipeline.experiments.paired import Outcomes, compare, difference_interval, exact_p, front
 
 
 def outcomes(name: str, right: str, forwards: float, num_failed: int = 0) -> Outcomes:

@@ -13,18 +13,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import synthetic_run
+from helpers import synthetic_run
 
-from pipeline.paper.decodings import DECODINGS, NEEDED, config_of, first_alike, items_named
-from pipeline.paper.figures import sweep
-from pipeline.paper.measure import decoding_seconds, measure
-from pipeline.paper.pages import Pages
-from pipeline.paper.published import BENCHMARKS, published
-from pipeline.paper.replays import SCHEMA, replay_name
-from pipeline.paper.study import Study
-from pipeline.parquet import parquet_bytes
+from pipeline.experiments.paper.decodings import (
+    DECODINGS,
+    NEEDED,
+    config_of,
+    first_alike,
+    items_named,
+)
+from pipeline.experiments.paper.figures import sweep
+from pipeline.experiments.paper.measure import decoding_seconds, measure
+from pipeline.experiments.paper.pages import Pages
+from pipeline.experiments.paper.published import BENCHMARKS, published
+from pipeline.experiments.paper.replays import SCHEMA, replay_name
+from pipeline.experiments.paper.study import Study
+from pipeline.output.result_shards import parquet_bytes
 from pipeline.report.reading import Event
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 DIGESTS = {
     "table1.csv": "85014604469d2e35ff783a889c8ac4e3165841d329a3a29a9befd23f2d1a1600",
@@ -39,7 +45,7 @@ ROWS = 20
 
 @pytest.mark.parametrize("name", DIGESTS)
 def test_the_papers_figures_are_as_they_were_taken_down(name: str) -> None:
-    content = files("pipeline.paper").joinpath(name).read_bytes()
+    content = files("pipeline.experiments.paper").joinpath(name).read_bytes()
     assert hashlib.sha256(content).hexdigest() == DIGESTS[name]
 
 

@@ -10,7 +10,7 @@ from test_beliefs import MASK, VOCABULARY, plain_belief, random_logits
 from torch import Tensor
 
 from lrd.beliefs import Belief
-from lrd.past import EXACT_COLUMNS, PastBeliefs
+from lrd.previous_beliefs import EXACT_COLUMNS, PastBeliefs
 
 LARGE = EXACT_COLUMNS + 64
 

@@ -16,28 +16,27 @@ from typing import Any
 
 import datasets
 import pandas as pd
-import plugs
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-import s3
+from helpers import plugs, s3
 
 from jobs import prepare
-from jobs.word_problems import problems
+from jobs.tiny.problems import problems
 from lrd import DecodingConfig
 from pipeline import faults
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
-from pipeline.fleet import actor_of
-from pipeline.lease import Lease
-from pipeline.limits import RunStoppedError
-from pipeline.parquet import RESULT_SCHEMA
-from pipeline.progress import Progress
-from pipeline.replica import Replica
+from pipeline.observe.eta import Progress
+from pipeline.output.lease import Lease
+from pipeline.output.statistics import Summary
+from pipeline.replicas.deaths import RunStoppedError
+from pipeline.replicas.fleet import actor_of
+from pipeline.replicas.replica import Replica
+from pipeline.rows import RESULT_SCHEMA
 from pipeline.run import generate
-from pipeline.storage import Storage
-from pipeline.summary import Summary
+from pipeline.storage.storage import Storage
 
 SHARED = Path(os.environ.get("LRD_SHARED") or Path(__file__).parents[2] / "shared")
 DECODING = DecodingConfig.preset("fast", gen_length=32)
@@ -283,7 +282,7 @@ def test_a_killed_replica_is_replaced(
     def kill_one(progress: Progress) -> None:
         if progress.num_done >= 3 and not killed:
             killed.append(progress.num_done)
-            ray.kill(drivers[0].fleet.workers[0].actor)
+            ray.kill(drivers[0].fleet.replicas[0].actor)
 
     run(
         source,
@@ -300,7 +299,7 @@ def test_a_killed_replica_is_replaced(
 
 
 @pytest.mark.slow  # The three poison rows of test_chaos.py do it in every run.
-def test_a_row_that_kills_its_replica_is_set_aside(
+def test_a_row_that_kills_its_replica_is_quarantined(
     undisturbed: tuple[Path, pd.DataFrame], tmp_path: Path
 ) -> None:
     _, alone = undisturbed
@@ -318,7 +317,7 @@ def test_a_row_that_kills_its_replica_is_set_aside(
 
 
 @pytest.mark.slow  # The three poison rows of test_chaos.py do it in every run.
-def test_a_hanging_row_is_found_and_set_aside(
+def test_a_hanging_row_is_found_and_quarantined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_prompts(tmp_path / "in", QUESTIONS[:12], num_shards=1)
@@ -340,7 +339,7 @@ def test_a_start_that_fails_once_is_tried_again(
     # Each replica is a process of its own, so `times` would not do.
     rule = {"at": "replica.start", "do": "raise", "chance": 0.5, "error": "EACCES"}
     monkeypatch.setenv("LRD_FAULTS", json.dumps([rule]))
-    monkeypatch.setattr("pipeline.limits.MAX_FAILED_STARTS", 50)
+    monkeypatch.setattr("pipeline.replicas.limits.MAX_FAILED_STARTS", 50)
     assert run(source, tmp_path / "out", replicas=1).num_failed == 0
     assert run(source, tmp_path / "out2", replicas=2).num_failed == 0
 
@@ -359,11 +358,11 @@ def test_a_replica_kill_costs_its_slots_at_most(
     killed: list[int] = []
 
     def kill_one(progress: Progress) -> None:
-        worker = drivers[0].fleet.workers[0]
-        if progress.num_done >= 8 and not killed and worker.pid is not None:
-            killed.append(worker.pid)
+        replica = drivers[0].fleet.replicas[0]
+        if progress.num_done >= 8 and not killed and replica.pid is not None:
+            killed.append(replica.pid)
             time.sleep(0.15)  # In the midst of later passes.
-            os.kill(worker.pid, signal.SIGKILL)
+            os.kill(replica.pid, signal.SIGKILL)
 
     run(
         source,
@@ -417,7 +416,7 @@ def test_storage_that_fails_now_and_then_costs_nothing(
     source, alone = undisturbed
     rules = [{"at": f"storage.{what}", "do": "raise", "chance": 0.3} for what in ("read", "write")]
     faults.load(json.dumps(rules))
-    monkeypatch.setattr("pipeline.remote.LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr("pipeline.storage.retry.LONGEST_PAUSE", 0.1)
     try:
         run(source, tmp_path / "out", replicas=1, flush_seconds=0.2)
     finally:
@@ -536,7 +535,7 @@ def test_a_run_from_and_to_an_object_store_continues(
     undisturbed: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, alone = undisturbed
-    monkeypatch.setattr("pipeline.ledger.Lease", partial(Lease, beat_seconds=1.0))
+    monkeypatch.setattr("pipeline.output.ledger.Lease", partial(Lease, beat_seconds=1.0))
     drivers: list[Driver] = []
     faults = s3.Faults(share=0.05, seed=1)
 

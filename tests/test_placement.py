@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.config import RunConfig
-from pipeline.placement import Placement, place
+from pipeline.replicas.placement import Placement, place
 
 HEAD = {"CPU": 0.0}
 A100 = {"CPU": 96.0, "GPU": 8.0, "accelerator_type:A100": 1.0}

@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from runs import MadeRun, good
+from helpers import checkpoints
+from helpers.runs import MadeRun, good
 
 import lrd
 from jobs import plan
@@ -23,16 +23,17 @@ from lrd.models.checkpoint import TINY, LoadedModel
 from lrd.models.families import family_of
 from lrd.models.transformer import Transformer
 from lrd.prompts import encode_prompt
-from pipeline.buckets import choose_lengths, fitting
-from pipeline.forecast import check_output, forecast, rows_left
-from pipeline.ledger import Ledger, Plan
-from pipeline.memory import memory_need, weight_bytes
-from pipeline.pace import Pace, pace_of, seconds_for
-from pipeline.parquet import results_table
-from pipeline.progress import Meter
-from pipeline.rows import Prompt
-from pipeline.run import Checked, check, fingerprint_of
-from pipeline.storage import Storage
+from pipeline.input import prompt_shards
+from pipeline.input.buckets import choose_lengths, fitting
+from pipeline.inspection.memory_need import memory_need, weight_bytes
+from pipeline.inspection.pace import Pace, pace_of, seconds_for
+from pipeline.inspection.plan import check_output, forecast, rows_left
+from pipeline.observe.eta import ProgressTracker
+from pipeline.output.ledger import Ledger, Plan
+from pipeline.output.open_shard import OpenShard
+from pipeline.preflight import Checked, check, fingerprint_of
+from pipeline.rows import Prompt, results_batch
+from pipeline.storage.storage import Storage
 
 QUESTIONS: list[Any] = [f"How many apples are there? {'One more. ' * (n % 5)}" for n in range(40)]
 QUESTIONS[3], QUESTIONS[4], QUESTIONS[30] = None, "  ", "How many? " * 400
@@ -66,7 +67,7 @@ def begin(source: Path, *words: str) -> Ledger:
     """The run that these settings make, with nothing done yet."""
     run, config = checked(source, *words)
     fingerprint = fingerprint_of(config, run.files, "float32")
-    ledger = Ledger(run.output, run.inputs, Plan(run.files, fingerprint, config.model_dump()))
+    ledger = Ledger(run.output, Plan(run.files, fingerprint, config.model_dump()))
     ledger.begin()
     return ledger
 
@@ -137,9 +138,9 @@ def test_bad_calls(
 
 def test_what_is_there_already(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledger = begin(source)
-    ledger.open(ledger.read_shard(1))
+    ledger.open(OpenShard(1, prompt_shards.read_shard(Storage(str(source)), "1.parquet")))
     rows = [good(1, n, kl_trace=[None], entropy_trace=[1.0], bucket=24) for n in range(10)]
-    ledger.add(1, results_table(rows))
+    ledger.add(1, results_batch(rows))
     ledger.end()
     assert plan.run(args(source)) == 0
     text = capsys.readouterr().out
@@ -188,9 +189,9 @@ def test_the_pace_of_a_finished_run(tmp_path: Path) -> None:
 def test_the_pace_that_a_driver_told(tmp_path: Path) -> None:
     run = MadeRun(tmp_path).begin()
     run.add(0, [0])
-    meter = Meter(12, 0)
+    meter = ProgressTracker(12, 0)
     meter.shard_read(4, 0, [Prompt(0, n, [1], 8) for n in range(4)])
-    meter.rows_done(results_table([good(0, 0), good(0, 1, seconds=1.5)]))
+    meter.rows_done(results_batch([good(0, 0), good(0, 1, seconds=1.5)]))
     told = meter.progress({"replica-0": "busy"}).to_json()
     run.ledger.lease.publish(lambda: {**told, "seconds": 0.5})
     run.end()
@@ -242,13 +243,13 @@ def test_memory_of_the_published_models() -> None:
 def test_the_first_rows_do_not_make_the_rest_look_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """They come together, a slot's whole time after they began."""
     now = 100.0
-    monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: now)
-    meter = Meter(12, 0)
+    monkeypatch.setattr("pipeline.observe.eta.time.monotonic", lambda: now)
+    meter = ProgressTracker(12, 0)
     meter.shard_read(12, 0, [Prompt(0, n, [1], 8) for n in range(12)])
     assert meter.progress({}).seconds_left is None
     now += 15.0  # Five of them for the model to load.
-    meter.rows_done(results_table([good(0, n, seconds=10.0) for n in range(2)]))
+    meter.rows_done(results_batch([good(0, n, seconds=10.0) for n in range(2)]))
     assert meter.progress({}).seconds_left == pytest.approx(50.0), "two slots, ten rows"
     now += 10.0
-    meter.rows_done(results_table([good(0, n, seconds=10.0) for n in range(2, 4)]))
+    meter.rows_done(results_batch([good(0, n, seconds=10.0) for n in range(2, 4)]))
     assert meter.progress({}).seconds_left == pytest.approx(40.0)

@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from helpers.runs import MadeRun
 from markdown_it import MarkdownIt
-from runs import MadeRun
 
 from jobs import publish as job
-from pipeline.card import COLUMNS, About, Facts, _last_part, card
 from pipeline.markdown import code, escaped, table
-from pipeline.parquet import RESULT_SCHEMA
+from pipeline.publishing.dataset_card import COLUMNS, About, Facts, _last_part, card
+from pipeline.rows import RESULT_SCHEMA
 
 SECRET = "hf_a-token-that-nobody-may-see"
 

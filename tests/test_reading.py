@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from random_model import LIVELY, VOCABULARY, random_model
+from helpers.random_model import LIVELY, VOCABULARY, random_model
 from test_engine import SETTINGS, assert_same, requests, run
 from torch import Tensor
 
 import lrd
-from lrd import reading
+from lrd import forward
 from lrd.models.checkpoint import LoadedModel
 from lrd.models.protocol import is_split
 
@@ -61,8 +61,8 @@ def test_chunks_say_the_same(
     chosen: Any = model if split else Whole(model)
     assert is_split(chosen) == split
     for head, cached in ((1 << 24, 1 << 20), (1, 1), (5 * VOCABULARY, 2 * VOCABULARY)):
-        monkeypatch.setattr(reading, "HEAD_ELEMENTS", head)
-        monkeypatch.setattr(reading, "CACHED_ELEMENTS", cached)
+        monkeypatch.setattr(forward, "HEAD_ELEMENTS", head)
+        monkeypatch.setattr(forward, "CACHED_ELEMENTS", cached)
         assert_same(run(chosen, SETTINGS[setting], requests())[0], expected(setting))
 
 
@@ -94,7 +94,7 @@ def test_the_head_is_asked_for_open_positions_alone(monkeypatch: pytest.MonkeyPa
     assert open_positions <= sum(model.calls) <= 1.05 * open_positions
     assert max(model.calls) > 5
     model.calls.clear()
-    monkeypatch.setattr(reading, "HEAD_ELEMENTS", 5 * VOCABULARY)
+    monkeypatch.setattr(forward, "HEAD_ELEMENTS", 5 * VOCABULARY)
     run(model, SETTINGS["uneven"], requests())  # type: ignore[arg-type]
     assert max(model.calls) == 5
 
@@ -117,7 +117,7 @@ def test_canvases_go_through_the_blocks_a_few_at_a_time(
 ) -> None:
     """Fewer than four open positions in a part are computed as four, as everywhere."""
     for positions in (1, 21, 45):
-        monkeypatch.setattr(reading, "CACHED_POSITIONS", positions)
+        monkeypatch.setattr(forward, "CACHED_POSITIONS", positions)
         for setting in ("uneven", "blocks", "guided"):
             samples, _ = run(model, SETTINGS[setting], requests(), num_slots=5)
             assert_same(samples, expected(setting))

@@ -16,12 +16,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_run import LENGTH, START, write_events, write_run
+from helpers.synthetic_run import LENGTH, START, write_events, write_run
 
 from jobs import report as job
 from pipeline.report import counting, curves
 from pipeline.report.report import make_report
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028&amp;"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -86,7 +86,7 @@ def test_counts_are_those_of_pandas(finished: tuple[Path, pd.DataFrame, str]) ->
 
 
 def test_the_summary_of_a_run_says_the_same(finished: tuple[Path, pd.DataFrame, str]) -> None:
-    from pipeline.summary import UNSURE_ENTROPY, summarize
+    from pipeline.output.statistics import UNSURE_ENTROPY, summarize
 
     folder, _, page = finished
     summary, numbers = summarize(Storage(str(folder))), data_of(page)["numbers"]

@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import ray
-from runs import MadeRun
+from helpers.runs import MadeRun
 
 from jobs import generate, plan, retry_failed, verify
-from jobs.word_problems import problems
+from jobs.tiny.problems import problems
 from pipeline.faults import VARIABLE
-from pipeline.limits import RunStoppedError
+from pipeline.replicas.deaths import RunStoppedError
 from pipeline.run import generate as run_generate
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,16 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from random_model import EOS, MASK, random_model
+from helpers.random_model import EOS, MASK, random_model
 
 import lrd
 from lrd.beliefs import EXCLUDED, Belief
 from lrd.canvases import Canvases
-from lrd.decoding import step
-from lrd.engine import row_seed
-from lrd.models.checkpoint import LoadedModel
-from lrd.reading import read_tokens
-from lrd.sampling import (
+from lrd.commit_rules import (
     choose_commits,
     choose_tokens,
     cut,
@@ -27,6 +23,10 @@ from lrd.sampling import (
     token_confidence,
     without_tokens,
 )
+from lrd.decoding import step
+from lrd.engine import row_seed
+from lrd.forward import read_tokens
+from lrd.models.checkpoint import LoadedModel
 
 PLAIN: dict[str, Any] = {"r_f": 0.0, "max_refine_steps": 0, "gen_length": 16, "stop_at_eos": False}
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11], [12, 13, 14, 15, 16]]

@@ -13,7 +13,8 @@ import pytest
 from lrd import load_model
 from lrd.models.checkpoint import TINY
 from pipeline.config import RunConfig
-from pipeline.secrets import hidden, refuse_secret, refuse_secrets
+from pipeline.preflight import refuse_secrets
+from pipeline.storage.uri_secrets import hidden, refuse_secret
 
 ROOT = Path(__file__).parents[1]
 SECRET = "wJalrXUtnFEMI/K7MDENG?bPx"

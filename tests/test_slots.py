@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_model import LIVELY, random_model
+from helpers.random_model import LIVELY, random_model
 from test_engine import PROMPTS, SETTINGS, UNEVEN, Observed, assert_same, cramped, requests, run
 from torch import Tensor
 
@@ -135,7 +135,7 @@ def test_out_of_memory_costs_slots_but_no_sample(setting: str, model: LoadedMode
     samples, engine = run_fixed(tight, requests(), 16, config=SETTINGS[setting])
     assert_same(samples, expected)
     assert engine.num_slots == 2
-    assert len(engine.setbacks) == 3, "16, 8 and 4 were too many"
+    assert len(engine.oom_events) == 3, "16, 8 and 4 were too many"
 
 
 def test_a_prompt_that_there_is_no_memory_to_place_still_waits(

@@ -12,17 +12,16 @@ from typing import Any
 
 import fsspec
 import pytest
-from runs import MadeRun, good
+from helpers.runs import MadeRun, good
 
 from jobs import status
 from jobs.status import describe, duration
-from pipeline import state
-from pipeline.inspect import Inspector, listing
-from pipeline.layout import EVENTS
-from pipeline.parquet import results_table
-from pipeline.progress import Meter
-from pipeline.rows import Prompt
-from pipeline.storage import Storage
+from pipeline.inspection import run_state
+from pipeline.inspection.status import Inspector, listing
+from pipeline.observe.eta import ProgressTracker
+from pipeline.output.run_folder import EVENTS
+from pipeline.rows import Prompt, results_batch
+from pipeline.storage.storage import Storage
 
 LEASE = ".run/driver.json"
 
@@ -48,7 +47,7 @@ def rewrite_lease(run: MadeRun, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def look(run: MadeRun) -> state.RunState:
+def look(run: MadeRun) -> run_state.RunState:
     return Inspector(run.storage).look()
 
 
@@ -104,8 +103,12 @@ def test_what_was_read_is_not_read_again(run: MadeRun, monkeypatch: pytest.Monke
     inspector = Inspector(run.storage)
     inspector.look()
     opened: list[str] = []
-    monkeypatch.setattr("pipeline.inspect._read_statuses", lambda output, name: opened.append(name))
-    monkeypatch.setattr("pipeline.inspect.read_commit", lambda output, name: opened.append(name))
+    monkeypatch.setattr(
+        "pipeline.inspection.status._read_statuses", lambda output, name: opened.append(name)
+    )
+    monkeypatch.setattr(
+        "pipeline.inspection.status.read_commit", lambda output, name: opened.append(name)
+    )
     before = inspector.look()
     assert opened == []
     assert before.num_done == 6
@@ -137,7 +140,7 @@ def test_a_lease_that_stands_still_is_silent(run: MadeRun, monkeypatch: pytest.M
     rewrite_lease(run, machine="another")
     inspector = Inspector(run.storage)
     assert "--watch tells" in describe(inspector.look())
-    monkeypatch.setattr("pipeline.inspect.SILENT_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.inspection.status.SILENT_SECONDS", 0.0)
     found = inspector.look()
     assert found.driver is not None
     assert found.driver.state == "silent"
@@ -167,9 +170,9 @@ def test_a_broken_lease_hides_nothing_else(run: MadeRun) -> None:
 
 def progress() -> dict[str, Any]:
     """Four rows of which two are done, as a driver tells of them in its lease."""
-    meter = Meter(12, 4)
+    meter = ProgressTracker(12, 4)
     meter.shard_read(4, 0, [Prompt(2, n, [1], 8) for n in range(4)])
-    meter.rows_done(results_table([good(2, 0), good(2, 1)]))
+    meter.rows_done(results_batch([good(2, 0), good(2, 1)]))
     told = meter.progress({"replica-0": "busy", "replica-1": "starting"}).to_json()
     return {**told, "seconds": 4.0, "seconds_left": 5400.0}
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import faults, remote
-from pipeline.storage import Storage
+from pipeline import faults
+from pipeline.storage import retry, uris
+from pipeline.storage.storage import Storage
 
 
 @pytest.fixture(autouse=True)
 def no_faults_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(remote, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.02)
     yield
     faults.load(None)
 
@@ -82,12 +83,12 @@ def test_a_missing_file_is_missing_at_once(tmp_path: Path) -> None:
     ],
 )
 def test_object_stores_words_are_understood(words: str, passes: bool) -> None:
-    assert remote.may_pass(OSError(words)) == passes
+    assert retry.may_pass(OSError(words)) == passes
 
 
 def test_only_a_failing_storage_is_asked_again() -> None:
-    assert not remote.may_pass(ValueError("other"))
-    assert not remote.may_pass(remote.RefusedError("for good"))
+    assert not retry.may_pass(ValueError("other"))
+    assert not retry.may_pass(retry.RefusedError("for good"))
 
 
 @pytest.mark.parametrize(
@@ -101,8 +102,8 @@ def test_only_a_failing_storage_is_asked_again() -> None:
     ],
 )
 def test_names_are_put_behind_folders_and_taken_off(folder: str, name: str, place: str) -> None:
-    assert remote.child(folder, name) == place
-    assert remote.parent(place) == (folder, name)
+    assert uris.child(folder, name) == place
+    assert uris.parent(place) == (folder, name)
 
 
 def test_a_place_with_a_secret_is_not_opened() -> None:

@@ -22,7 +22,7 @@ from ray.job_submission import JobStatus
 from jobs import generate
 from jobs import submit as job
 from lrd.config import PRESETS, DecodingConfig
-from pipeline import submission
+from pipeline import ray_jobs
 from pipeline.config import RunConfig
 
 SECRET = "wJalrXUtnFEMI"
@@ -80,7 +80,7 @@ class FakeClient:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submission, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(ray_jobs, "RETRY_SECONDS", 0.0)
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -160,28 +160,28 @@ def test_secrets_stay_out_of_the_environment(
 
 
 def test_a_name_is_readable_and_the_outputs_own() -> None:
-    name = submission.job_name("s3://bucket/My Runs/GSM8K_fast/")
+    name = ray_jobs.job_name("s3://bucket/My Runs/GSM8K_fast/")
     assert name.startswith("lrd-gsm8k-fast-")
-    assert name == submission.job_name("s3://bucket/My Runs/GSM8K_fast")
-    assert name != submission.job_name("s3://other/GSM8K_fast")
-    assert submission.job_name("/").startswith("lrd-run-")
+    assert name == ray_jobs.job_name("s3://bucket/My Runs/GSM8K_fast")
+    assert name != ray_jobs.job_name("s3://other/GSM8K_fast")
+    assert ray_jobs.job_name("/").startswith("lrd-run-")
 
 
 def test_attempts_count_up_and_a_job_at_work_is_found() -> None:
     client = FakeClient()
-    submitted = [submission.submit(client, "lrd-a-1", "x", {})]
+    submitted = [ray_jobs.submit(client, "lrd-a-1", "x", {})]
     done = [Details("lrd-a-1-1", JobStatus.FAILED), Details("lrd-a-1-9", JobStatus.STOPPED)]
     client.jobs = [*done, Details(None, JobStatus.RUNNING), Details("lrd-a-12", JobStatus.RUNNING)]
-    submitted.append(submission.submit(client, "lrd-a-1", "x", {}))
+    submitted.append(ray_jobs.submit(client, "lrd-a-1", "x", {}))
     client.jobs.append(Details("lrd-a-1-10", JobStatus.PENDING))
-    submitted.append(submission.submit(client, "lrd-a-1", "x", {}))
+    submitted.append(ray_jobs.submit(client, "lrd-a-1", "x", {}))
     assert submitted == [("lrd-a-1-1", True), ("lrd-a-1-10", True), ("lrd-a-1-10", False)]
     assert [sent["submission_id"] for sent in client.submitted] == ["lrd-a-1-1", "lrd-a-1-10"]
 
 
 def test_of_two_at_once_one_follows_the_other() -> None:
     client = FakeClient(taken=["lrd-a-1-1"])
-    assert submission.submit(client, "lrd-a-1", "x", {}) == ("lrd-a-1-1", False)
+    assert ray_jobs.submit(client, "lrd-a-1", "x", {}) == ("lrd-a-1-1", False)
     assert client.submitted == []
 
 
@@ -191,14 +191,14 @@ def test_of_two_at_once_one_follows_the_other() -> None:
 def test_a_log_is_shown_once_over_lost_connections() -> None:
     client = FakeClient(cuts=[0, 4, 2, ConnectionError("no route"), 9])
     shown: list[str] = []
-    submission.follow(client, "x-1", shown.append)
+    ray_jobs.follow(client, "x-1", shown.append)
     assert "".join(shown) == client.log
 
 
 def test_a_server_that_is_gone_is_given_up() -> None:
     client = FakeClient(cuts=[RuntimeError("gone")] * 10_000)
     with pytest.raises(RuntimeError, match="gone"):
-        submission.follow(client, "x-1", print, patience=0.05)
+        ray_jobs.follow(client, "x-1", print, patience=0.05)
 
 
 @pytest.mark.parametrize("code", [0, 2, 3, 75, 1])

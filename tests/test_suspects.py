@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from pipeline.replicas.deaths import Death, Suspects, Verdict
 from pipeline.rows import Prompt
-from pipeline.suspects import Death, Suspects, Verdict
 
 
 def prompts(count: int, bucket: int = 16) -> list[Prompt]:

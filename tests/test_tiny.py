@@ -12,17 +12,17 @@ import pytest
 import torch
 
 import lrd
-from jobs import train_tiny
-from jobs.evaluate_tiny import distinct, measure
-from jobs.heldout_loss import heldout
-from jobs.word_problems import KINDS, problems
+from jobs.tiny import train
+from jobs.tiny.accuracy import distinct, measure
+from jobs.tiny.heldout_loss import heldout
+from jobs.tiny.problems import KINDS, problems
 from lrd.models.checkpoint import TINY
 from lrd.models.families import LLADA
 from lrd.models.transformer import Transformer
 from lrd.prompts import encode_prompt
 from pipeline.scoring.word_problems import final_answer
 
-EXAMPLES = Path(train_tiny.__file__).parent / "examples"
+EXAMPLES = Path(train.__file__).parents[1] / "examples"
 
 
 def test_equations_hold_and_lead_to_the_answer() -> None:
@@ -84,20 +84,20 @@ def test_examples_are_test_problems_with_their_references() -> None:
 def test_solutions_fit_the_shortest_canvas_and_prompts_their_slots() -> None:
     model = lrd.load_model("tiny", "meta")
     for problem in islice(problems("train", seed=4), 1000):
-        assert len(model.tokenizer.encode(problem.solution)) < min(train_tiny.CANVAS_LENGTHS)
-        assert len(encode_prompt(model, problem.question)) <= max(train_tiny.PROMPT_LENGTHS)
+        assert len(model.tokenizer.encode(problem.solution)) < min(train.CANVAS_LENGTHS)
+        assert len(encode_prompt(model, problem.question)) <= max(train.PROMPT_LENGTHS)
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
-    tokenizer = train_tiny.train_tokenizer(tmp_path, seed=1)
+    tokenizer = train.train_tokenizer(tmp_path, seed=1)
     torch.manual_seed(0)
-    model = Transformer(LLADA.transformer_config(train_tiny.checkpoint_config()))
-    batch = train_tiny.Batches(tokenizer, seed=1, tokens_per_batch=1500).next()
+    model = Transformer(LLADA.transformer_config(train.checkpoint_config()))
+    batch = train.Batches(tokenizer, seed=1, tokens_per_batch=1500).next()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for step in range(12):
         torch.manual_seed(step % 2)
-        loss, right = train_tiny.diffusion_loss(model, *batch, soft=step % 2 == 1, suffix=True)
+        loss, right = train.diffusion_loss(model, *batch, soft=step % 2 == 1, suffix=True)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -105,9 +105,9 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
         assert 0 <= right.item() <= 1
     assert losses[-1] < losses[1] < 20, "soft and hard batches alike"
     assert losses[-2] < losses[0]
-    train_tiny.save_checkpoint(dict(model.named_parameters()), tmp_path)
+    train.save_checkpoint(dict(model.named_parameters()), tmp_path)
     again = lrd.load_model(tmp_path)
-    assert again.mask_id == train_tiny.SPECIAL.index("<|mask|>")
+    assert again.mask_id == train.SPECIAL.index("<|mask|>")
     ids = torch.tensor([[3, 40, 41, 4, 0, 0]])
     ours = model.to(torch.bfloat16).float()
     expected = ours.project(ours.hidden(ours.embedding(ids)))

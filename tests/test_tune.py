@@ -24,17 +24,17 @@ import pytest
 from pydantic import ValidationError
 
 from jobs import generate, tune
-from jobs.word_problems import problems
+from jobs.tiny.problems import problems
 from lrd import DecodingConfig
 from pipeline.config import RunConfig
-from pipeline.scoring.paired import compare
+from pipeline.experiments.paired import compare
+from pipeline.experiments.tuning import task_sample, tuning_page
+from pipeline.experiments.tuning.choice import as_preset, choose, settings_file
+from pipeline.experiments.tuning.grid import Grid, effective, run_name
+from pipeline.experiments.tuning.monitor import monitor_name, monitor_settings
+from pipeline.experiments.tuning.trials import Trial, all_trials
 from pipeline.scoring.word_problems import final_answer
-from pipeline.storage import Storage
-from pipeline.tuning import sample, tables
-from pipeline.tuning.choice import as_preset, choose, settings_file
-from pipeline.tuning.grid import Grid, effective, run_name
-from pipeline.tuning.monitor import monitor_name, monitor_settings
-from pipeline.tuning.trials import Trial, all_trials
+from pipeline.storage.storage import Storage
 
 FAST = DecodingConfig.preset("fast")
 SETTINGS = [
@@ -142,8 +142,8 @@ def test_the_choice_has_the_fewest_forwards_that_are_not_shown_to_be_worse() -> 
 
 def test_the_files_tell_what_was_measured() -> None:
     trials = [WORSE, LATE, CLOSE, BEST]
-    found = tables.Sweep({"model": "m"}, "word-problems", trials, choose(trials, 0.02))
-    rows = list(csv.DictReader(io.StringIO(tables.as_csv(found))))
+    found = tuning_page.Sweep({"model": "m"}, "word-problems", trials, choose(trials, 0.02))
+    rows = list(csv.DictReader(io.StringIO(tuning_page.as_csv(found))))
     assert [row["run"] for row in rows] == ["best", "late", "close", "worse"]
     assert rows[2] | {
         "r_f": "0.2", "monitor": "mean:gate=0.2", "commit": "entropy < 0.2", "correct": "177",
@@ -151,16 +151,16 @@ def test_the_files_tell_what_was_measured() -> None:
     } == rows[2]  # fmt: skip
     assert rows[1]["monitor"] == "none"
     assert (rows[1]["tau_decode"], rows[1]["front"]) == ("-", "0")
-    page = tables.as_markdown(found)
+    page = tuning_page.as_markdown(found)
     assert "88.5% in 6.00 forwards, the fewest among the 3 settings" in page
     assert "-1.5 points" in page
     assert "0 problems gained and 3 lost, p = 0.25" in page
-    settings = tomllib.loads(tables.as_toml(found))
+    settings = tomllib.loads(tuning_page.as_toml(found))
     assert settings["decoding"]["r_f"] == 0.2
     for label in "123":
-        assert f">{label}</text>" in tables.as_svg(found)
-    assert tables.as_svg(found).count("<circle") == 4
-    assert tables.as_svg(found, near=1.5).count("<circle") == 3
+        assert f">{label}</text>" in tuning_page.as_svg(found)
+    assert tuning_page.as_svg(found).count("<circle") == 4
+    assert tuning_page.as_svg(found, near=1.5).count("<circle") == 3
 
 
 @pytest.fixture
@@ -178,34 +178,34 @@ def source(tmp_path: Path) -> Path:
 
 
 def drawn(output: Storage) -> list[str]:
-    return pq.read_table(output.path(sample.FILE))["answer"].to_pylist()
+    return pq.read_table(output.path(task_sample.FILE))["answer"].to_pylist()
 
 
 def test_a_sample_is_drawn_once(tmp_path: Path, source: Path) -> None:
     config = RunConfig(input=str(source), output=str(tmp_path / "out"), decoding=FAST)
     output = Storage(config.output)
-    prompts = sample.draw(output, config, "word-problems", 8, seed=3)
+    prompts = task_sample.draw(output, config, "word-problems", 8, seed=3)
     first = drawn(output)
     assert len(set(first)) == 8
     assert first == sorted(first, key=int)
     assert prompts == f"{config.output}/prompts"
     Storage(str(source)).delete_file("0.parquet")
-    sample.draw(output, config, "word-problems", 8, seed=3)
+    task_sample.draw(output, config, "word-problems", 8, seed=3)
     assert drawn(output) == first
     with pytest.raises(ValueError, match="limit was 8, is 9"):
-        sample.draw(output, config, "word-problems", 9, seed=3)
+        task_sample.draw(output, config, "word-problems", 9, seed=3)
     other = config.model_copy(update={"model": "other"})
     with pytest.raises(ValueError, match="model was 'tiny', is 'other'"):
-        sample.draw(output, other, "word-problems", 8, seed=3)
+        task_sample.draw(output, other, "word-problems", 8, seed=3)
 
 
 def test_samples_differ_by_their_seed_and_take_all_where_there_are_few(
     tmp_path: Path, source: Path
 ) -> None:
     config = RunConfig(input=str(source), output="unused", decoding=FAST)
-    answers = [sample.rows(config, 8, seed)["answer"].to_pylist() for seed in (1, 1, 2)]
+    answers = [task_sample.rows(config, 8, seed)["answer"].to_pylist() for seed in (1, 1, 2)]
     assert answers[0] == answers[1] != answers[2]
-    assert sample.rows(config, 100, 1)["answer"].to_pylist() == list(map(str, range(20)))
+    assert task_sample.rows(config, 100, 1)["answer"].to_pylist() == list(map(str, range(20)))
 
 
 def call(*words: str) -> int:

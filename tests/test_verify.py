@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from runs import MadeRun, with_column
+from helpers.runs import MadeRun, with_column
 
 from jobs import verify
 from pipeline.rows import row_id

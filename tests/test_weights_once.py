@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from checkpoints import SMALL_LLADA, random_tensors, write
+from helpers.checkpoints import SMALL_LLADA, random_tensors, write
 
 from lrd.models.checkpoint import fingerprint
-from pipeline import weights
-from pipeline.weights import in_user_space, node_folder
+from pipeline.storage import model_files
+from pipeline.storage.model_files import in_user_space, node_folder
 
-LOADS = Path(__file__).with_name("loads.py")
+LOADS = Path(__file__).parent / "helpers" / "loads.py"
 WIDE = {
     **SMALL_LLADA,
     "d_model": 256,
@@ -97,9 +97,9 @@ def test_a_folder_in_user_space_is_copied_once_a_node(
         copied.append(file.name)
         to.write_bytes(file.read_bytes())
 
-    monkeypatch.setattr(weights, "in_user_space", lambda path: True)
+    monkeypatch.setattr(model_files, "in_user_space", lambda path: True)
     monkeypatch.setattr("shutil.copyfile", copyfile)
-    monkeypatch.setenv(weights.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(model_files.CACHE, str(tmp_path / "cache"))
     with ThreadPoolExecutor(4) as pool:
         (folder,) = set(pool.map(node_folder, [str(source)] * 4))
     assert sorted(copied) == ["config.json", "model.safetensors"]
@@ -116,8 +116,8 @@ def test_a_copy_that_was_broken_off_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write(tmp_path / "bucket", SMALL_LLADA, random_tensors(SMALL_LLADA))
-    monkeypatch.setattr(weights, "in_user_space", lambda path: True)
-    monkeypatch.setenv(weights.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setattr(model_files, "in_user_space", lambda path: True)
+    monkeypatch.setenv(model_files.CACHE, str(tmp_path / "cache"))
     real = shutil.copyfile
 
     def full(file: Path, to: Path) -> None:

@@ -20,7 +20,7 @@ from lrd.models.compiled import Compile, check_compile, hidden_of
 from lrd.models.families import family_of
 from lrd.models.hub import download, is_hub_id
 from lrd.models.int8 import int8_packer
-from lrd.models.plug import is_plug, load_plug, plug_fingerprint
+from lrd.models.plugin import is_plug, load_plug, plug_fingerprint
 from lrd.models.protocol import DiffusionModel
 from lrd.models.tokenizer import load_tokenizer, token_id
 from lrd.models.transformer import Transformer

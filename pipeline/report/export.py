@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 from pipeline.report.figure import Figure
 from pipeline.report.style import PRINT, chart_style
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 PNG_SCALE = 3
 """Pixels of a PNG for one of its drawing: 1,680 across."""

@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.remote import StorageError
-from pipeline.storage import Storage
+from pipeline.storage.retry import StorageError
+from pipeline.storage.storage import Storage
 
 MANIFEST, EVENTS, DRIVER = ".run/manifest.json", ".run/events.jsonl", ".run/driver.json"
 

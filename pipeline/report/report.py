@@ -22,7 +22,7 @@ from pipeline.report.samples import read_rows
 from pipeline.report.timeline import Timeline, timeline
 from pipeline.report.tokens import Tokens, token_texts
 from pipeline.report.viewer import viewer_data
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 BESIDE = 4
 """Figures of the first section; with more than two rows of them the next would be far down."""

@@ -13,11 +13,11 @@ from typing import Any
 
 from lrd.models.checkpoint import TINY
 from lrd.models.hub import TOKENIZER_FILES, download, is_hub_id
-from lrd.models.plug import is_plug
+from lrd.models.plugin import is_plug
 from lrd.models.tokenizer import load_tokenizer
-from pipeline.checkpoints import fetch
-from pipeline.remote import is_uri
 from pipeline.report.samples import Row
+from pipeline.storage.model_files import fetch
+from pipeline.storage.uris import is_uri
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import remote
-from pipeline.layout import MANIFEST
-from pipeline.parquet import RESULT_SCHEMA, parquet_bytes
+from pipeline.output.result_shards import parquet_bytes
+from pipeline.output.run_folder import MANIFEST
+from pipeline.rows import RESULT_SCHEMA
 from pipeline.scoring.summary import Evaluation, summarize
 from pipeline.scoring.task import Score, Task
 from pipeline.scoring.workers import Answer, score_answers
-from pipeline.storage import Storage
+from pipeline.storage import retry, uris
+from pipeline.storage.storage import Storage
 
 SCORES = ".scores"
 """Folder of scores under an output: pandas and datasets take any other Parquet there for data."""
@@ -103,7 +104,7 @@ def finished_shards(output: Storage, partial: bool = False) -> tuple[list[str], 
 def _scores_place(output: Storage, task: Task, scores: str | None) -> tuple[Storage, str]:
     if scores is None:
         return output, f"{SCORES}/{task.name}.parquet"
-    parent, name = remote.parent(scores)
+    parent, name = uris.parent(scores)
     folder = Storage(parent)
     if not name.endswith(".parquet"):
         raise ValueError(f"{scores}: is no name of a .parquet file; change --output")
@@ -166,7 +167,7 @@ def _shard(output: Storage, name: str) -> Iterator[pq.ParquetFile]:
     try:
         with output.open(name) as source:
             yield pq.ParquetFile(source)
-    except remote.StorageError:
+    except retry.StorageError:
         raise
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]

@@ -1,0 +1,142 @@
+"""What the driver itself can do: replicas that compute nothing, or that only take their time.
+
+    python -m jobs.bench.driver_rows --rows 200000                     # through 2 null replicas
+    python -m jobs.bench.driver_rows --replicas 64 --share 16 --slots 16 --latency 20 --rows 6000
+
+Everything but the model is real: Parquet in, tokenising, Ray, segments, shards. Slots of
+simulated replicas (`jobs/bench/simulated.py`) end after a time sampled from measured forwards;
+`busy` is the share of the time in which slots were held. Prints a table, then one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.bench.simulated import Latencies, simulated
+from jobs.tiny.problems import problems
+from lrd import DecodingConfig
+from pipeline import run
+from pipeline.config import RunConfig
+from pipeline.driver import Driver
+from pipeline.observe.eta import Progress
+
+FORWARDS = Path(__file__).parents[1] / "benchmarks" / "forwards.csv"
+
+
+def write_prompts(folder: Path, num_rows: int, rows_a_shard: int) -> None:
+    """Word problems, the same few thousand again and again."""
+    folder.mkdir()
+    questions = cycle([p.question for p in islice(problems("test", seed=1), 5000)])
+    for number, first in enumerate(range(0, num_rows, rows_a_shard)):
+        part = list(islice(questions, min(rows_a_shard, num_rows - first)))
+        pq.write_table(pa.table({"prompt": part}), folder / f"{number:05d}.parquet")
+
+
+class Watch:
+    """The driver's rate and memory while it runs."""
+
+    def __init__(self) -> None:
+        self.first: tuple[float, int] | None = None
+        self.last = (0.0, 0)
+        self.memory: list[tuple[int, int]] = []
+        """Rows done and resident bytes."""
+        self._process = psutil.Process()
+        self._looked_at = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if not progress.num_done:
+            return
+        self.first = self.first or (now, progress.num_done)
+        self.last = now, progress.num_done
+        if now - self._looked_at >= 1:
+            self._looked_at = now
+            self.memory.append((progress.num_done, self._process.memory_info().rss))
+
+    @property
+    def rows_per_second(self) -> float:
+        assert self.first is not None
+        return (self.last[1] - self.first[1]) / max(1e-9, self.last[0] - self.first[0])
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """One run; what was measured."""
+    watch = Watch()
+    drivers: list[Driver] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_prompts(folder / "in", args.rows, args.rows_a_shard)
+        (folder / "reports").mkdir()
+        reports = folder / "reports" if args.latency else None
+        latencies = Latencies.measured(args.forwards, args.latency)
+        new_actor = simulated(latencies, reports, args.share)
+        config = RunConfig(
+            input=str(folder / "in"),
+            output=str(folder / "out"),
+            device="cpu",
+            replicas=args.replicas,
+            cpus_per_replica=args.cpus_per_replica,
+            slots=args.slots,
+            decoding=DecodingConfig.preset("fast", gen_length=args.gen_length),
+        )
+        began, cpu = time.monotonic(), time.process_time()
+        summary = run.generate(config, watch, drivers.append, new_actor=new_actor)
+        seconds, cpu = time.monotonic() - began, time.process_time() - cpu
+        assert (summary.num_rows, summary.num_failed) == (args.rows, 0)
+        found = [json.loads(path.read_text()) for path in (folder / "reports").iterdir()]
+    held = sum(fact["held"] for fact in found)
+    could = sum(fact["seconds"] for fact in found) * args.slots * args.share
+    return {
+        "rows": args.rows,
+        "replicas": args.replicas,
+        "processes": -(-args.replicas // args.share),
+        "slots": args.slots,
+        "gen_length": args.gen_length,
+        "mean_latency": args.latency,
+        "seconds": round(seconds, 1),
+        "rows_per_second": round(watch.rows_per_second, 1),
+        "driver_cores": round(cpu / seconds, 3),
+        "driver_cpu_us_per_row": round(1e6 * cpu / args.rows, 1),
+        "busy": round(held / could, 4) if could else None,
+        "memory_mib": {rows: round(size / 2**20) for rows, size in _few(watch.memory)},
+    }
+
+
+def _few(memory: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """About ten of the readings, the first and the last among them."""
+    step = max(1, len(memory) // 10)
+    return memory[::step] + memory[-1:]
+
+
+def main() -> None:
+    """Print a table and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--rows-a-shard", type=int, default=5000)
+    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--share", type=int, default=1, help="simulated replicas a process")
+    parser.add_argument("--cpus-per-replica", type=float, default=0.02)
+    parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--gen-length", type=int, default=256, help="canvas of a row, in tokens")
+    parser.add_argument("--latency", type=float, default=0.0, help="mean seconds a row; 0: none")
+    parser.add_argument(
+        "--forwards", type=Path, default=FORWARDS, help="CSV of num_forwards and rows"
+    )
+    facts = measure(parser.parse_args())
+    for name, value in facts.items():
+        print(f"{name:16} {value}")
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

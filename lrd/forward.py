@@ -1,0 +1,218 @@
+"""What one pass says of the block's positions, read off in chunks.
+
+Head and beliefs are computed for so few positions at a time that no float32 tensor of
+[positions × V] is ever whole; what stays is a few numbers and one embedding a position. Knows
+nothing of phases or stops.
+
+Legend: B samples, K positions of the current block, N of the B·K positions, n positions of a
+chunk, D width, V columns of the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrd import nucleus
+from lrd.beliefs import Belief, entropy, log_beliefs
+from lrd.canvases import Canvases
+from lrd.commit_rules import choose_tokens, is_any_of, token_confidence, without_tokens
+from lrd.config import DecodingConfig
+from lrd.models.protocol import DiffusionModel, SplitModel, is_split
+
+HEAD_ELEMENTS = 1 << 24
+"""Logits that the head makes at a time: enough rows that its weights are read seldom."""
+CACHED_ELEMENTS = 1 << 20
+"""Logits that a CPU turns into beliefs at a time: they go through its cache several times."""
+CACHED_POSITIONS = 896
+"""Positions that a CPU takes through all blocks together, for each of its threads: what passes
+between two matrix products stays in its cache."""
+LAST = 1e30
+"""A doubt that any sure position is below; finite, since closed positions have infinity."""
+
+
+@dataclass(slots=True)
+class Reading:
+    """A pass's beliefs in what is decided by them. Unless shapes are fixed only open positions
+    are read; the others hold zeros."""
+
+    entropy_BK: Tensor
+    kl_BK: Tensor
+    """From the pass before, Eq. 6's summand; means nothing in a block's first."""
+    token_BK: Tensor
+    doubt_BK: Tensor
+    """Entropy of what confidence is read from."""
+    confidence_BK: Tensor
+    expected_BKD: Tensor | None
+    """Σ_v p̄(v)·e_v; None where nothing is mixed."""
+
+
+def read_block(
+    model: DiffusionModel,
+    config: DecodingConfig,
+    state: Canvases,
+    column_BK: Tensor,
+    open_BK: Tensor,
+    uniform_BKV: Tensor | None,
+) -> Reading:
+    """The forward pass, and the beliefs of the block's positions; `state.past` becomes theirs."""
+    B, K = open_BK.shape
+    table = model.embedding_table
+    if state.fixed_shapes:  # How many are open is known to the device alone.
+        rows_N = torch.arange(B * K, device=table.device)
+    else:
+        rows_N = open_BK.flatten().nonzero()[:, 0]
+
+    def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
+        return torch.zeros(B, K, *shape, dtype=dtype, device=table.device)
+
+    floats = torch.float32
+    reading = Reading(
+        *(zeros(floats), zeros(floats), zeros(torch.long), zeros(floats), zeros(floats)),
+        zeros(table.dtype, table.shape[1]) if config.mixes else None,
+    )
+    for rows_n, logits_nV in logits_in_chunks(model, config, state, column_BK, rows_N):
+        uniform_nV = None if uniform_BKV is None else uniform_BKV.flatten(0, 1)[rows_n]
+        _read(model, config, state, reading, rows_n, logits_nV, uniform_nV)
+    return reading
+
+
+def logits_in_chunks(
+    model: DiffusionModel,
+    config: DecodingConfig,
+    state: Canvases,
+    column_BK: Tensor,
+    rows_N: Tensor,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The forward pass: rows of B·K and their logits [n, V], a chunk at a time."""
+    logits_of = forward(model, config, state, column_BK, rows_N)
+    num_columns = model.embedding_table.shape[0]
+    cached = HEAD_ELEMENTS if state.fixed_shapes else CACHED_ELEMENTS
+    place_N = torch.arange(len(rows_N), device=rows_N.device)
+    for place_n in _even_parts(place_N, HEAD_ELEMENTS // num_columns):
+        logits_nV = logits_of(place_n)
+        if config.logits_eos_inf:
+            logits_nV[:, model.eos_id] = -torch.inf
+        parts = (_even_parts(x, cached // num_columns) for x in (rows_N[place_n], logits_nV))
+        yield from zip(*parts, strict=True)
+
+
+def _even_parts(x: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Parts of at most `size` rows, none much smaller than the others: see FEWEST_ROWS."""
+    return x.tensor_split(-(-len(x) // max(1, size)) or 1)
+
+
+def forward(
+    model: DiffusionModel,
+    config: DecodingConfig,
+    state: Canvases,
+    column_BK: Tensor,
+    rows_N: Tensor,
+) -> Callable[[Tensor], Tensor]:
+    """The pass itself; a function from places in `rows` to their logits [n, V]."""
+    logits_of = _forward(model, state.embeds_BLD, state, column_BK, rows_N)
+    if config.cfg_scale == 0:
+        return logits_of
+    unprompted_of = _forward(model, without_prompt(model, state), state, column_BK, rows_N)
+
+    def guided_logits_of(place_n: Tensor) -> Tensor:
+        """Classifier-free guidance: away from what the canvas alone says."""
+        unconditional_nV = unprompted_of(place_n)
+        return unconditional_nV + (config.cfg_scale + 1) * (logits_of(place_n) - unconditional_nV)
+
+    return guided_logits_of
+
+
+def _forward(
+    model: DiffusionModel,
+    embeds_BLD: Tensor,
+    state: Canvases,
+    column_BK: Tensor,
+    rows_N: Tensor,
+) -> Callable[[Tensor], Tensor]:
+    if is_split(model):
+        B, L, _ = embeds_BLD.shape
+        at_BK = torch.arange(B, device=column_BK.device)[:, None] * L + column_BK
+        hidden_ND = hidden(model, embeds_BLD, state, at_BK.flatten()[rows_N])
+        enough = nucleus.enough_rows
+        return lambda place_n: model.head(hidden_ND[enough(place_n)])[: len(place_n)]
+    logits_BKV = model.logits(embeds_BLD, state.mask, column_BK)
+    return lambda place_n: logits_BKV.flatten(0, 1)[rows_N[place_n]]
+
+
+def hidden(model: SplitModel, embeds_BLD: Tensor, state: Canvases, at_N: Tensor) -> Tensor:
+    """States [N, D] at ascending flat positions, unless shapes are fixed a few canvases at a
+    time."""
+    if state.fixed_shapes:
+        return model.hidden(embeds_BLD, state.mask, at_N)
+    B, L, _ = embeds_BLD.shape
+    parts = []
+    for rows in _even_parts(torch.arange(B), CACHED_POSITIONS * torch.get_num_threads() // L):
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        inside = slice(*torch.searchsorted(at_N, torch.tensor([first * L, last * L])).tolist())
+        at_n = at_N[inside] - first * L
+        mask = None if state.mask is None else state.mask[first:last]
+        states = model.hidden(embeds_BLD[first:last], mask, nucleus.enough_rows(at_n))
+        parts.append(states[: len(at_n)])
+    return torch.cat(parts)
+
+
+def without_prompt(model: DiffusionModel, state: Canvases) -> Tensor:
+    """The embeddings [B, L, D] with every prompt all [MASK]."""
+    columns_L = torch.arange(state.embeds_BLD.shape[1], device=state.start_B.device)
+    prompt_BL1 = (columns_L < state.start_B[:, None])[..., None]
+    return torch.where(prompt_BL1, model.embedding_table[model.mask_id], state.embeds_BLD)
+
+
+def _read(
+    model: DiffusionModel,
+    config: DecodingConfig,
+    state: Canvases,
+    reading: Reading,
+    rows_n: Tensor,
+    logits_nV: Tensor,
+    uniform_nV: Tensor | None,
+) -> None:
+    """One chunk's beliefs into the reading."""
+    belief = Belief.of_logits(logits_nV, model.mask_id)
+    token_n, doubt_n, confidence_n = read_tokens(model, config, belief, logits_nV, uniform_nV)
+    for field_BK, value_n in (
+        (reading.entropy_BK, belief.entropy_N),
+        (reading.kl_BK, state.past.kl_then_keep(belief, rows_n)),
+        (reading.token_BK, token_n),
+        (reading.doubt_BK, doubt_n),
+        (reading.confidence_BK, confidence_n),
+    ):
+        field_BK.view(-1)[rows_n] = value_n
+    if reading.expected_BKD is not None:
+        reading.expected_BKD.flatten(0, 1)[rows_n] = nucleus.expected_embedding(
+            belief.p_NV, belief.token_N, config.top_p, model.embedding_table, state.fixed_shapes
+        )
+
+
+def read_tokens(
+    model: DiffusionModel,
+    config: DecodingConfig,
+    belief: Belief,
+    logits_nV: Tensor,
+    uniform_nV: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each position's token, and the doubt and confidence [n] that order commits."""
+    if config.reads_beliefs_alone:
+        return belief.token_N, belief.entropy_N, (-belief.log_z_N).exp()
+    token_n, log_r_nV = choose_tokens(config, log_beliefs(logits_nV, model.mask_id), uniform_nV)
+    late_ids = [model.eos_id] if config.confidence_eos_eot_inf else []
+    if late_ids and model.eot_id is not None:
+        late_ids.append(model.eot_id)
+    if late_ids:
+        log_r_nV = without_tokens(log_r_nV, late_ids)
+    doubt_n = entropy(log_r_nV)
+    confidence_n = token_confidence(config, log_r_nV, token_n)
+    if late_ids:
+        late_n = is_any_of(token_n, late_ids)
+        doubt_n = doubt_n.masked_fill(late_n, LAST)
+        confidence_n = confidence_n.masked_fill(late_n, -LAST)
+    return token_n, doubt_n, confidence_n

@@ -1,0 +1,119 @@
+"""Accuracy against forwards: a dot for each decoding, a line along each Pareto front.
+
+Knows nothing of where outcomes come from. A dot tells its numbers where a pointer rests on it.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.experiments.paired import Outcomes, front
+from pipeline.report.export import standalone
+from pipeline.report.figure import Figure
+from pipeline.report.svg import Axis, Chart
+
+TICKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+LOG_FROM = 4.0
+"""Ratio of the most forwards to the fewest from which on their axis is logarithmic."""
+LABELLED_RADIUS, PLAIN_RADIUS = 6.5, 3.5
+WRITING = "font-size:8.5px;font-weight:600;fill:#ffffff;pointer-events:none"
+"""Of labels inside dots; it stands above a stylesheet's rule for text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Decodings that share a colour and a front."""
+
+    name: str
+    look: str
+    """Class of the colour, s1 … s6."""
+    outcomes: Sequence[Outcomes]
+    labels: Mapping[str, str]
+    """A few characters for an outcome's dot, by its name; a plain dot where there are none."""
+    told: Mapping[str, str]
+    """What a pointer shows of an outcome, by its name; its name where there is nothing."""
+
+
+def frontier(series: Sequence[Series], title: str) -> str:
+    """The drawing as a self-contained SVG. Outcomes without a decoded row are left out."""
+    shown = [o for one in series for o in one.outcomes if o.is_decoded]
+    if not shown:
+        raise ValueError("no decoding has a decoded row; there is nothing to draw")
+    chart = Chart(_forwards_axis(shown), _accuracy_axis(shown))
+    for one in series:
+        chart.legend.append((one.look, "line", one.name))
+        _steps(chart, front(one.outcomes), one.look)
+    for one in series:
+        for outcomes in one.outcomes:
+            if outcomes.is_decoded:
+                _whisker(chart, outcomes, one.look)
+    for one in series:
+        # Labelled dots stand above plain ones.
+        for outcomes in sorted(one.outcomes, key=lambda o: o.name in one.labels):
+            if outcomes.is_decoded:
+                _dot(chart, outcomes, one)
+    return standalone(Figure("frontier", title, "", chart))
+
+
+def _forwards_axis(shown: Sequence[Outcomes]) -> Axis:
+    low = min(o.mean_forwards for o in shown) / 1.15
+    high = max(o.mean_forwards for o in shown) * 1.15
+    if high / low < LOG_FROM:
+        return Axis("mean forwards a problem", low, high)
+    marks = tuple((float(tick), str(tick)) for tick in TICKS if low <= tick <= high)
+    return Axis("mean forwards a problem (log scale)", low, high, log=True, marks=marks)
+
+
+def _accuracy_axis(shown: Sequence[Outcomes]) -> Axis:
+    low = min(o.interval[0] for o in shown)
+    high = max(o.interval[1] for o in shown)
+    air = 0.04 * (high - low)
+    return Axis("accuracy (95 %)", max(0.0, low - air), min(1.0, high + air), percent=True)
+
+
+def _steps(chart: Chart, best: Sequence[Outcomes], look: str) -> None:
+    """The front as stairs: what accuracy so many forwards buy."""
+    xs: list[float] = []
+    ys: list[float] = []
+    for outcomes in best:
+        if ys:
+            xs.append(outcomes.mean_forwards)
+            ys.append(ys[-1])
+        xs.append(outcomes.mean_forwards)
+        ys.append(outcomes.accuracy)
+    if len(best) > 1:
+        chart.line(xs, ys, look)
+
+
+def _whisker(chart: Chart, outcomes: Outcomes, look: str) -> None:
+    x = chart.px(outcomes.mean_forwards)
+    low, high = map(chart.py, outcomes.interval)
+    chart.marks.append(
+        f'<line class="line {look}" style="stroke-width:1;stroke-opacity:.35" '
+        f'x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
+    )
+
+
+def _dot(chart: Chart, outcomes: Outcomes, series: Series) -> None:
+    x, y = chart.px(outcomes.mean_forwards), chart.py(outcomes.accuracy)
+    label = series.labels.get(outcomes.name, "")
+    radius = LABELLED_RADIUS if label else PLAIN_RADIUS
+    low, high = outcomes.interval
+    told = (
+        f"{series.told.get(outcomes.name, outcomes.name)}: {outcomes.accuracy:.1%} "
+        f"({low:.1%} to {high:.1%}), {outcomes.mean_forwards:.1f} forwards"
+    )
+    writing = (
+        f'<text style="{WRITING}" x="{x:.1f}" y="{y + 3:.1f}" text-anchor="middle">'
+        f"{html.escape(label)}</text>"
+        if label
+        else ""
+    )
+    opacity = 1 if label else 0.6
+    chart.marks.append(
+        f'<g><title>{html.escape(told)}</title><circle class="dot {series.look}" '
+        f'style="fill-opacity:{opacity}" stroke="#ffffff" stroke-width="0.7" '
+        f'cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>{writing}</g>'
+    )

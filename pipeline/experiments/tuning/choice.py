@@ -1,0 +1,95 @@
+"""Which of the measured settings to use, and the settings file that says so.
+
+Knows nothing of runs or tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lrd import DecodingConfig
+from lrd.config import PRESETS
+from pipeline.experiments.paired import Comparison, compare
+from pipeline.experiments.tuning.trials import Trial
+
+SIGNIFICANT = 0.05
+"""Level of the one-sided test that a setting is below the best, so half of a two-sided p. Not
+corrected for the number of settings: with more of them more are dropped, none is let in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The recommended setting beside the most accurate one."""
+
+    best: Trial
+    """The most accurate, of equals the one with the fewest forwards."""
+    chosen: Trial
+    """The fewest forwards among those that are not shown to be worse than `best`."""
+    against_best: Comparison
+    """chosen against best."""
+    num_equal: int
+    """Settings that are not shown to be worse, both of these included."""
+
+
+def choose(trials: Sequence[Trial], max_loss: float) -> Choice:
+    """max_loss: how far below the best measured accuracy a setting may lie, beside the test, which
+    shows little on few problems.
+
+    Raises ValueError where there is nothing to choose from.
+    """
+    decoded = [trial for trial in trials if trial.is_decoded]
+    if not decoded:
+        raise ValueError("no setting decoded a single problem; nothing can be recommended")
+    best = min(decoded, key=lambda t: (-t.num_correct, t.mean_forwards))
+    equal = [trial for trial in decoded if not is_worse(compare(trial, best), max_loss)]
+    chosen = min(equal, key=lambda t: (t.mean_forwards, -t.num_correct))
+    return Choice(best, chosen, compare(chosen, best), len(equal))
+
+
+def is_worse(against_best: Comparison, max_loss: float) -> bool:
+    """Whether a setting is shown to be below the best, or lies too far below it."""
+    return -against_best.difference > max_loss + 1e-12 or is_shown_below(against_best)
+
+
+def is_shown_below(against_best: Comparison) -> bool:
+    """Whether the test alone shows it."""
+    return against_best.difference < 0 and against_best.p / 2 < SIGNIFICANT
+
+
+def settings_file(config: DecodingConfig, run: Mapping[str, Any], comment: str) -> str:
+    """TOML for `lrd generate --config`: `run`, then a preset and the fewest changes that give
+    `config`."""
+    preset, changes = as_preset(config)
+    lines = [f"# {line}" for line in comment.splitlines()]
+    lines += ["", *_toml({**run, "preset": preset}), "", "[decoding]", *_toml(changes)]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(settings: Mapping[str, Any]) -> list[str]:
+    """Texts, numbers and truth values are written as in JSON."""
+    return [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in settings.items()]
+
+
+def as_preset(config: DecodingConfig) -> tuple[str, dict[str, Any]]:
+    """The preset with the fewest overrides that give `config`.
+
+    TOML has no null, so a preset is of no use where one of its values had to be unset; the
+    preset `baseline` sets nothing that may be null, so one is always left.
+    """
+    options = []
+    for preset in PRESETS:
+        start = DecodingConfig.preset(preset).model_dump()
+        changes = {k: v for k, v in config.model_dump().items() if v != start[k]}
+        # A commit rule that is given drops the preset's own.
+        said = {k: v for k, v in changes.items() if v is not None}
+        if config.entropy_threshold is None and start["entropy_threshold"] is not None:
+            said.setdefault("tokens_per_step", config.tokens_per_step)
+        if config.steps is not None:
+            said.pop("tokens_per_step", None)
+        if DecodingConfig.preset(preset, **said) == config:
+            options.append((len(said), preset, said))
+    _, preset, said = min(options, key=lambda option: option[0])
+    return preset, said

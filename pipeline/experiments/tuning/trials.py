@@ -1,0 +1,106 @@
+"""Settings → runs of the pipeline on one sample → what each is worth, row by row.
+
+    OUT/runs/DIGEST/                      a whole run of `lrd generate`, with its scores
+
+A run that is finished and scored is not touched again, so a sweep that is interrupted goes on,
+and another grid into the same OUT adds to it. Knows nothing of choices, tables or flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lrd import DecodingConfig
+from pipeline.config import RunConfig
+from pipeline.driver import Driver
+from pipeline.experiments.paired import Outcomes
+from pipeline.experiments.tuning.grid import run_name
+from pipeline.inspection.status import whole_manifest
+from pipeline.output.statistics import UNSURE_ENTROPY
+from pipeline.run import generate
+from pipeline.scoring.evaluate import SCORES, evaluate, finished_shards
+from pipeline.scoring.task import Task
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import child
+
+RUNS = "runs"
+_READ = ["row_id", "status", "num_forwards", "max_entropy_at_stop"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial(Outcomes):
+    """The outcomes of one setting; `name` is its run's folder under OUT/runs."""
+
+    config: DecodingConfig
+    model_digest: str
+    """Of the weights it was decoded with."""
+
+
+def measure(
+    config: RunConfig,
+    sweep: Storage,
+    task: Task,
+    decoding: DecodingConfig,
+    on_driver: Callable[[Driver], None] = lambda driver: None,
+    reference_column: str | None = None,
+) -> Trial:
+    """Decode the sample under one setting, score it, read it back.
+
+    config: the run's settings but for `decoding` and `output`, its input the sample's folder.
+    Raises as `pipeline.run.generate` and `pipeline.scoring.evaluate.evaluate` do.
+    """
+    output = Storage(child(sweep.uri, f"{RUNS}/{run_name(decoding)}"))
+    if not is_scored(output, task.name):
+        settings = {**dict(config), "output": output.uri, "decoding": decoding}
+        generate(RunConfig(**settings), on_driver=on_driver)
+        evaluate(output, task, reference_column=reference_column)
+    return read_trial(output, task.name)
+
+
+def is_scored(output: Storage, task: str) -> bool:
+    """Whether a run has come to its end and has scores: they are written after its last shard."""
+    return output.kind(f"{SCORES}/{task}.parquet") == "file"
+
+
+def all_trials(sweep: Storage, task: str) -> list[Trial]:
+    """Every scored run of the sweep.
+
+    Raises ValueError where the model changed between them.
+    """
+    folders = [Storage(child(sweep.uri, f"{RUNS}/{name}")) for name in sweep.folders(RUNS)]
+    trials = [read_trial(folder, task) for folder in folders if is_scored(folder, task)]
+    if len({trial.model_digest for trial in trials}) > 1:
+        raise ValueError(
+            f"{sweep.uri}: its runs are of models with different weights; name another --output"
+        )
+    return sorted(trials, key=lambda trial: trial.name)
+
+
+def read_trial(output: Storage, task: str) -> Trial:
+    """A scored run as outcomes."""
+    manifest: dict[str, Any] = whole_manifest(output)
+    names, _ = finished_shards(output)
+    results = pa.concat_tables([_read(output, name, _READ) for name in names])
+    scores = _read(output, f"{SCORES}/{task}.parquet", ["row_id", "correct"])
+    assert scores["row_id"].equals(results["row_id"]), "scores are of other rows"
+    unsure = pc.greater(results["max_entropy_at_stop"], UNSURE_ENTROPY)
+    return Trial(
+        name=output.root.rpartition("/")[2],
+        correct=tuple(scores["correct"].to_pylist()),
+        forwards=tuple(count or 0 for count in results["num_forwards"].to_pylist()),
+        num_unsure=pc.sum(unsure).as_py() or 0,
+        num_failed=results["status"].to_pylist().count("failed"),
+        config=DecodingConfig(**manifest["settings"]["decoding"]),
+        model_digest=str(manifest["fingerprint"]["model"]),
+    )
+
+
+def _read(output: Storage, name: str, columns: list[str]) -> pa.Table:
+    with output.open(name) as source:
+        return pq.ParquetFile(source).read(columns=columns).replace_schema_metadata(None)

@@ -1,0 +1,117 @@
+"""Prompts → length buckets → work batches for replicas.
+
+Knows nothing of Ray or files. A bucket is the number of prompt tokens that its slots hold:
+prompts share a pass only with prompts of about their length, so little of it is padding.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+
+from pipeline.rows import Prompt
+
+
+def bucket_of(num_tokens: int, max_tokens: int) -> int:
+    """The bucket of a prompt: the next of 16, 32, 48, 64, 80, 96, 112, 128, 160, … tokens.
+
+    Steps are an eighth of the next power of two and at least 16, so that padding stays below
+    an eighth for long prompts and the number of shapes grows with the logarithm of the length.
+    """
+    assert 0 < num_tokens <= max_tokens
+    step = max(16, (1 << (num_tokens - 1).bit_length()) // 8)
+    return min(-(-num_tokens // step) * step, max_tokens)
+
+
+MAX_LENGTHS = 128
+"""Distinct lengths that are told apart when shapes are chosen; the work grows with its square."""
+
+
+def choose_lengths(num_tokens: Iterable[int], max_shapes: int) -> list[int]:
+    """At most max_shapes buckets, ascending, that leave these prompts the least padding.
+
+    By dynamic programming over the lengths that occur; of more than `MAX_LENGTHS` neighbours
+    count as the longest of them. Empty where there are no prompts.
+    """
+    counts = Counter(num_tokens)
+    if not counts:
+        return []
+    assert max_shapes >= 1
+    step = -(-max(counts) // MAX_LENGTHS) if len(counts) > MAX_LENGTHS else 1
+    coarse: Counter[int] = Counter()
+    for length, count in counts.items():
+        coarse[min(-(-length // step) * step, max(counts))] += count
+    lengths = sorted(coarse)
+    # prompts[j]: how many are among the first j lengths.
+    prompts = [0]
+    for length in lengths:
+        prompts.append(prompts[-1] + coarse[length])
+    # best[j]: tokens that slots hold for the first j lengths, and where the last bucket begins.
+    best = [0.0] + [float("inf")] * len(lengths)
+    begins: list[list[int]] = []
+    for _ in range(min(max_shapes, len(lengths))):
+        options = [
+            min((best[i] + lengths[j - 1] * (prompts[j] - prompts[i]), i) for i in range(j))
+            for j in range(1, len(lengths) + 1)
+        ]
+        best = [0.0] + [cost for cost, _ in options]
+        begins.append([0] + [i for _, i in options])
+    chosen, j = [], len(lengths)
+    for begin in reversed(begins):
+        if j == 0:
+            break
+        chosen.append(lengths[j - 1])
+        j = begin[j]
+    return sorted(chosen)
+
+
+def fitting(num_tokens: int, lengths: Sequence[int]) -> int | None:
+    """The shortest of these buckets, which are in order, that holds a prompt."""
+    at = bisect_left(lengths, num_tokens)
+    return lengths[at] if at < len(lengths) else None
+
+
+class Buckets:
+    """Prompts that wait, by bucket; gives out work batches of one bucket each."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._waiting: dict[int, deque[Prompt]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def add(self, prompts: Iterable[Prompt]) -> None:
+        for prompt in prompts:
+            self._waiting.setdefault(prompt.bucket, deque()).append(prompt)
+
+    def put_back(self, prompts: Sequence[Prompt]) -> None:
+        """Prompts that were given out and not begun, before all others."""
+        for prompt in reversed(prompts):
+            self._waiting.setdefault(prompt.bucket, deque()).appendleft(prompt)
+
+    def take(self, last_bucket: int | None, *, partial: bool) -> list[Prompt]:
+        """The next work batch, empty where none is due.
+
+        A replica stays with its last bucket while that fills a batch; then the longest bucket
+        that does, so that the tail of a run is short. With `partial`, where no bucket fills a
+        batch, the one that holds the oldest row, so that every shard is finished in time.
+        """
+        full = [b for b, waiting in self._waiting.items() if len(waiting) >= self.batch_size]
+        if last_bucket in full:
+            bucket = last_bucket
+        elif full:
+            bucket = max(full)
+        elif partial and self._waiting:
+            # Each bucket's first prompt is its oldest, or was given out before.
+            firsts = {b: waiting[0] for b, waiting in self._waiting.items()}
+            bucket = min(firsts, key=lambda b: (firsts[b].shard, firsts[b].index))
+        else:
+            return []
+        assert bucket is not None
+        waiting = self._waiting[bucket]
+        batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
+        if not waiting:
+            del self._waiting[bucket]
+        return batch

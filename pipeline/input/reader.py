@@ -1,0 +1,161 @@
+"""Prompt shards → prompts in buckets, a shard ahead of the driver.
+
+Reading and tokenising go on in a thread of their own, so that no replica waits for them. Knows
+nothing of Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from lrd.prompts import encode_prompts, fit_prompt
+from pipeline.config import RunConfig
+from pipeline.input import prompt_shards
+from pipeline.input.buckets import bucket_of, choose_lengths, fitting
+from pipeline.output.open_shard import OpenShard
+from pipeline.rows import InputFile, Prompt, Result, results_batch, row_id
+from pipeline.storage.storage import Storage
+
+MAX_BUCKETS = 6
+"""Shapes of slots at most. Fewer leave more padding, more leave buckets that fill no batch."""
+SAMPLE_ROWS = 500
+"""Prompts of a shard that are looked at when the shapes are chosen."""
+ROWS_AT_A_TIME = 1000
+"""Prompts that are tokenised together."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadShard:
+    """A shard that is ready to be decoded."""
+
+    shard: OpenShard
+    prompts: list[Prompt]
+    """Those still owed."""
+    failed: pa.RecordBatch
+    """Results of rows that cannot be decoded."""
+
+
+class Reader:
+    """Opens shards in the order given."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        inputs: Storage,
+        files: Sequence[InputFile],
+        tokenizer_of: Any,
+        max_length: int,
+        restore: Callable[[OpenShard], None] = lambda shard: None,
+    ) -> None:
+        """tokenizer_of: anything with the model's `.tokenizer`. max_length: its positions.
+        restore: adds the results of a shard that storage has already."""
+        self._config, self._inputs, self._files = config, inputs, files
+        self._tokenizer_of, self._restore = tokenizer_of, restore
+        self._max_tokens = max_length - config.decoding.gen_length
+        self.lengths = self._choose_lengths()
+        """Buckets that sampled prompts need; longer prompts get their own."""
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="reader")
+        self._ahead: Future[ReadShard] | None = None
+
+    def ahead(self, number: int) -> ReadShard | None:
+        """The shard where it is ready; None while it is being read. Asked again and again for
+        one shard until that is there."""
+        if self._ahead is None:
+            self._ahead = self._pool.submit(self.read, number)
+        if not self._ahead.done():
+            return None
+        ready, self._ahead = self._ahead, None
+        return ready.result()
+
+    def close(self) -> None:
+        """Give up what is being read."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def read(self, number: int) -> ReadShard:
+        """A shard's prompts that are still owed, and the results of those that never can be.
+
+        Raises ValueError where the file has changed since the run was planned.
+        """
+        planned = self._files[number]
+        shard = OpenShard(number, prompt_shards.read_shard(self._inputs, planned.name))
+        if shard.prompts.num_rows != planned.num_rows:
+            raise ValueError(
+                f"{self._inputs.path(planned.name)}: has {shard.prompts.num_rows} rows, "
+                f"{planned.num_rows} when the run began; restore the file"
+            )
+        self._restore(shard)
+        return self.encode(shard)
+
+    def encode(self, shard: OpenShard) -> ReadShard:
+        """Tokenise the prompts of a shard that are still owed."""
+        number = shard.number
+        texts = shard.prompts[self._config.prompt_column]
+        prompts: list[Prompt] = []
+        failed: list[Result] = []
+        for first in range(0, len(texts), ROWS_AT_A_TIME):
+            some = texts[first : first + ROWS_AT_A_TIME].to_pylist()
+            owed = [n for n in range(len(some)) if not shard.has(first + n)]
+            for n, ids in zip(owed, self._encode([some[n] for n in owed]), strict=True):
+                self._sort_in(number, first + n, ids, prompts, failed)
+        return ReadShard(shard, prompts, results_batch(failed))
+
+    def _sort_in(
+        self,
+        number: int,
+        index: int,
+        ids: list[int] | ValueError,
+        prompts: list[Prompt],
+        failed: list[Result],
+    ) -> None:
+        num_tokens = None
+        try:
+            if isinstance(ids, ValueError):
+                raise ids
+            num_tokens = len(ids)
+            ids = fit_prompt(ids, self._max_tokens, self._config.truncation)
+        except ValueError as error:
+            name = row_id(number, index)
+            failed.append(Result.failed(name, str(error), num_prompt_tokens=num_tokens))
+            return
+        bucket = fitting(len(ids), self.lengths) or bucket_of(len(ids), self._max_tokens)
+        prompts.append(Prompt(number, index, ids, bucket))
+
+    def _encode(self, texts: Sequence[str | None]) -> list[list[int] | ValueError]:
+        found: list[list[int] | ValueError] = [
+            ValueError("the prompt is null" if text is None else "the prompt is empty")
+            for text in texts
+        ]
+        real = [n for n, text in enumerate(texts) if text is not None and text.strip()]
+        config = self._config
+        encoded = encode_prompts(
+            self._tokenizer_of,
+            [str(texts[n]) for n in real],
+            config.prompt_format,
+            config.system_prompt,
+        )
+        for n, ids in zip(real, encoded, strict=True):
+            # A template may render nothing.
+            found[n] = ids or ValueError("the prompt has no tokens")
+        return found
+
+    def _choose_lengths(self) -> list[int]:
+        """Bucket lengths from the prompts of the first, the middle and the last shard.
+
+        Equal at every start of a run, so that a row's bucket does not tell where an earlier
+        driver was interrupted.
+        """
+        files = self._files
+        lengths = []
+        for number in sorted({0, len(files) // 2, len(files) - 1}):
+            texts = prompt_shards.read_column(
+                self._inputs, files[number].name, self._config.prompt_column, SAMPLE_ROWS
+            )
+            for ids in self._encode(texts.column(0).to_pylist()):
+                if not isinstance(ids, ValueError):
+                    lengths.append(min(len(ids), self._max_tokens))
+        return choose_lengths(lengths, MAX_BUCKETS)

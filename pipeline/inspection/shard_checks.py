@@ -1,0 +1,205 @@
+"""What must hold inside one result shard, whatever wrote it: bytes in, findings out.
+
+Knows nothing of storage or of other shards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.rows import RESULT_SCHEMA, row_id
+
+ROWS_NAMED = 3
+"""Rows of a shard that are named for one and the same finding; the others are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a shard was planned to hold."""
+
+    number: int
+    num_rows: int
+    input_name: str
+    fingerprint: dict[str, Any]
+    prompts: pa.Table | None
+    """The input's rows; None where they cannot be read or have changed."""
+
+    @property
+    def gen_length(self) -> int | None:
+        """Canvas positions; None where the fingerprint names none."""
+        length: int | None = self.fingerprint.get("decoding", {}).get("gen_length")
+        return length
+
+
+@dataclass(slots=True)
+class ShardCheck:
+    """The findings in one shard, each a row (None: the whole file) and what is wrong with it."""
+
+    expected: Expected
+    schema: pa.Schema | None = None
+    """Of the file; None where it cannot be read or is wrong."""
+    num_rows: int = 0
+    num_failed: int = 0
+    findings: list[tuple[str | None, str]] = field(default_factory=list)
+
+    def read(self, content: bytes) -> None:
+        """Check a whole file, a row group at a time."""
+        try:
+            file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            self._found(f"is no whole Parquet file ({_first_line(error)})")
+            return
+        self.num_rows = file.metadata.num_rows
+        if self.num_rows != self.expected.num_rows:
+            self._found(f"has {self.num_rows} rows, {self.expected.num_rows} were planned")
+        self._check_footer(file.metadata.metadata or {})
+        if not self._check_schema(file.schema_arrow.remove_metadata()):
+            return
+        try:
+            self._check_row_ids(file.read(columns=["row_id"])["row_id"].to_pylist())
+        except (pa.ArrowException, OSError) as error:
+            self._found(f"its row ids cannot be read ({_first_line(error)})")
+        self._check_groups(file)
+
+    def _found(self, what: str, row: int | None = None) -> None:
+        name = None if row is None else row_id(self.expected.number, row)
+        self.findings.append((name, what))
+
+    def _check_footer(self, footer: dict[bytes, bytes]) -> None:
+        try:
+            found = json.loads(footer.get(b"lrd.fingerprint", b"null"))
+        except ValueError:
+            found = None
+        if found is None:
+            self._found("its footer has no fingerprint")
+        elif found != self.expected.fingerprint:
+            self._found("the fingerprint in its footer is not the manifest's: another run wrote it")
+        name = footer.get(b"lrd.input", b"").decode(errors="replace")
+        if name != self.expected.input_name:
+            self._found(f"its footer names {name!r} as its input, not {self.expected.input_name!r}")
+
+    def _check_schema(self, schema: pa.Schema) -> bool:
+        """Whether the input's columns stand first and the results' behind, each of its type."""
+        before = len(schema) - len(RESULT_SCHEMA)
+        fields = list(schema)
+        wanted = list(RESULT_SCHEMA)
+        if self.expected.prompts is not None:
+            wanted = [*self.expected.prompts.schema, *wanted]
+            before = 0
+        # By Arrow's equality: the items of a list have another name in a file.
+        ours, theirs = _pairs(wanted), _pairs(fields[max(0, before) :])
+        if ours == theirs:
+            self.schema = schema
+            return True
+        parts = [f"lacks {pair[0]}: {pair[1]}" for pair in ours if pair not in theirs]
+        parts += [f"has {pair[0]}: {pair[1]} besides" for pair in theirs if pair not in ours]
+        self._found(f"its columns are wrong: {'; '.join(parts) or 'in another order'}")
+        return False
+
+    def _check_row_ids(self, found: list[str | None]) -> None:
+        expected = [row_id(self.expected.number, n) for n in range(self.expected.num_rows)]
+        if found == expected:
+            return
+        counts = Counter(found)
+        missing = [n for n, name in enumerate(expected) if name not in counts]
+        self._name_rows(missing, "is missing")
+        numbers = {name: n for n, name in enumerate(expected)}
+        twice = [numbers[name] for name, n in counts.items() if n > 1 and name in numbers]
+        self._name_rows(twice, "stands there more than once")
+        foreign = [name for name in counts if name not in numbers]
+        if foreign:
+            self._found(f"holds row ids that are not its own, {len(foreign)} in all: {foreign[0]}")
+        if not missing and not twice and not foreign:
+            moved = [n for n, name in enumerate(found) if name != expected[n]]
+            self._name_rows(moved, "is not in its place: the rows are not in the input's order")
+
+    def _check_groups(self, file: pq.ParquetFile) -> None:
+        wrong: dict[str, list[int]] = {}
+        first = 0
+        for number in range(file.num_row_groups):
+            num_rows = file.metadata.row_group(number).num_rows
+            try:
+                rows = file.read_row_group(number)
+            except (pa.ArrowException, OSError) as error:
+                reason = _first_line(error)
+                last = first + num_rows - 1
+                self._found(f"rows {first} to {last} cannot be read ({reason})", first)
+            else:
+                for what, indices in self._wrong_rows(rows, first):
+                    wrong.setdefault(what, []).extend(first + index for index in indices)
+                failed = pc.sum(pc.equal(rows["status"], "failed")).as_py()
+                self.num_failed += failed or 0
+            first += num_rows
+        for what, numbers in wrong.items():
+            self._name_rows(numbers, what)
+
+    def _wrong_rows(self, rows: pa.Table, first: int) -> Iterator[tuple[str, list[int]]]:
+        yield from contradictions(rows, self.expected.gen_length)
+        prompts = self.expected.prompts
+        if prompts is not None:
+            part = prompts.slice(first, rows.num_rows)
+            if part.num_rows == rows.num_rows:
+                found = list(_differing(part, rows.select(prompts.column_names)))
+                yield "its input columns are not the input's row", found
+
+    def _name_rows(self, rows: list[int], what: str) -> None:
+        for row in rows[:ROWS_NAMED]:
+            self._found(what, row)
+        if len(rows) > ROWS_NAMED:
+            self._found(f"{len(rows) - ROWS_NAMED} more rows: {what}")
+
+
+def contradictions(rows: pa.Table, gen_length: int | None) -> Iterator[tuple[str, list[int]]]:
+    """What in result rows cannot be together, and the row numbers of `rows` where it is."""
+    failed, ok = (pc.equal(rows["status"], word).fill_null(False) for word in ("failed", "ok"))
+    no_error = pc.is_null(rows["error"])
+    no_output = pc.or_(pc.is_null(rows["output_text"]), pc.is_null(rows["output_token_ids"]))
+    passes = rows["num_forwards"].fill_null(0)
+    rules = {
+        "its status is neither ok nor failed": pc.invert(pc.or_(failed, ok)),
+        "is failed without an error": pc.and_(failed, no_error),
+        "is ok with an error": pc.and_(ok, pc.invert(no_error)),
+        "is ok without an output": pc.and_(ok, no_output),
+        "is failed with an output": pc.and_(failed, pc.is_valid(rows["output_text"])),
+    }
+    for name in ("kl_trace", "entropy_trace"):
+        differs = pc.not_equal(_lengths(rows[name]), passes)
+        rules[f"its {name} has not num_forwards values"] = pc.and_(ok, differs)
+    if gen_length is not None:
+        for name in ("commit_step", "output_token_ids"):
+            differs = pc.not_equal(_lengths(rows[name]), gen_length)
+            rules[f"its {name} has not gen_length values"] = pc.and_(ok, differs)
+    for what, mask in rules.items():
+        indices = pc.indices_nonzero(mask).to_pylist()
+        if indices:
+            yield what, indices
+
+
+def _lengths(lists: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.list_value_length(lists).fill_null(-1)
+
+
+def _differing(ours: pa.Table, theirs: pa.Table) -> Iterator[int]:
+    """Rows that differ. NaN counts as equal to itself, which Arrow's comparison does not know, so
+    columns that it calls different are looked at value by value."""
+    unequal = [name for name in ours.column_names if not ours[name].equals(theirs[name])]
+    pairs = [zip(ours[name].to_pylist(), theirs[name].to_pylist(), strict=True) for name in unequal]
+    for index, values in enumerate(zip(*pairs, strict=True)):
+        if any(repr(a) != repr(b) for a, b in values):
+            yield index
+
+
+def _pairs(fields: list[pa.Field]) -> list[tuple[str, pa.DataType]]:
+    return [(f.name, f.type) for f in fields]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,224 @@
+"""Whether a result dataset is whole and is what its manifest says: everything is read.
+
+Writes nothing, knows no command line. A few shards are held in memory at a time, each whole and
+unpacked a row group at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.inspection.shard_checks import Expected, ShardCheck, contradictions
+from pipeline.inspection.status import listing, planned_files, read_commit, whole_manifest
+from pipeline.output import result_shards
+from pipeline.output.lease import is_dead, read_lease
+from pipeline.output.run_folder import SEGMENTS, Commit, commit_name, shard_name
+from pipeline.rows import row_id
+from pipeline.storage.storage import PARTIAL, Storage
+
+SHARDS_AT_A_TIME = 4
+AGAIN = "the same lrd generate command decodes it again"
+DELETE = "delete it; the same lrd generate command decodes it again"
+"""A shard that is as it was recorded is not decoded again by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be, or worth a note."""
+
+    file: str
+    row: str | None
+    what: str
+    fix: str
+    wrong: bool = True
+    """False: a note."""
+
+    def __str__(self) -> str:
+        row = f" row {self.row}" if self.row else ""
+        note = "" if self.wrong else "note: "
+        return f"{note}{self.file}{row}: {self.what}; {self.fix}"
+
+
+@dataclass(slots=True)
+class _Shard:
+    """One planned shard as found."""
+
+    state: str
+    """whole, unfinished (never written) or retried (its failures are being decoded again)."""
+    check: ShardCheck | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+
+class Verification:
+    """One reading of a run's files; the counts are whole when `findings` has ended."""
+
+    def __init__(self, output: Storage, inputs: Storage | None = None) -> None:
+        """inputs: where the prompts are now; None: they are not looked at.
+
+        Raises ValueError where the folder holds no run, or its manifest cannot be read.
+        """
+        self._output, self._inputs = output, inputs
+        manifest = whole_manifest(output)
+        self.files = planned_files(manifest)
+        self._fingerprint: dict[str, Any] = manifest["fingerprint"]
+        self.num_unfinished = self.num_rows = self.num_failed = 0
+        self._schema: pa.Schema | None = None
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.files)
+
+    def findings(self) -> Iterator[Finding]:
+        """Everything, shard by shard; shards that are not written yet are only counted."""
+        with ThreadPoolExecutor(SHARDS_AT_A_TIME) as pool:
+            for number, shard in enumerate(pool.map(self._check, range(len(self.files)))):
+                self.num_unfinished += shard.state != "whole"
+                yield from shard.findings
+                if shard.check is not None:
+                    self.num_rows += shard.check.num_rows
+                    self.num_failed += shard.check.num_failed
+                    yield from self._compare_schema(number, shard.check.schema)
+        yield from self._strays()
+        yield from self._segments()
+
+    def _check(self, number: int) -> _Shard:
+        name, planned = shard_name(number, len(self.files)), self.files[number]
+        commit, content, broken = self._read(number, name)
+        if broken is None and content is None and (commit is None or self._is_due(number)):
+            return _Shard("unfinished")
+        if content is None:
+            reason = "is missing" if broken is None else f"cannot be read ({broken})"
+            return _Shard("whole", findings=[Finding(name, None, reason, AGAIN)])
+        shard = _Shard("whole")
+        intact = self._check_record(shard, name, commit, content)
+        prompts = self._prompts(shard, number)
+        shard.check = check = ShardCheck(
+            Expected(number, planned.num_rows, planned.name, self._fingerprint, prompts)
+        )
+        check.read(content)
+        fix = DELETE if intact else AGAIN
+        shard.findings += [Finding(name, row, what, fix) for row, what in check.findings]
+        if intact and commit is not None and shard.state == "whole" and not check.findings:
+            found = (check.num_rows, check.num_failed)
+            if found != (commit.rows, commit.failed):
+                what = f"counts {commit.rows} rows, {commit.failed} failed; there are {found}"
+                shard.findings.append(Finding(commit_name(number), None, what, DELETE))
+        return shard
+
+    def _is_due(self, number: int) -> bool:
+        """Whether a shard that has a record is still to be written, rather than lost: its segments
+        go after that, and a driver at work may be between the two."""
+        return bool(self._output.names(f"{SEGMENTS}/{number:05d}")) or self._may_be_on()
+
+    def _read(self, number: int, name: str) -> tuple[Commit | None, bytes | None, OSError | None]:
+        """Record and bytes, read once more where they disagree: a driver may have written both
+        in between."""
+        for _ in range(2):
+            content: bytes | None = None
+            broken: OSError | None = None
+            commit = read_commit(self._output, commit_name(number))
+            try:
+                content = self._output.read(name)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                broken = error
+            if commit and content and hashlib.sha256(content).hexdigest() == commit.sha256:
+                break
+        return commit, content, broken
+
+    def _check_record(
+        self, shard: _Shard, name: str, commit: Commit | None, content: bytes
+    ) -> bool:
+        """Whether the bytes are those of the record, before or after a retry."""
+        digest = hashlib.sha256(content).hexdigest()
+        if commit is None:
+            what = "has no record that can be read"
+        elif digest == commit.sha256:
+            return True
+        elif digest == commit.replaces:
+            shard.state = "retried"
+            return True
+        else:
+            what = "its bytes are not those that were written"
+        shard.findings.append(Finding(name, None, what, AGAIN))
+        return False
+
+    def _prompts(self, shard: _Shard, number: int) -> pa.Table | None:
+        """The input's rows where they can be read and are those that were planned."""
+        if self._inputs is None:
+            return None
+        planned = self.files[number]
+        where = self._inputs.path(planned.name)
+        try:
+            content = self._inputs.read(planned.name)
+        except OSError as error:
+            fix = "restore it, or say --no-input"
+            what = f"this input cannot be read ({error.strerror or error})"
+            shard.findings.append(Finding(where, None, what, fix, wrong=False))
+            return None
+        if hashlib.sha256(content).hexdigest() != planned.sha256:
+            what = "this input has changed since the run began"
+            shard.findings.append(Finding(where, None, what, "restore it"))
+            return None
+        return pq.ParquetFile(pa.BufferReader(content)).read().replace_schema_metadata(None)
+
+    def _compare_schema(self, number: int, schema: pa.Schema | None) -> Iterator[Finding]:
+        if self._schema is None:
+            self._schema = schema
+        if schema is not None and not schema.equals(self._schema):
+            what = "its columns are not those of the shards before"
+            yield Finding(shard_name(number, len(self.files)), None, what, DELETE)
+
+    def _strays(self) -> Iterator[Finding]:
+        planned = {shard_name(number, len(self.files)) for number in range(len(self.files))}
+        for name in sorted(listing(self._output, "data", recursive=True)):
+            if name in planned:
+                continue
+            if name.endswith(PARTIAL):
+                what = "is half a file that a driver left when it was killed"
+                fix = "delete it where no driver is at work: readers of data/ stumble over it"
+                yield Finding(name, None, what, fix, wrong=not self._may_be_on())
+            else:
+                fix = "move it away: readers of data/ take it for results"
+                yield Finding(name, None, "is no shard of this run", fix)
+
+    def _may_be_on(self) -> bool:
+        lease = read_lease(self._output)
+        return lease is not None and not lease["released"] and not is_dead(lease)
+
+    def _segments(self) -> Iterator[Finding]:
+        for name in sorted(listing(self._output, SEGMENTS, recursive=True)):
+            if name.endswith(PARTIAL):
+                continue
+            try:
+                rows = result_shards.results_in(self._output.read(name))
+            except FileNotFoundError:
+                continue  # Its shard was written meanwhile.
+            except (pa.ArrowException, OSError) as error:
+                reason = str(error).strip().splitlines()[0]
+                fix = "the same lrd generate command decodes its rows again"
+                yield Finding(name, None, f"cannot be read ({reason})", fix)
+                continue
+            yield from self._check_segment(name, rows)
+
+    def _check_segment(self, name: str, rows: pa.Table) -> Iterator[Finding]:
+        fix = "delete it; the same lrd generate command decodes its rows again"
+        folder = PurePosixPath(name).parent.name
+        number = int(folder) if folder.isdigit() else -1
+        num_rows = self.files[number].num_rows if 0 <= number < len(self.files) else 0
+        own = {row_id(number, index) for index in range(num_rows)}
+        foreign = [found for found in rows["row_id"].to_pylist() if found not in own]
+        if foreign:
+            yield Finding(name, str(foreign[0]), "is not of this shard", fix)
+        gen_length = self._fingerprint.get("decoding", {}).get("gen_length")
+        for what, indices in contradictions(rows, gen_length):
+            yield Finding(name, rows["row_id"][indices[0]].as_py(), what, fix)

@@ -1,0 +1,205 @@
+"""One driver at a time: a file that its owner keeps beating, on any storage.
+
+Knows nothing of runs. Object stores offer neither locks nor one clock, so nothing here compares
+times of two machines: a lease is alive while its beat changes, and whoever wants it watches for
+longer than a beat may take. Two that take it at once both wait and look again; the file is the
+last writer's.
+
+    .run/driver.json  {"id", "host", "pid", "beat", "time", "released", "progress"}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline.storage.storage import Storage
+
+LEASE = ".run/driver.json"
+BEAT_SECONDS = 5.0
+LOCAL_SETTLE_SECONDS = 0.2
+LOST_AFTER = 6
+"""Beats that may be missed before a lease counts as left behind."""
+
+
+class LeaseLostError(Exception):
+    """Another driver has taken over; this one must not write any more."""
+
+
+class Lease:
+    """The right to write under one output folder."""
+
+    def __init__(self, storage: Storage, beat_seconds: float = BEAT_SECONDS) -> None:
+        self._storage = storage
+        self._beat_seconds = beat_seconds
+        self._id = uuid.uuid4().hex
+        self._beat = 0
+        self._beaten_at = 0.0
+        self._lost: str | None = None
+        self._progress: Callable[[], dict[str, Any]] = dict
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._writing = threading.Lock()
+
+    def acquire(self) -> None:
+        """Take the lease and keep it beating.
+
+        Waits for up to `LOST_AFTER` beats where the last owner may be alive. Raises ValueError
+        where it is.
+        """
+        looked_at = self._wait_for_silence()
+        self._write()
+        settle = LOCAL_SETTLE_SECONDS if self._storage.is_local else self._beat_seconds / 2
+        if not self._storage.is_local and time.monotonic() - looked_at > settle / 2:
+            # A store that was slow to take it: another may have begun meanwhile, and finds out at
+            # its next beat.
+            settle = 1.5 * self._beat_seconds
+        # Who saw the lease free at the same moment has written too by then.
+        time.sleep(settle)
+        other = self._others()
+        if other is not None:
+            raise ValueError(_held(self._storage, other))
+        self._thread = threading.Thread(target=self._keep_beating, daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises LeaseLostError unless the lease is surely ours now: to be called before writes."""
+        if self._lost is None and time.monotonic() - self._beaten_at > self._longest_silence / 2:
+            # The process or the storage stood still; somebody may have waited long enough.
+            self._renew()
+        if self._lost is not None:
+            raise LeaseLostError(self._lost)
+
+    def publish(self, progress: Callable[[], dict[str, Any]]) -> None:
+        """Called at the next beat: what to tell of the run, for whoever reads the file."""
+        self._progress = progress
+
+    def release(self) -> None:
+        """Stop beating and say so, unless the lease is lost."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._lost is None and self._others() is None:
+            self._write(released=True)
+
+    @property
+    def _longest_silence(self) -> float:
+        return LOST_AFTER * self._beat_seconds
+
+    def _wait_for_silence(self) -> float:
+        """When the last look began, at which the lease was free."""
+        looked_at = time.monotonic()
+        seen = self._read()
+        if seen is None or seen["released"] or is_dead(seen):
+            return looked_at
+        since = time.monotonic()
+        while time.monotonic() - since < self._longest_silence:
+            time.sleep(self._beat_seconds / 4)
+            looked_at = time.monotonic()
+            now = self._read()
+            if now is None or now["released"]:
+                return looked_at
+            if (now["id"], now["beat"]) != (seen["id"], seen["beat"]):
+                raise ValueError(_held(self._storage, now))
+        return looked_at
+
+    def _keep_beating(self) -> None:
+        while not self._over.wait(self._beat_seconds):
+            try:
+                self._renew()
+            except OSError:
+                continue  # `check` finds out if this lasts.
+            if self._lost is not None:
+                return
+
+    def _renew(self) -> None:
+        with self._writing:
+            other = self._others()
+            if other is not None:
+                self._lost = _held(self._storage, other)
+            else:
+                self._write()
+
+    def _write(self, released: bool = False) -> None:
+        self._beat += 1
+        content = {
+            "id": self._id,
+            **_whereabouts(),
+            "beat": self._beat,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "released": released,
+            "progress": self._progress(),
+        }
+        self._storage.write(LEASE, json.dumps(content).encode())
+        self._beaten_at = time.monotonic()
+
+    def _read(self) -> dict[str, Any] | None:
+        return read_lease(self._storage)
+
+    def _others(self) -> dict[str, Any] | None:
+        """The lease as another driver wrote it, if one did."""
+        seen = self._read()
+        return seen if seen is not None and seen["id"] != self._id else None
+
+
+def read_lease(storage: Storage) -> dict[str, Any] | None:
+    """The lease file's content; None where there is none."""
+    try:
+        content: dict[str, Any] = json.loads(storage.read(LEASE))
+    except FileNotFoundError:
+        return None
+    return content
+
+
+def _held(storage: Storage, other: dict[str, Any]) -> str:
+    return (
+        f"{storage.uri}: another driver writes it (process {other['pid']} on {other['host']}); "
+        "wait for it, stop it, or name another --output"
+    )
+
+
+def _whereabouts() -> dict[str, Any]:
+    process = psutil.Process()
+    return {
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "pid": process.pid,
+        "process_began": process.create_time(),
+    }
+
+
+def _machine() -> str:
+    """Names this boot of this machine and this container's view of its processes."""
+    parts = [socket.gethostname()]
+    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        try:
+            link = os.path.islink(path)
+            parts.append(os.readlink(path) if link else Path(path).read_text().strip())
+        except OSError:
+            parts.append("?")
+    return "/".join(parts)
+
+
+def is_dead(lease: dict[str, Any]) -> bool:
+    """Whether the owner surely is no more: it ran here and its process is gone."""
+    if lease["machine"] != _machine():
+        return False
+    try:
+        process = psutil.Process(lease["pid"])
+        gone: bool = (
+            process.create_time() != lease["process_began"]
+            or process.status() == psutil.STATUS_ZOMBIE
+        )
+        return gone
+    except psutil.NoSuchProcess:
+        return True

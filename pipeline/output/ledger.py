@@ -1,0 +1,249 @@
+"""What is planned, done and owed: the run's state on storage and the only writer of it. `layout.py`
+has the files.
+
+Knows nothing of Ray or models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.observe.events import record
+from pipeline.output import result_shards
+from pipeline.output.lease import Lease
+from pipeline.output.open_shard import OpenShard
+from pipeline.output.run_folder import (
+    EVENTS,
+    MANIFEST,
+    NOT_REPLACED,
+    SEGMENTS,
+    Commit,
+    commit_name,
+    damage,
+    read_commits,
+    read_manifest,
+    shard_name,
+)
+from pipeline.rows import InputFile
+from pipeline.storage.storage import Storage
+
+READS_AT_A_TIME = 8
+"""Files that are checked together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will do, known before anything is written."""
+
+    files: list[InputFile]
+    fingerprint: dict[str, Any]
+    """All that results depend on: model, decoding, prompts, input digests, version."""
+    settings: dict[str, Any]
+    """The run's whole configuration, for the record."""
+
+    @property
+    def num_rows(self) -> int:
+        return sum(file.num_rows for file in self.files)
+
+
+class Ledger:
+    """The state of one run under its output folder."""
+
+    def __init__(self, output: Storage, plan: Plan) -> None:
+        """Open a new run or continue one. Writes nothing before `begin`.
+
+        Raises ValueError where the folder holds another run, naming each difference, or
+        anything that is no run.
+        """
+        self.output, self.plan = output, plan
+        self.shards: dict[int, OpenShard] = {}
+        self.lease = Lease(output)
+        self.retry_failed = False
+        """Whether rows that failed are owed again."""
+        self._session = uuid.uuid4().hex[:8]
+        self._commits: dict[int, Commit] = {}
+        self._events: list[str] = []
+        self._events_written = 0
+        self.is_new = output.kind(MANIFEST) == "missing"
+        if self.is_new:
+            if output.kind() == "file" or self._has_content():
+                raise ValueError(
+                    f"{output.uri}: is there and holds no run of ours; name a new --output"
+                )
+            return
+        differences = list(_differences(read_manifest(output)["fingerprint"], plan.fingerprint))
+        if differences:
+            raise ValueError(
+                f"{output.uri}: holds another run; {'; '.join(differences)}. Name another "
+                "--output, or use the settings it was started with"
+            )
+
+    def _has_content(self) -> bool:
+        names = [*self.output.names(), *self.output.names("data"), *self.output.names(".run")]
+        return bool(set(names) - {"driver.json"})
+
+    def begin(self) -> None:
+        """Take the lease and write the manifest of a new run.
+
+        Raises ValueError where another driver is at work.
+        """
+        self.lease.acquire()
+        self.output.on_retry = lambda error: self.event("storage retry", error=error)
+        if self.output.kind(EVENTS) == "file":
+            self._events = self.output.read(EVENTS).decode().splitlines()
+            self._events_written = len(self._events)
+        if self.is_new:
+            manifest = {
+                "created": _now(),
+                "fingerprint": self.plan.fingerprint,
+                "settings": self.plan.settings,
+                "files": [asdict(file) for file in self.plan.files],
+            }
+            self.output.write(MANIFEST, json.dumps(manifest, indent=1).encode())
+
+    def end(self) -> None:
+        """Write what is left to write, and let the next driver in."""
+        try:
+            self.flush()
+        finally:
+            self.lease.release()
+
+    def owed(self) -> list[int]:
+        """Numbers of the shards that are to be decoded.
+
+        Every committed shard is read once: one whose bytes are not those of its record, or are
+        gone, is owed again, and an event says so.
+        """
+        records = read_commits(self.output)
+        owed = []
+
+        def check(number: int) -> tuple[int, str | None]:
+            name = shard_name(number, len(self.plan.files))
+            if number not in records:
+                return number, ""
+            return number, damage(self.output, name, records[number])
+
+        with ThreadPoolExecutor(READS_AT_A_TIME) as pool:
+            for number, wrong in pool.map(check, range(len(self.plan.files))):
+                if wrong is None or wrong == NOT_REPLACED:
+                    self._commits[number] = records[number]
+                elif wrong:
+                    self.event("shard damaged", shard=number, error=wrong)
+                if wrong is not None or (self.retry_failed and records[number].failed):
+                    owed.append(number)
+        return owed
+
+    def restore(self, shard: OpenShard) -> None:
+        """Add the results of a shard that storage has already."""
+        number = shard.number
+        if number in self._commits:
+            name = shard_name(number, len(self.plan.files))
+            _restore(shard, _good(result_shards.results_in(self.output.read(name))))
+        folder = f"{SEGMENTS}/{number:05d}"
+        for name in self.output.names(folder):
+            shard.num_segments = max(shard.num_segments, int(name[:6]))
+            try:
+                results = result_shards.results_in(self.output.read(f"{folder}/{name}"))
+            except pa.ArrowException as error:
+                self.event("segment damaged", segment=f"{folder}/{name}", error=str(error))
+                continue
+            # A stored success beats a failure; where failures are retried, they count for nothing.
+            _restore(shard, _good(results))
+            if not self.retry_failed:
+                _restore(shard, results)
+
+    def open(self, shard: OpenShard) -> None:
+        """From here on the shard takes results."""
+        self.shards[shard.number] = shard
+
+    def add(
+        self, number: int, results: pa.RecordBatch, indices: Sequence[int] | None = None
+    ) -> pa.RecordBatch:
+        """Take finished rows, as `OpenShard.add` does; those that are new."""
+        return self.shards[number].add(results, indices)
+
+    def flush(self) -> None:
+        """Write events and the finished rows of open shards that storage does not have yet."""
+        self.lease.check()
+        for shard in self.shards.values():
+            results = shard.unflushed()
+            if results is not None:
+                number = shard.num_segments + 1
+                name = f"{SEGMENTS}/{shard.number:05d}/{number:06d}-{self._session}.parquet"
+                self.output.write(name, result_shards.parquet_bytes(results))
+                shard.num_segments = number
+                shard.flushed()
+        if len(self._events) > self._events_written:
+            num_events = len(self._events)
+            self.output.write(EVENTS, ("\n".join(self._events) + "\n").encode())
+            self._events_written = num_events
+
+    def commit_complete(self) -> int:
+        """Write every shard whose rows are all in, and forget it; how many there were."""
+        complete = [shard for shard in self.shards.values() if shard.complete]
+        for shard in complete:
+            self.lease.check()
+            self._commit(shard)
+            del self.shards[shard.number]
+        return len(complete)
+
+    def _commit(self, shard: OpenShard) -> None:
+        results = shard.whole()
+        provenance = {
+            "lrd.fingerprint": json.dumps(self.plan.fingerprint),
+            "lrd.input": self.plan.files[shard.number].name,
+        }
+        content = result_shards.shard_bytes(shard.prompts, results, provenance)
+        before = self._commits.get(shard.number)
+        commit = Commit(
+            sha256=hashlib.sha256(content).hexdigest(),
+            replaces=before.sha256 if before else None,
+            rows=results.num_rows,
+            failed=pc.sum(pc.equal(results["status"], "failed")).as_py() or 0,
+            num_forwards=pc.sum(results["num_forwards"]).as_py() or 0,
+            num_output_tokens=pc.sum(results["num_output_tokens"]).as_py() or 0,
+        )
+        # The record first: a shard without one would be trusted unread, a record without its
+        # shard is owed.
+        self.output.write(commit_name(shard.number), json.dumps(asdict(commit)).encode())
+        self.output.write(shard_name(shard.number, len(self.plan.files)), content)
+        self._commits[shard.number] = commit
+        self.output.delete_folder(f"{SEGMENTS}/{shard.number:05d}")
+
+    def event(self, what: str, **facts: Any) -> None:
+        """Record what happened; in the log at once, on storage with the next flush."""
+        record(what, **facts)
+        self._events.append(json.dumps({"time": _now(), "event": what, **facts}))
+
+
+def _restore(shard: OpenShard, results: pa.Table) -> None:
+    for rows in results.to_batches():
+        shard.add(rows, stored=True)
+
+
+def _good(results: pa.Table) -> pa.Table:
+    return results.filter(pc.equal(results["status"], "ok"))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    """`decoding.r_f was 0.1, is 0.2` for every leaf that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            inner = f"{path}.{key}" if path else str(key)
+            yield from _differences(before.get(key), now.get(key), inner)
+    elif before != now:
+        yield f"{path} was {json.dumps(before)}, is {json.dumps(now)}"

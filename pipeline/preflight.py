@@ -1,0 +1,93 @@
+"""Checks all that a run needs but the cluster: settings, places, input and checkpoint.
+
+Nothing is written. What the results of a run depend on is its fingerprint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from lrd import load_model
+from lrd.models.checkpoint import fingerprint
+from pipeline.config import RunConfig
+from pipeline.input import prompt_shards
+from pipeline.rows import InputFile
+from pipeline.storage.model_files import local_model
+from pipeline.storage.storage import Storage, refused_as_settings
+from pipeline.storage.uri_secrets import refuse_secret
+
+
+def package_version() -> str:
+    """The project's version, part of every fingerprint."""
+    try:
+        return version("lrd-pipeline")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A run whose settings, input and checkpoint hold; nothing has been written."""
+
+    inputs: Storage
+    output: Storage
+    face: Any
+    """The model without weights: tokenizer, positions, special ids."""
+    files: list[InputFile]
+
+
+@refused_as_settings()
+def check(config: RunConfig) -> Checked:
+    """Look at all that a run needs but the cluster.
+
+    Raises ValueError for what is wrong with settings, input or checkpoint.
+    """
+    refuse_secrets(config)
+    inputs, names = prompt_shards.input_storage(config.input)
+    output = Storage(config.output)
+    _check_places(inputs, output)
+    output.kind()  # Whether it answers at all.
+    files, _ = prompt_shards.inspect_inputs(inputs, names, config.prompt_column)
+    dtype = "bfloat16" if config.dtype == "auto" else config.dtype
+    face = load_model(local_model(config.model), "meta", dtype, config.revision)
+    if face.tokenizer is None:
+        raise ValueError(f"{config.model}: has no tokenizer.json; put its tokenizer files beside")
+    if config.prompt_format == "chat" and not face.tokenizer.chat_template:
+        raise ValueError(f"{config.model}: has no chat template; use --prompt-format raw")
+    if config.decoding.gen_length >= face.max_length:
+        raise ValueError(
+            f"gen_length {config.decoding.gen_length} leaves no room for a prompt in the "
+            f"model's {face.max_length} positions"
+        )
+    return Checked(inputs, output, face, files)
+
+
+def refuse_secrets(config: RunConfig) -> None:
+    """ValueError, without the secret in it, where a setting's URI carries one."""
+    for name, value in config.model_dump().items():
+        refuse_secret(name, value)
+
+
+def fingerprint_of(config: RunConfig, files: list[InputFile], dtype: str) -> dict[str, Any]:
+    """All that the results of a run depend on."""
+    prompts = {"prompt_column", "prompt_format", "system_prompt", "truncation"}
+    return {
+        "version": package_version(),
+        "model": fingerprint(local_model(config.model), config.revision),
+        "dtype": dtype,
+        "compile": config.compile,
+        "decoding": config.decoding.model_dump(),
+        "prompts": config.model_dump(include=prompts),
+        "input": {file.name: file.sha256 for file in files},
+    }
+
+
+def _check_places(inputs: Storage, output: Storage) -> None:
+    same = inputs.root == output.root
+    inside = output.root.startswith(inputs.root.rstrip("/") + "/")
+    if inputs.is_local == output.is_local and same:
+        raise ValueError(f"{output.uri}: is the input's folder; name another --output")
+    if inside and f"{output.root}/data" == inputs.root:
+        raise ValueError(f"{output.uri}: would write into the input; name another --output")

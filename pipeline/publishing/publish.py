@@ -1,0 +1,245 @@
+"""A finished run → a dataset in the hub's layout, in a folder, a store, or pushed to the hub.
+
+    README.md                                the card (`pipeline/publishing/dataset_card.py`)
+    data/train-00000-of-00012.parquet        rows that are ok, of shards that have any
+    failed/failed-00000-of-00012.parquet     rows that failed, of shards that have any
+
+Reads the run and changes nothing in it. One shard is held in memory at a time; a local shard
+without failures is the same file under a second name. Knows no command line and no Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.inspection.status import planned_files, read_commit
+from pipeline.output.result_shards import parquet_bytes
+from pipeline.output.run_folder import Commit, commit_name, read_manifest, shard_name
+from pipeline.publishing.dataset_card import About, Facts, card
+from pipeline.storage.storage import PARTIAL, Storage
+
+SCORES = ".scores"
+"""Folder under an output where `lrd evaluate` leaves scores."""
+EVALUATION = b"lrd.evaluation"
+"""What a file of scores comes to, as JSON in its footer."""
+REASONS = 10
+"""Reasons of failed rows that a card lists."""
+_TALLIED = ["status", "error", "stop_reason", "num_forwards", "num_output_tokens"]
+
+
+class PushError(Exception):
+    """The hub refused the dataset, or could not be reached; nothing of the run is lost."""
+
+
+def publish(
+    output: Storage,
+    folder: Path,
+    about: About,
+    *,
+    partial: bool = False,
+    on_shard: Callable[[int, int], None] = lambda done, planned: None,
+) -> Facts:
+    """Write the dataset; the folder has its name once it is whole. What its card tells.
+
+    partial: take the shards that are there of a run that is not finished. on_shard: told how many
+    of how many are done.
+    Raises ValueError where the folder exists or lies in the output, there is no run, shards are
+    missing or damaged; OSError where storage fails.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: exists already; name another folder or remove it")
+    if output.is_local and folder.resolve().is_relative_to(Path(output.root).resolve()):
+        raise ValueError(f"{folder}: lies in the run's own folder; name one outside {output.uri}")
+    manifest = read_manifest(output)
+    planned = len(planned_files(manifest))
+    numbers = _finished(output, planned, partial)
+    beside = folder.with_name(f"{folder.name}.{os.getpid()}{PARTIAL}")
+    (beside / "data").mkdir(parents=True)
+    try:
+        tally = Tally()
+        for done, number in enumerate(numbers):
+            _add_shard(output, number, planned, beside, tally)
+            on_shard(done + 1, planned)
+        facts = tally.facts(manifest, len(numbers), planned, evaluations(output))
+        (beside / "README.md").write_text(card(facts, about), encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return facts
+
+
+def push(folder: Path, hub_id: str, *, public: bool = False) -> str:
+    """Upload a published folder as one commit that replaces what was there; the dataset's address.
+
+    public: of a repository that is new; one that exists stays as it is. The token is
+    huggingface_hub's: HF_TOKEN, else the stored login.
+    Raises PushError with the reason.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi()
+    try:
+        address = api.create_repo(hub_id, repo_type="dataset", private=not public, exist_ok=True)
+        api.upload_folder(
+            repo_id=hub_id,
+            folder_path=folder,
+            repo_type="dataset",
+            commit_message="Published by lrd-pipeline",
+            delete_patterns=["data/*", "failed/*"],
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise PushError(
+            f"{hub_id}: the hub did not take it ({type(error).__name__}: {reason}); check the id, "
+            "the connection, and HF_TOKEN or `hf auth login` for a token that may write there"
+        ) from error
+    return str(address)
+
+
+def evaluations(output: Storage) -> list[dict[str, Any]]:
+    """What `lrd evaluate` found, of every task whose scores lie beside the run."""
+    found = []
+    for name in output.names(SCORES):
+        if not name.endswith(".parquet"):
+            continue
+        try:
+            with output.open(f"{SCORES}/{name}") as source:
+                evaluation = json.loads((pq.read_metadata(source).metadata or {})[EVALUATION])
+            counts = {key: int(evaluation[key]) for key in ("num_correct", "num_rows")}
+            shares = ("accuracy", "accuracy_low", "accuracy_high")
+            numbers = {**counts, **{key: float(evaluation[key]) for key in shares}}
+            found.append({"task": str(evaluation["task"]), **numbers})
+        except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
+            path = output.path(f"{SCORES}/{name}")
+            raise ValueError(
+                f"{path}: is no file of scores ({error!r}); score again or remove it"
+            ) from error
+    return found
+
+
+def _finished(output: Storage, planned: int, partial: bool) -> list[int]:
+    """Numbers of the shards that are written; ValueError where they are not enough."""
+    written = {f"data/{name}" for name in output.names("data")}
+    numbers = [number for number in range(planned) if shard_name(number, planned) in written]
+    if not numbers or (len(numbers) < planned and not partial):
+        hint = ", or publish what is there with --partial" if numbers else ""
+        raise ValueError(
+            f"{output.uri}: {len(numbers)} of {planned} shards are finished; continue the run{hint}"
+        )
+    return numbers
+
+
+def _add_shard(output: Storage, number: int, planned: int, folder: Path, tally: Tally) -> None:
+    """One shard into the folder: as it is, or split where rows of it failed."""
+    name = shard_name(number, planned)
+    content = output.read(name)
+    _check_digest(output, name, content, read_commit(output, commit_name(number)))
+    file = pq.ParquetFile(pa.BufferReader(content))
+    rows = file.read(columns=_TALLIED)
+    tally.add(rows, file.schema_arrow)
+    failed = pc.equal(rows["status"], "failed")
+    num_failed = pc.sum(failed).as_py() or 0
+    # `datasets` opens no Parquet file without rows, so there are none.
+    if not num_failed:
+        if rows.num_rows:
+            _same_file(output, name, content, folder / name)
+        return
+    table = file.read()
+    footer = {
+        key.decode(): value.decode()
+        for key, value in (file.metadata.metadata or {}).items()
+        if key.startswith(b"lrd.")
+    }
+    (folder / "failed").mkdir(exist_ok=True)
+    failures = f"failed/failed-{number:05d}-of-{planned:05d}.parquet"
+    if num_failed < rows.num_rows:
+        (folder / name).write_bytes(parquet_bytes(table.filter(pc.invert(failed)), footer))
+    (folder / failures).write_bytes(parquet_bytes(table.filter(failed), footer))
+
+
+def _check_digest(output: Storage, name: str, content: bytes, commit: Commit | None) -> None:
+    digest = hashlib.sha256(content).hexdigest()
+    # A shard whose failures are being decoded again is good until the new one takes its place.
+    if commit is None or digest not in (commit.sha256, commit.replaces):
+        reason = "has no record" if commit is None else "its bytes are not those of its record"
+        raise ValueError(
+            f"{output.path(name)}: {reason}; the same lrd generate command decodes it again, "
+            "lrd verify tells more"
+        )
+
+
+def _same_file(output: Storage, name: str, content: bytes, target: Path) -> None:
+    """A second name where the filesystem allows it, else a copy. The run never writes into a
+    shard: it replaces it by another file."""
+    if output.is_local:
+        try:
+            os.link(output.path(name), target)
+            return
+        except OSError:
+            pass
+    target.write_bytes(content)
+
+
+class Tally:
+    """Counts what is published, shard by shard."""
+
+    def __init__(self) -> None:
+        self._schema: pa.Schema | None = None
+        self._num_ok = self._num_failed = 0
+        self._num_forwards = self._most_forwards = self._num_output_tokens = 0
+        self._stops: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
+
+    def add(self, rows: pa.Table, schema: pa.Schema) -> None:
+        """A shard's rows, of these columns: status, error, stop_reason, num_forwards and
+        num_output_tokens."""
+        self._schema = self._schema or schema
+        failed = pc.equal(rows["status"], "failed")
+        bad, ok = rows.filter(failed), rows.filter(pc.invert(failed))
+        self._num_ok += ok.num_rows
+        self._num_failed += bad.num_rows
+        self._num_forwards += pc.sum(ok["num_forwards"]).as_py() or 0
+        self._most_forwards = max(self._most_forwards, pc.max(ok["num_forwards"]).as_py() or 0)
+        self._num_output_tokens += pc.sum(ok["num_output_tokens"]).as_py() or 0
+        self._stops.update(ok["stop_reason"].to_pylist())
+        # Numbers aside, as in a run's summary: reasons that differ in them are one.
+        self._errors.update(re.sub(r"\d+", "N", str(e)) for e in bad["error"].to_pylist())
+
+    def facts(
+        self,
+        manifest: dict[str, Any],
+        num_shards: int,
+        num_shards_planned: int,
+        evaluations: list[dict[str, Any]],
+    ) -> Facts:
+        """All of it."""
+        assert self._schema is not None
+        return Facts(
+            manifest=manifest,
+            schema=self._schema,
+            num_shards=num_shards,
+            num_shards_planned=num_shards_planned,
+            num_ok=self._num_ok,
+            num_failed=self._num_failed,
+            num_forwards=self._num_forwards,
+            most_forwards=self._most_forwards,
+            num_output_tokens=self._num_output_tokens,
+            stop_reasons=dict(self._stops.most_common()),
+            errors=dict(self._errors.most_common(REASONS)),
+            evaluations=evaluations,
+        )

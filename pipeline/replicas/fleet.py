@@ -1,0 +1,253 @@
+"""The replicas as the driver sees them: started, watched, buried, moved.
+
+Knows nothing of shards or results. Ray restarts no actor here and repeats no call: a replica
+that ends in any way is replaced by a new actor after a pause, and what it held is the driver's
+to decide.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+
+from pipeline.replicas import nodes
+from pipeline.replicas.deaths import Death
+from pipeline.replicas.handle import ReplicaHandle
+from pipeline.replicas.placement import Placement
+from pipeline.replicas.replica import BATCHES_IN_FLIGHT, Replica, ReplicaSettings
+from pipeline.rows import Prompt
+
+LONGEST_PAUSE = 30.0
+LOOK_SECONDS = 2.0
+"""Time between two looks at the cluster's nodes."""
+PASSES_OF_SILENCE = 20
+"""A replica that is silent for as many of the longest pass seen hangs."""
+FIRST_PASS_FACTOR = 10
+"""A first pass may take as many times `hang_seconds`: kernels are compiled in it."""
+DOUBT_SECONDS = 20.0
+"""How long a replica that cannot be reached may turn out to have been on a lost node; Ray takes
+some twelve seconds to call a node dead."""
+STARTS_A_NODE = 2
+"""Failed starts on a node after which it is avoided."""
+
+
+NewActor = Callable[[str, ReplicaSettings, dict[str, Any]], Any]
+"""A replica's name, settings and options → the handle of its actor."""
+
+
+def actor_of(replica_class: type[Replica]) -> NewActor:
+    """Actors of a class."""
+
+    def new_actor(name: str, settings: ReplicaSettings, options: dict[str, Any]) -> Any:
+        actor_class: Any = ray.remote(replica_class)
+        return actor_class.options(**options).remote(name, settings)
+
+    return new_actor
+
+
+class Fleet:
+    """All replicas of a run."""
+
+    def __init__(
+        self,
+        settings: ReplicaSettings,
+        placement: Placement,
+        on_event: Callable[..., None],
+        hang_seconds: float,
+        start_seconds: float,
+        new_actor: NewActor,
+    ) -> None:
+        """on_event: as `Ledger.event`."""
+        self._settings, self._placement = settings, placement
+        self._new_actor = new_actor
+        self._event = on_event
+        self._hang_seconds, self._start_seconds = hang_seconds, start_seconds
+        self.longest_pass = 0.0
+        """Seconds, of all passes that replicas told of."""
+        self.any_ready = False
+        self._any_heartbeat = False
+        self._looked_at = 0.0
+        self._placed_at = time.monotonic()
+        self._failed_on: Counter[str] = Counter()
+        self._num_named = 0
+        self.replicas: list[ReplicaHandle] = []
+        self._resize()
+
+    def __iter__(self) -> Iterator[ReplicaHandle]:
+        return iter(self.replicas)
+
+    @property
+    def capacity(self) -> int:
+        """Rows that are in slots when all replicas are busy."""
+        return len(self.replicas) * self._settings.slots
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Where replicas go, for the record."""
+        resources = self._placement.resources
+        return {"device": self._placement.device, "replicas": len(self.replicas), **resources}
+
+    @property
+    def unscheduled_seconds(self) -> float:
+        """For how long no replica has had a place on any node."""
+        return time.monotonic() - self._placed_at
+
+    def poll(self) -> list[tuple[ReplicaHandle, Exception]]:
+        """Start those that are due, move those whose node is going; those that hang or start too
+        slowly, for the driver to remove_dead."""
+        now = time.monotonic()
+        if now - self._looked_at >= LOOK_SECONDS:
+            self._looked_at = now
+            self._resize()
+            self._drain()
+        if any(replica.node is not None for replica in self.replicas):
+            self._placed_at = now
+        for replica in self.replicas:
+            if replica.actor is None and now >= replica.start_at:
+                self._start(replica)
+        return [(w, error) for w in self.replicas if (error := self._stuck(w, now)) is not None]
+
+    def feed(self, replica: ReplicaHandle, batch: list[Prompt]) -> None:
+        """Give a replica a batch of one bucket."""
+        if not replica.batches:
+            replica.last_heartbeat = time.monotonic()
+        replica.last_bucket = batch[0].bucket
+        decode = replica.actor.decode.options(num_returns="streaming")
+        stream = decode.remote(replica.num_batches, batch)
+        replica.num_batches += 1
+        replica.batches[stream] = dict(enumerate(batch))
+
+    def record_heartbeat(self, replica: ReplicaHandle, longest_pass: float = 0.0) -> None:
+        """A replica gave a sign of life."""
+        replica.last_heartbeat, replica.passed = time.monotonic(), True
+        self._any_heartbeat = True
+        self.longest_pass = max(self.longest_pass, longest_pass)
+
+    def advance_start(self, replica: ReplicaHandle, reference: Any) -> None:
+        """A start has come one step further; raises what went wrong in it."""
+        if reference is replica.scheduling:
+            replica.node, replica.pid = ray.get(reference)
+            replica.scheduling, replica.loading = None, replica.actor.load.remote()
+            replica.last_heartbeat = time.monotonic()
+            return
+        ray.get(reference)
+        replica.loading = None
+        self.any_ready = True
+        self._failed_on.pop(str(replica.node), None)
+        self._event("replica up", replica=replica.name, node=replica.node, pid=replica.pid)
+
+    def remove_dead(self, replica: ReplicaHandle, error: Exception) -> Death:
+        """End what is left of a replica; a new one starts after a pause that grows."""
+        in_flight, now = replica.in_flight, time.monotonic()
+        unreachable = isinstance(error, ActorUnavailableError)
+        death = Death(
+            reason=str(getattr(error, "cause", None) or error).strip().splitlines()[-1],
+            # Slots are filled in the order of submission, so no other row can have been in one.
+            begun=in_flight[: self._settings.slots],
+            untouched=in_flight[self._settings.slots :],
+            alone=len(in_flight) == 1,
+            node=replica.node,
+            # One that was killed while it loaded says nothing of what it loaded.
+            failed_start=replica.loading is not None and not isinstance(error, RayActorError),
+            decide_at=now + DOUBT_SECONDS if unreachable else now,
+        )
+        if replica.loading is not None and replica.node is not None:
+            self._failed_on[replica.node] += 1
+        self._event(
+            "replica died",
+            replica=replica.name,
+            node=replica.node,
+            error=death.reason,
+            rows=[prompt.row_id for prompt in in_flight],
+        )
+        self._end(replica)
+        replica.batches.clear()
+        replica.deaths += 1
+        pause = min(LONGEST_PAUSE, 0.5 * 2 ** (replica.deaths - 1))
+        replica.start_at = now + pause
+        return death
+
+    def retire(self, replica: ReplicaHandle) -> None:
+        """End an idle replica on a node that is going; a new one starts elsewhere."""
+        self._event("replica retired", replica=replica.name, node=replica.node)
+        self._end(replica)
+
+    def is_gone(self, node: str | None) -> bool:
+        """Whether Ray knows that a node is no more."""
+        return node is not None and node not in nodes.alive()
+
+    def end(self) -> None:
+        """End all replicas."""
+        for replica in self.replicas:
+            self._end(replica)
+
+    def _start(self, replica: ReplicaHandle) -> None:
+        options = dict(self._placement.resources)
+        avoided = self._avoided()
+        if avoided:
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
+        options |= {"max_concurrency": BATCHES_IN_FLIGHT + 2, "max_restarts": 0}
+        replica.num_batches = 0
+        replica.actor = self._new_actor(replica.name, self._settings, options)
+        replica.scheduling = replica.actor.location.remote()
+
+    def _avoided(self) -> set[str]:
+        """Nodes where replicas failed to start, unless there are no others."""
+        avoided = {node for node, failed in self._failed_on.items() if failed >= STARTS_A_NODE}
+        if avoided and nodes.alive().keys() <= avoided:
+            self._failed_on.clear()
+            return set()
+        return avoided
+
+    def _end(self, replica: ReplicaHandle) -> None:
+        if replica.actor is not None:
+            with suppress(RayError):
+                ray.kill(replica.actor)
+        replica.actor = replica.scheduling = replica.loading = replica.node = replica.pid = None
+        replica.draining = replica.passed = False
+
+    def _stuck(self, replica: ReplicaHandle, now: float) -> Exception | None:
+        silence = now - replica.last_heartbeat
+        if replica.loading is not None and silence > self._start_seconds:
+            return TimeoutError(f"the model was not loaded within {self._start_seconds:g} s")
+        if not replica.batches:
+            return None
+        limit = max(self._hang_seconds, PASSES_OF_SILENCE * self.longest_pass)
+        if not (replica.passed or (self._any_heartbeat and self._settings.compile == "none")):
+            limit *= FIRST_PASS_FACTOR
+        if silence <= limit:
+            return None
+        return TimeoutError(
+            f"no pass ended within {silence:.0f} s; the longest before took "
+            f"{self.longest_pass:.1f} s"
+        )
+
+    def _resize(self) -> None:
+        size = self._placement.size(list(nodes.alive().values()))
+        if size != len(self.replicas) and self.replicas:
+            self._event("replicas", wanted=size, before=len(self.replicas))
+        while len(self.replicas) < size:
+            self.replicas.append(ReplicaHandle(f"replica-{self._num_named}"))
+            self._num_named += 1
+        spare = len(self.replicas) - size
+        # Only those that hold nothing go; a lost node's replicas have died by themselves.
+        for replica in [w for w in reversed(self.replicas) if not w.batches][: max(0, spare)]:
+            if replica.scheduling is not None or replica.actor is None:
+                self._end(replica)
+                self.replicas.remove(replica)
+
+    def _drain(self) -> None:
+        going = nodes.draining()
+        for replica in self.replicas:
+            if replica.node in going and replica.ready:
+                replica.draining = True
+                self._event("replica drained", replica=replica.name, node=replica.node)
+                replica.actor.drain.remote()
+            if replica.draining and not replica.batches:
+                self.retire(replica)

@@ -1,0 +1,64 @@
+"""A replica as the driver sees it: its actor, how far its start is, and what it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.rows import Prompt
+
+
+@dataclass(slots=True, eq=False)
+class ReplicaHandle:
+    """A replica."""
+
+    name: str
+    actor: Any = None
+    scheduling: Any = None
+    """Reference that is due once the actor has a process; None afterwards."""
+    loading: Any = None
+    """Reference that is due once the model is loaded; None before and afterwards."""
+    node: str | None = None
+    pid: int | None = None
+    batches: dict[Any, dict[int, Prompt]] = field(default_factory=dict)
+    """Stream → its prompts that are not back, by their index in the batch, in that order."""
+    num_batches: int = 0
+    """Batches that its actor was ever given."""
+    last_bucket: int | None = None
+    start_at: float = 0.0
+    deaths: int = 0
+    """In a row, without a finished row in between."""
+    last_heartbeat: float = 0.0
+    passed: bool = False
+    """Whether it has finished a pass."""
+    draining: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may be given batches."""
+        up = self.actor is not None and self.scheduling is None and self.loading is None
+        return up and not self.draining
+
+    @property
+    def state(self) -> str:
+        """In a word; waiting: for the end of a pause, or for room on a node."""
+        if self.actor is None or self.scheduling is not None:
+            return "waiting"
+        if self.loading is not None:
+            return "starting"
+        return "draining" if self.draining else "busy" if self.batches else "idle"
+
+    @property
+    def references(self) -> list[Any]:
+        """What the driver waits for."""
+        return [ref for ref in (self.scheduling, self.loading, *self.batches) if ref is not None]
+
+    @property
+    def num_in_flight(self) -> int:
+        """Prompts that are not back."""
+        return sum(map(len, self.batches.values()))
+
+    @property
+    def in_flight(self) -> list[Prompt]:
+        """Prompts that are not back, in the order of submission."""
+        return [prompt for prompts in self.batches.values() for prompt in prompts.values()]

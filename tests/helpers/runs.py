@@ -1,0 +1,141 @@
+"""Runs on storage without Ray: written by the ledger itself, then damaged by the tests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.input import prompt_shards
+from pipeline.output import result_shards
+from pipeline.output.ledger import Ledger, Plan
+from pipeline.output.open_shard import OpenShard
+from pipeline.output.run_folder import Commit, commit_name, shard_name
+from pipeline.rows import Result, results_batch, row_id
+from pipeline.storage.storage import Storage
+
+FINGERPRINT = {"model": "m", "decoding": {"gen_length": 3}}
+FAILURE = "non-finite logits in pass 1"
+
+
+def good(shard: int, index: int, **changes: Any) -> Result:
+    """An ok row of three passes over three positions."""
+    row = Result.failed(row_id(shard, index), "none", num_prompt_tokens=5, bucket=8, attempts=1)
+    values = {
+        "status": "ok",
+        "error": None,
+        "output_text": f"answer {index}",
+        "output_token_ids": [4, 5, 6],
+        "num_output_tokens": 3,
+        "num_forwards": 3,
+        "kl_trace": [None, 0.5, 0.25],
+        "entropy_trace": [1.0, 0.5, 0.25],
+        "commit_step": [1, 2, 3],
+        "seconds": 0.5,
+        "replica": "replica-0",
+        "stop_reason": "complete",
+    }
+    return replace(row, **{**values, **changes})
+
+
+def bad(shard: int, index: int) -> Result:
+    """A failed row."""
+    return Result.failed(row_id(shard, index), FAILURE, num_prompt_tokens=5, bucket=8, attempts=1)
+
+
+@dataclass
+class MadeRun:
+    """Shards of `num_rows` rows under a folder, and their ledger."""
+
+    folder: Path
+    num_shards: int = 3
+    num_rows: int = 4
+    ledger: Any = None
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "out"
+
+    @property
+    def storage(self) -> Storage:
+        return Storage(str(self.output))
+
+    def begin(self) -> MadeRun:
+        """Write prompts and manifest; the driver holds its lease until `end`."""
+        source = self.folder / "in"
+        if not source.exists():
+            source.mkdir(parents=True)
+            for number in range(self.num_shards):
+                texts = [f"prompt {number} {index}" for index in range(self.num_rows)]
+                weights = [float("nan"), *range(1, self.num_rows)]
+                table = pa.table({"prompt": texts, "weight": pa.array(weights, pa.float64())})
+                pq.write_table(table, source / f"{number}.parquet")
+        inputs, names = prompt_shards.input_storage(str(source))
+        files, _ = prompt_shards.inspect_inputs(inputs, names, "prompt")
+        settings = {"input": str(source), "model": "m", "slots": 2}
+        self.ledger = Ledger(self.storage, Plan(files, FINGERPRINT, settings))
+        self.ledger.begin()
+        return self
+
+    def open_shard(self, number: int) -> OpenShard:
+        """A shard's prompts and what storage has of its results."""
+        inputs, name = Storage(str(self.folder / "in")), self.ledger.plan.files[number].name
+        shard = OpenShard(number, prompt_shards.read_shard(inputs, name))
+        self.ledger.restore(shard)
+        return shard
+
+    def end(self) -> MadeRun:
+        self.ledger.end()
+        return self
+
+    def add(self, number: int, rows: Collection[int], failed: Collection[int] = ()) -> None:
+        """Rows of a shard come in and reach storage; a shard that is complete is written."""
+        if number not in self.ledger.shards:
+            self.ledger.open(self.open_shard(number))
+        results = [bad(number, n) if n in failed else good(number, n) for n in rows]
+        self.ledger.add(number, results_batch(results))
+        self.ledger.flush()
+        self.ledger.commit_complete()
+
+    def whole(self, failed: Collection[int] = ()) -> MadeRun:
+        """All shards, each with these failed rows."""
+        for number in range(self.num_shards):
+            self.add(number, range(self.num_rows), failed)
+        return self
+
+    def shard(self, number: int) -> Path:
+        """A result shard's file."""
+        return self.output / shard_name(number, self.num_shards)
+
+    def rewrite(
+        self,
+        number: int,
+        change: Callable[[pa.Table], pa.Table],
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
+        """Write a shard anew with its record, as a driver that is wrong would."""
+        path = self.shard(number)
+        footer = {
+            "lrd.fingerprint": json.dumps(FINGERPRINT),
+            "lrd.input": f"{number}.parquet",
+            **(provenance or {}),
+        }
+        table = change(pq.read_table(path))
+        content = bytes(result_shards.parquet_bytes(table, footer))
+        path.write_bytes(content)
+        record = self.output / commit_name(number)
+        commit = Commit(**json.loads(record.read_text()))
+        digest = hashlib.sha256(content).hexdigest()
+        record.write_text(json.dumps(asdict(replace(commit, sha256=digest, rows=table.num_rows))))
+
+
+def with_column(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
+    """The table with one column's values replaced."""
+    place = table.schema.get_field_index(name)
+    return table.set_column(place, table.schema.field(name), [pa.array(values, table[name].type)])
