@@ -1,7 +1,6 @@
-"""The loop: plan, feed, collect, commit. Holds the only `ray.wait`.
+"""The driver's loop: read, feed, collect, store. Holds the only `ray.wait`.
 
-Knows no command line and prints nothing: progress goes to a callback. The driver is the only
-writer of the output; replicas return rows.
+The driver is the only writer of the output; replicas return rows. Progress goes to a callback.
 """
 
 from __future__ import annotations
@@ -25,12 +24,14 @@ from pipeline.output.ledger import Ledger
 from pipeline.replicas.deaths import Limits, RunStoppedError, Suspects, quarantined
 from pipeline.replicas.fleet import Fleet
 from pipeline.replicas.handle import ReplicaHandle
-from pipeline.replicas.replica import BATCHES_IN_FLIGHT, SLOTS_AHEAD
-from pipeline.rows import Heartbeat, Prompt, ReplicaEvent, Returned, results_batch
+from pipeline.replicas.replica import SLOTS_AHEAD
+from pipeline.rows import Prompt, Report, results_batch
 
 TICK_SECONDS = 0.5
+PROGRESS_SECONDS = 0.1
+"""Time between two readings of the progress."""
 FETCH_SECONDS = 60.0
-"""A result that cannot be fetched for as long counts as its replica's death."""
+"""A report that cannot be fetched for as long counts as its replica's death."""
 
 
 class Driver:
@@ -56,6 +57,7 @@ class Driver:
         self._tracker = ProgressTracker(ledger.plan.num_rows, ledger.plan.num_rows - owed_rows)
         self._metrics = RunMetrics()
         self._flushed_at = time.monotonic()
+        self._told_at = 0.0
 
     def stop(self) -> None:
         """Ask the loop to end: nothing more is fed, what is finished is kept."""
@@ -73,6 +75,7 @@ class Driver:
                 self._read_ahead()
                 self._store()
                 if not self._owed and not self._ledger.shards:
+                    self._tell()
                     self._ledger.event("driver finished")
                     return
                 for replica, error in self.fleet.poll():
@@ -120,71 +123,68 @@ class Driver:
         """
         for enough in (1, SLOTS_AHEAD * self._config.slots):
             for replica in self.fleet:
-                wants = replica.num_in_flight < enough and len(replica.batches) < BATCHES_IN_FLIGHT
-                if replica.ready and wants:
+                if replica.ready and len(replica.in_flight) < enough:
                     batch = self._next_batch(replica)
                     if batch:
                         self.fleet.feed(replica, batch)
 
     def _next_batch(self, replica: ReplicaHandle) -> list[Prompt]:
         """Suspects go to a replica that holds nothing, and nothing joins them."""
-        if any(prompt.suspect for prompt in replica.in_flight):
+        if any(prompt.suspect for prompt in replica.in_flight.values()):
             return []
         if self._suspects:
-            return [] if replica.batches else self._suspects.take()
+            return [] if replica.in_flight else self._suspects.take()
         # While more prompts come a bucket may still fill a batch.
         return self._buckets.take(replica.last_bucket, partial=not self._wants_more())
 
     # Collecting.
 
     def _collect(self) -> None:
-        """Wait a moment for rows, ends of batches, and deaths; take them."""
+        """Wait a moment for reports, steps of starts, and deaths; take them."""
         owners = {ref: replica for replica in self.fleet for ref in replica.references}
         if not owners:
             time.sleep(TICK_SECONDS / 10)
         else:
             for reference in self._ready(list(owners)):
-                replica = owners[reference]
-                try:
-                    if reference in replica.batches:
-                        self._take_item(replica, reference)
-                    elif reference is replica.scheduling or reference is replica.loading:
-                        self.fleet.advance_start(replica, reference)
-                except RayError as error:
-                    self._remove_dead(replica, error)
-        progress = self._tracker.progress({replica.name: replica.state for replica in self.fleet})
-        self._ledger.lease.publish(progress.to_json)
-        num_waiting = len(self._buckets) + len(self._suspects)
-        self._metrics.tick(progress.num_rows - progress.num_done, num_waiting, self.fleet)
-        self._on_progress(progress)
+                self._advance(owners[reference], reference)
+        now = time.monotonic()
+        if now - self._told_at >= PROGRESS_SECONDS:
+            self._told_at = now
+            self._tell()
 
     def _ready(self, references: list[Any]) -> list[Any]:
-        """All that are due now, else the first that is within a tick."""
+        """All that are ready now, else the first that is within a tick."""
         ready, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
         if not ready:
             ready, _ = ray.wait(references, num_returns=1, timeout=TICK_SECONDS, fetch_local=False)
         return ready
 
-    def _take_item(self, replica: ReplicaHandle, stream: Any) -> None:
-        owed = replica.batches[stream]
+    def _advance(self, replica: ReplicaHandle, reference: Any) -> None:
         try:
-            item = ray.get(next(stream), timeout=FETCH_SECONDS)
-        except StopIteration:
-            assert not owed
-            del replica.batches[stream]
-            return
-        if isinstance(item, ReplicaEvent):
-            self._ledger.event("replica notice", replica=replica.name, text=item.text)
-        elif isinstance(item, Heartbeat):
-            self.fleet.record_heartbeat(replica, item.longest_pass)
-        elif isinstance(item, Returned):
-            self.fleet.record_heartbeat(replica)
-            self._return([owed.pop(index) for index in item.indices])
-        else:
-            self.fleet.record_heartbeat(replica)
-            self._take_rows([owed.pop(index) for index in item.indices], item.rows())
+            if reference is replica.collecting:
+                self._take_report(replica, ray.get(reference, timeout=FETCH_SECONDS))
+                self.fleet.collect(replica)
+            elif reference is replica.scheduling or reference is replica.loading:
+                self.fleet.advance_start(replica, reference)
+        except RayError as error:
+            self._remove_dead(replica, error)
+
+    def _take_report(self, replica: ReplicaHandle, report: Report) -> None:
+        for text in report.events:
+            self._ledger.event("replica notice", replica=replica.name, text=text)
+        self._return([replica.in_flight.pop(key) for key in report.returned])
+        finished = self.fleet.received(replica, report)
+        if finished:
+            self._take_rows(finished, report.rows())
             self._limits.row_finished()
-            replica.deaths = 0
+
+    def _tell(self) -> None:
+        """Progress to the lease's file, the metrics, and the caller."""
+        progress = self._tracker.progress({replica.name: replica.state for replica in self.fleet})
+        self._ledger.lease.publish(progress.to_json)
+        num_waiting = len(self._buckets) + len(self._suspects)
+        self._metrics.tick(progress.num_rows - progress.num_done, num_waiting, self.fleet)
+        self._on_progress(progress)
 
     def _take_rows(self, prompts: list[Prompt], results: pa.RecordBatch) -> None:
         """Rows of a batch, which may come from several shards."""

@@ -165,53 +165,41 @@ MEANINGS: dict[str, str] = {column.name: column.metadata["meaning"] for column i
 
 def results_batch(results: Sequence[Result]) -> pa.RecordBatch:
     """Results as rows of `RESULT_SCHEMA`."""
-    arrays = [
-        pa.array([getattr(result, column.name) for result in results], column.type)
-        for column in RESULT_SCHEMA
-    ]
-    return pa.record_batch(arrays, schema=RESULT_SCHEMA)
+    rows = [{name: getattr(result, name) for name in MEANINGS} for result in results]
+    # One conversion for all columns: column by column one row takes three times as long.
+    return pa.RecordBatch.from_struct_array(pa.array(rows, pa.struct(list(RESULT_SCHEMA))))
+
+
+Key = tuple[int, int]
+"""A row as driver and replica name it: the batch's number, and the row's index in the batch."""
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """Rows rows of one batch on their way to the driver."""
+class Report:
+    """What a replica has to report since its last report."""
 
-    indices: list[int]
-    """Which of the batch's prompts they are."""
+    finished: list[Key]
     content: bytes
-    """One Arrow message of `RESULT_SCHEMA`: to pickle and get a table of one row takes Ray 2 ms,
-    a message 0.1 ms."""
-
-    @classmethod
-    def of(cls, indices: list[int], results: Sequence[Result]) -> Finished:
-        return cls(indices, results_batch(results).serialize().to_pybytes())
-
-    def rows(self) -> pa.RecordBatch:
-        """The rows, read in place."""
-        return pa.ipc.read_record_batch(self.content, RESULT_SCHEMA)
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaEvent:
-    """What a replica reports beside rows; the driver keeps it among the run's events."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """Sent between rows: a pass has ended."""
-
+    """The finished rows in that order, as one Arrow message of `RESULT_SCHEMA`: Ray would take
+    2 ms to pickle and get a table of one row, a message takes 0.1 ms."""
+    returned: list[Key]
+    """Rows that a draining replica has not begun and will not."""
+    events: list[str]
+    """For the run's events."""
+    num_passes: int
+    """That have ended: a replica whose passes go on is alive."""
     longest_pass: float
     """Seconds, over all passes of the replica."""
 
+    @classmethod
+    def of(cls, results: Sequence[Result], **values: Any) -> Report:
+        """A report of these finished rows."""
+        content = results_batch(results).serialize().to_pybytes() if results else b""
+        return cls(content=content, **values)
 
-@dataclass(frozen=True, slots=True)
-class Returned:
-    """Rows of a batch that a draining replica has not begun and will not."""
-
-    indices: list[int]
-    """Which of the batch's prompts they are."""
+    def rows(self) -> pa.RecordBatch:
+        """The finished rows, read in place."""
+        return pa.ipc.read_record_batch(self.content, RESULT_SCHEMA)
 
 
 def row_id(shard: int, index: int) -> str:

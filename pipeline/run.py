@@ -26,16 +26,13 @@ from pipeline.output.statistics import Summary, summarize
 from pipeline.preflight import check, fingerprint_of
 from pipeline.replicas import nodes
 from pipeline.replicas.deaths import RunStoppedError
-from pipeline.replicas.fleet import Fleet, NewActor, actor_of
+from pipeline.replicas.fleet import Actors, Fleet
 from pipeline.replicas.placement import place
-from pipeline.replicas.replica import Replica, ReplicaSettings
+from pipeline.replicas.replica import ReplicaSettings
 from pipeline.storage.storage import refused_as_settings
 from pipeline.storage.uris import servers
 
 LAST_TRY_SECONDS = 5.0
-
-
-REPLICAS = actor_of(Replica)
 
 
 def generate(
@@ -44,12 +41,12 @@ def generate(
     on_driver: Callable[[Driver], None] = lambda driver: None,
     *,
     retry_failed: bool = False,
-    new_actor: NewActor = REPLICAS,
+    actors: Actors | None = None,
 ) -> Summary:
     """Run `config` to its end; on_driver receives the driver, whose `stop` ends it early.
 
     retry_failed: decode rows that failed once more; what succeeds replaces the failure.
-    new_actor: what decodes; benchmarks of the driver put something cheaper in its place.
+    actors: what starts replicas; benchmarks of the driver put something cheaper in its place.
     Raises ValueError for bad settings or input before anything is written, RunStoppedError
     where the run was interrupted and can be continued.
     """
@@ -90,7 +87,7 @@ def generate(
             ledger.event,
             config.hang_seconds,
             config.start_seconds,
-            new_actor,
+            actors or Actors(),
         )
         driver = Driver(config, ledger, reader, fleet, on_progress)
         on_driver(driver)

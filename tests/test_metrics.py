@@ -30,7 +30,7 @@ QUESTIONS = [f"Tom has {n} apples and buys 7 more. How many apples are there?" f
 class FakeReplica:
     name: str
     state: str
-    num_in_flight: int
+    in_flight: dict[Any, Any]
 
 
 def exported(name: str) -> set[str]:
@@ -89,7 +89,7 @@ def test_without_ray_nothing_breaks() -> None:
     metrics.flush()
     metrics.rows(results_batch([good(0, 3)]))
     metrics.died("replica-0")
-    metrics.tick(3, 2, [FakeReplica("replica-0", "busy", 1)])
+    metrics.tick(3, 2, [FakeReplica("replica-0", "busy", {(0, 0): "a"})])
     PassMetrics("replica-0", 4).passed(0.1, {64: 3})
 
 

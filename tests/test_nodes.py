@@ -27,7 +27,7 @@ from pipeline.config import RunConfig
 from pipeline.driver import Driver
 from pipeline.observe.eta import Progress
 from pipeline.replicas import nodes
-from pipeline.replicas.fleet import STARTS_A_NODE, actor_of
+from pipeline.replicas.fleet import STARTS_A_NODE, Actors
 from pipeline.replicas.placement import place
 from pipeline.replicas.replica import Replica, ReplicaSettings
 from pipeline.run import generate
@@ -78,7 +78,7 @@ def run(tmp_path: Path, act: Any, **settings: Any) -> tuple[pd.DataFrame, list[d
             acted.append(True)
             act(drivers[0])
 
-    new_actor = actor_of(settings.pop("replica_class", Replica))
+    actors = Actors(settings.pop("replica_class", Replica))
     config = RunConfig(
         input=str(tmp_path / "in"),
         output=str(tmp_path / "out"),
@@ -86,7 +86,7 @@ def run(tmp_path: Path, act: Any, **settings: Any) -> tuple[pd.DataFrame, list[d
         decoding=DecodingConfig.preset("fast", gen_length=32),
         **{"cpus_per_replica": 1.0, **settings},
     )
-    summary = generate(config, watch, drivers.append, new_actor=new_actor)
+    summary = generate(config, watch, drivers.append, actors=actors)
     assert summary.num_failed == 0
     assert acted
     lines = (tmp_path / "out" / ".run" / "events.jsonl").read_text().splitlines()

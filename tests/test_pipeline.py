@@ -32,7 +32,7 @@ from pipeline.observe.eta import Progress
 from pipeline.output.lease import Lease
 from pipeline.output.statistics import Summary
 from pipeline.replicas.deaths import RunStoppedError
-from pipeline.replicas.fleet import actor_of
+from pipeline.replicas.fleet import Actors
 from pipeline.replicas.replica import Replica
 from pipeline.rows import RESULT_SCHEMA
 from pipeline.run import generate
@@ -82,7 +82,7 @@ def write_prompts(folder: Path, questions: list[Any], num_shards: int = 3) -> Pa
 
 
 def run(source: Path | str, output: Path | str, **settings: Any) -> Summary:
-    names = ("on_progress", "on_driver", "retry_failed", "new_actor")
+    names = ("on_progress", "on_driver", "retry_failed", "actors")
     hooks = {name: settings.pop(name) for name in names if name in settings}
     settings = {"decoding": DECODING, "cpus_per_replica": 1.0, **settings}
     return generate(RunConfig(input=str(source), output=str(output), **settings), **hooks)
@@ -133,8 +133,8 @@ def test_results_do_not_depend_on_slots_and_replicas(
         if len(up) == 3:
             gate.touch()
 
-    gated = actor_of(Gated)
-    run(source, tmp_path / "out", replicas=3, slots=7, on_progress=watch, new_actor=gated)
+    gated = Actors(Gated)
+    run(source, tmp_path / "out", replicas=3, slots=7, on_progress=watch, actors=gated)
     together = read(tmp_path / "out")
     assert_same(together, alone)
     assert together["row_id"].tolist() == alone["row_id"].tolist()
@@ -479,9 +479,7 @@ def test_prompts_are_tokenised_while_replicas_load(tmp_path: Path) -> None:
             gate.touch()
 
     # Two replicas' slots, twice over, hold all prompts: so many are read ahead.
-    summary = run(
-        source, tmp_path / "out", replicas=2, on_progress=watch, new_actor=actor_of(Gated)
-    )
+    summary = run(source, tmp_path / "out", replicas=2, on_progress=watch, actors=Actors(Gated))
     assert (summary.num_rows, summary.num_failed) == (len(QUESTIONS), 0)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +16,8 @@ from test_engine import PROMPTS, UNEVEN, Cramped
 import lrd
 from pipeline import faults
 from pipeline.replicas import replica
-from pipeline.replicas.pass_loop import Batch
 from pipeline.replicas.replica import Replica, ReplicaSettings
-from pipeline.rows import Finished, Heartbeat, Prompt, ReplicaEvent, Returned
+from pipeline.rows import Prompt, Report
 from pipeline.storage import uris
 
 SETTINGS = ReplicaSettings(
@@ -41,14 +40,28 @@ def started(**settings: Any) -> Replica:
     return actor
 
 
-def rows_of(items: list[Any]) -> list[dict[str, Any]]:
-    tables = [item.rows() for item in items if isinstance(item, Finished)]
+def decode(actor: Replica, number: int, prompts: list[Prompt]) -> Iterator[Report]:
+    """The reports of one batch, to its end."""
+    actor.submit(number, prompts)
+    left = len(prompts)
+    while left:
+        report = actor.collect()
+        left -= len(report.finished) + len(report.returned)
+        yield report
+
+
+def events_of(reports: list[Report]) -> list[str]:
+    return [text for report in reports for text in report.events]
+
+
+def rows_of(reports: list[Report]) -> list[dict[str, Any]]:
+    tables = [report.rows() for report in reports if report.finished]
     rows = [row for table in tables for row in table.to_pylist()]
     return sorted(rows, key=lambda row: str(row["row_id"]))
 
 
 def test_every_row_is_its_own_prompts() -> None:
-    rows = rows_of(list(started(slots=len(BATCH)).decode(0, BATCH)))
+    rows = rows_of(list(decode(started(slots=len(BATCH)), 0, BATCH)))
     alone = lrd.decode(random_model(**LIVELY), [prompt.token_ids for prompt in BATCH], UNEVEN)
     assert [row["row_id"] for row in rows] == [prompt.row_id for prompt in BATCH]
     assert [row["output_token_ids"] for row in rows] == [sample.canvas for sample in alone]
@@ -58,26 +71,26 @@ def test_every_row_is_its_own_prompts() -> None:
 
 
 def test_want_of_memory_is_a_notice_and_costs_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    roomy = list(started().decode(0, BATCH))
-    assert not any(isinstance(item, ReplicaEvent) for item in roomy)
+    roomy = list(decode(started(), 0, BATCH))
+    assert not events_of(roomy)
     cramped = random_model(**LIVELY)
     cramped.__class__ = Cramped
     cramped.error = torch.OutOfMemoryError("no memory")  # type: ignore[attr-defined]
     monkeypatch.setattr(replica, "load_model", lambda *_: cramped)
     actor = started()
-    items = list(actor.decode(0, BATCH))
+    items = list(decode(actor, 0, BATCH))
     ours, theirs = rows_of(items), rows_of(roomy)
     assert [row["row_id"] for row in ours] == [prompt.row_id for prompt in BATCH]
     ids = "output_token_ids"
     assert [row[ids] for row in ours] == [row[ids] for row in theirs]
-    notices = [item.text for item in items if isinstance(item, ReplicaEvent)]
+    notices = events_of(items)
     assert [text.partition(" positions")[0] for text in notices] == [
         "out of memory with 5 slots of 21"
     ]
     # What was learnt is not learnt again by the bucket's next engine.
     passes = actor._loop
     passes._orders.put(passes._engines.clear)
-    assert not any(isinstance(item, ReplicaEvent) for item in actor.decode(1, BATCH))
+    assert not events_of(list(decode(actor, 1, BATCH)))
 
 
 def test_on_a_device_there_are_as_many_slots_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,10 +102,10 @@ def test_on_a_device_there_are_as_many_slots_as_fit(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(replica, "probe_slots", probe)
     actor = started(device="cuda", memory_share=0.5)
-    items = [*actor.decode(0, BATCH), *actor.decode(1, BATCH)]
+    items = [*decode(actor, 0, BATCH), *decode(actor, 1, BATCH)]
     assert asked == [(5, 0.5)], "a bucket is probed once"
     assert actor._loop._engines[0][1].num_slots == 2
-    notices = [item.text for item in items if isinstance(item, ReplicaEvent)]
+    notices = events_of(items)
     assert notices == ["memory for 2 of 5 slots in bucket 9"]
     assert len(rows_of(items)) == 2 * len(BATCH)
 
@@ -101,21 +114,15 @@ def test_a_drained_replica_finishes_its_slots_and_returns_the_rest() -> None:
     # Passes take so long that the order comes before the last row has its slot.
     rules = [{"at": "replica.pass", "do": "slow", "seconds": 0.05}]
     actor = started(slots=2, faults=json.dumps(rules))
-    stream = actor.decode(0, BATCH)
+    stream = decode(actor, 0, BATCH)
     items = [next(stream)]
     actor.drain()
     items += list(stream)
-    back = [
-        BATCH[index].row_id
-        for item in items
-        if isinstance(item, Returned)
-        for index in item.indices
-    ]
+    back = [BATCH[index].row_id for item in items for _, index in item.returned]
     done = [row["row_id"] for row in rows_of(items)]
     assert back
     assert len(done) >= 2
     assert sorted(back + done) == [prompt.row_id for prompt in BATCH]
-    assert not actor._loop._batches
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
@@ -125,14 +132,18 @@ def test_slots_are_filled_in_the_order_in_which_batches_were_given(order: tuple[
     short = [Prompt(1, index, ids[:4], bucket=4) for index, ids in enumerate(PROMPTS)]
     again = [Prompt(2, index, ids, bucket=9) for index, ids in enumerate(PROMPTS)]
     actor = started(slots=3)
-    batches = [
-        actor._batch(number, prompts) for number, prompts in enumerate((BATCH, short, again))
-    ]
+    reported: list[Any] = []
+    actor._put = actor._loop._report = reported.append  # type: ignore[method-assign]
+    given: dict[int, Any] = {}
+    actor._loop.give = lambda *batch: given.update({batch[0]: batch})  # type: ignore[method-assign]
+    batches = [BATCH, short, again]
+    for number, prompts in enumerate(batches):
+        actor.submit(number, prompts)
     passes = actor._loop
     for number in order:
-        passes._arrive(batches[number])
+        passes._arrive(*given[number])
     shared = 0
-    while passes._batches:
+    while any(engine.busy for _, engine in passes._engines):
         passes._run_pass()
         in_slots = [
             request.key for _, engine in passes._engines for request in engine._slots.requests()
@@ -142,36 +153,33 @@ def test_slots_are_filled_in_the_order_in_which_batches_were_given(order: tuple[
         assert sorted(in_slots) + waiting == sorted(in_slots + waiting)
         shared += len({number for number, _ in in_slots}) > 1
     assert shared, "a batch's tail leaves slots to the next"
-    for batch in batches:
-        *finished, end = drained(batch)
-        assert end is None
-        places = [sample.key[1] for samples in finished for sample in samples]
-        assert sorted(places) == list(range(len(batch.requests)))
+    places = sorted(sample.key for sample in reported)
+    assert places == [(n, index) for n, batch in enumerate(batches) for index in range(len(batch))]
 
 
-def drained(batch: Batch) -> list[Any]:
-    return [batch.inbox.get_nowait() for _ in range(batch.inbox.qsize())]
-
-
-def test_a_pulse_is_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replica_reports_that_its_passes_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replica, "HEARTBEAT_SECONDS", 0.001)
-    pulses = [item for item in started().decode(0, BATCH) if isinstance(item, Heartbeat)]
-    assert pulses
-    assert all(pulse.longest_pass > 0 for pulse in pulses)
+    reports = list(decode(started(), 0, BATCH))
+    passes = [report.num_passes for report in reports]
+    assert any(not report.finished for report in reports), "some come between rows"
+    assert passes == sorted(passes)
+    assert passes[-1] >= max(row["num_forwards"] for row in rows_of(reports))
+    assert all(report.longest_pass > 0 for report in reports if report.num_passes)
 
 
-def test_calls_share_one_pulse(monkeypatch: pytest.MonkeyPatch) -> None:
-    moments = iter((100.0, 100.5, 101.0, 101.9, 102.0))
-    monkeypatch.setattr(replica, "time", SimpleNamespace(monotonic=lambda: next(moments)))
-    actor = started()
-    assert [actor._heartbeat_wanted() for _ in range(5)] == [True, False, True, False, True]
+def test_what_came_in_meanwhile_is_one_report() -> None:
+    actor = started(slots=len(BATCH))
+    actor.submit(0, BATCH)
+    while actor._outbox.qsize() < len(BATCH):
+        time.sleep(0.01)
+    assert len(actor.collect().finished) == len(BATCH)
 
 
 def test_faults_reach_the_replica(capsys: pytest.CaptureFixture[str]) -> None:
     rules = [{"at": "replica.pass", "do": "raise", "times": 1}]
     actor = started(faults=json.dumps(rules))
     with pytest.raises(OSError, match="asked for"):
-        list(actor.decode(0, BATCH))
+        list(decode(actor, 0, BATCH))
     start = [{"at": "replica.start", "match": "it on *", "do": "raise", "error": "EACCES"}]
     with pytest.raises(PermissionError):
         started(faults=json.dumps(start))

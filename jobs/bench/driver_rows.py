@@ -22,7 +22,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.bench.simulated import Latencies, simulated
+from jobs.bench.simulated import Latencies, SimulatedActors
 from jobs.tiny.problems import problems
 from lrd import DecodingConfig
 from pipeline import run
@@ -79,7 +79,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         (folder / "reports").mkdir()
         reports = folder / "reports" if args.latency else None
         latencies = Latencies.measured(args.forwards, args.latency)
-        new_actor = simulated(latencies, reports, args.share)
+        actors = SimulatedActors(latencies, reports, args.share)
         config = RunConfig(
             input=str(folder / "in"),
             output=str(folder / "out"),
@@ -90,7 +90,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             decoding=DecodingConfig.preset("fast", gen_length=args.gen_length),
         )
         began, cpu = time.monotonic(), time.process_time()
-        summary = run.generate(config, watch, drivers.append, new_actor=new_actor)
+        summary = run.generate(config, watch, drivers.append, actors=actors)
         seconds, cpu = time.monotonic() - began, time.process_time() - cpu
         assert (summary.num_rows, summary.num_failed) == (args.rows, 0)
         found = [json.loads(path.read_text()) for path in (folder / "reports").iterdir()]

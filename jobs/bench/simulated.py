@@ -11,16 +11,20 @@ import json
 import random
 import time
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
+import ray
+
 from lrd import Engine, Request, Sample
-from pipeline.replicas.fleet import NewActor, actor_of
+from pipeline.replicas.fleet import Actors
 from pipeline.replicas.replica import Replica, ReplicaSettings
-from pipeline.rows import Prompt
+from pipeline.rows import Prompt, Report
 
 PASS_SECONDS = 0.02
 """Longest pass: how exactly rows end at their time."""
@@ -170,41 +174,90 @@ class TimedEngine:
         )
 
 
-def simulated(latencies: Latencies, reports: Path | None, share: int) -> NewActor:
-    """Replicas without a model. reports: folder for what their slots were held. share: so many
-    replicas are one process, which has the slots of all; the driver cannot tell."""
-    given = count()
+class SimulatedReplica(Replica):
+    """Several replicas in one process, which has the slots of all; each has its own outbox."""
 
-    class SimulatedReplica(Replica):
-        occupancy: Occupancy | None = None
+    occupancy: Occupancy | None = None
 
-        def __init__(self, name: str, settings: ReplicaSettings) -> None:
-            super().__init__(name, settings)
-            self.pace = Pace()
+    def __init__(
+        self,
+        name: str,
+        settings: ReplicaSettings,
+        latencies: Latencies,
+        reports: Path | None,
+        share: int,
+    ) -> None:
+        super().__init__(name, settings)
+        self._latencies, self._reports, self._pace = latencies, reports, Pace()
+        self._outboxes: list[SimpleQueue[Any]] = [SimpleQueue() for _ in range(share)]
+        self._given = count()
+        self._own: dict[int, tuple[int, int]] = {}
+        """A batch's number in the process → its replica, and its number there."""
 
-        def load(self) -> None:
-            if reports and self.occupancy is None:
-                self.occupancy = Occupancy(reports / f"{self._name}.json")
+    def load(self) -> None:
+        if self._reports and self.occupancy is None:
+            self.occupancy = Occupancy(self._reports / f"{self._name}.json")
 
-        def decode(self, number: int, prompts: list[Prompt]) -> Iterator[Any]:
-            # Where several replicas are one, each begins to count at nought.
-            yield from super().decode(next(given), prompts)
+    def submit_to(self, index: int, number: int, prompts: list[Prompt]) -> None:
+        """`submit` of one of the replicas."""
+        given = next(self._given)
+        self._own[given] = index, number
+        self.submit(given, prompts)
 
-        def _new_engine(self, bucket: int, num_slots: int) -> Engine:
-            engine: Any = TimedEngine(
-                num_slots, self._settings.decoding.gen_length, latencies, self.pace, self.occupancy
-            )
-            return engine
+    def collect_from(self, index: int) -> Report:
+        """`collect` of one of the replicas."""
+        report = self._report(self._taken(self._outboxes[index]))
+        own = [(self._own[number][1], row) for number, row in report.finished]
+        return replace(report, finished=own)
 
-    new_process = actor_of(SimulatedReplica)
-    num_started, process = count(), None
+    def _put(self, item: Any) -> None:
+        if isinstance(item, Sample):
+            self._outboxes[self._own[item.key[0]][0]].put(item)
+        else:
+            for outbox in self._outboxes:
+                outbox.put(item)
 
-    def new_actor(name: str, settings: ReplicaSettings, options: dict[str, Any]) -> Any:
-        nonlocal process
-        if next(num_started) % share == 0:
+    def _new_engine(self, bucket: int, num_slots: int) -> Engine:
+        engine: Any = TimedEngine(
+            num_slots,
+            self._settings.decoding.gen_length,
+            self._latencies,
+            self._pace,
+            self.occupancy,
+        )
+        return engine
+
+
+class SharedActor:
+    """One of the replicas of a process; looks like an actor's handle to the driver."""
+
+    def __init__(self, process: Any, index: int) -> None:
+        self.process = process
+        self.location, self.load, self.drain = process.location, process.load, process.drain
+        self.submit = SimpleNamespace(remote=partial(process.submit_to.remote, index))
+        self.collect = SimpleNamespace(remote=partial(process.collect_from.remote, index))
+
+
+class SimulatedActors(Actors):
+    """Starts replicas without a model, several in one process; the driver cannot tell."""
+
+    def __init__(self, latencies: Latencies, reports: Path | None, share: int) -> None:
+        """reports: folder for what their slots were held. share: replicas in a process."""
+        super().__init__(SimulatedReplica)
+        self._latencies, self._reports, self._share = latencies, reports, share
+        self._num_started = count()
+        self._process: Any = None
+
+    def start(self, name: str, settings: ReplicaSettings, options: dict[str, Any]) -> SharedActor:
+        share, index = self._share, next(self._num_started) % self._share
+        if index == 0:
             settings = replace(settings, slots=settings.slots * share)
             options = options | {"max_concurrency": options["max_concurrency"] * share}
-            process = new_process(name, settings, options)
-        return process
+            actor_class: Any = ray.remote(self._replica_class)
+            self._process = actor_class.options(**options).remote(
+                name, settings, self._latencies, self._reports, share
+            )
+        return SharedActor(self._process, index)
 
-    return new_actor
+    def kill(self, actor: SharedActor) -> None:
+        super().kill(actor.process)

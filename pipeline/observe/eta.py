@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.rows import Prompt
 
@@ -63,6 +64,7 @@ class ProgressTracker:
         self._began = time.monotonic()
         self._decoding_since: float | None = None
         self._buckets: dict[int, BucketProgress] = {}
+        self._new: list[pa.RecordBatch] = []
 
     def shard_read(self, num_rows: int, num_stored: int, prompts: Sequence[Prompt]) -> None:
         """A shard was opened, of whose rows some are on storage already."""
@@ -72,25 +74,35 @@ class ProgressTracker:
             self._buckets.setdefault(bucket, BucketProgress()).read += count
 
     def rows_done(self, results: pa.RecordBatch) -> None:
-        """Rows have come in."""
-        columns = ("bucket", "num_forwards", "seconds", "status")
-        rows = zip(*(results[name].to_pylist() for name in columns), strict=True)
-        for bucket, num_forwards, seconds, status in rows:
-            self._num_done += 1
-            self._num_failed += status == "failed"
-            self._num_forwards += num_forwards or 0
-            if bucket is not None:
-                place = self._buckets.setdefault(bucket, BucketProgress())
-                place.done += 1
-                place.num_forwards += num_forwards or 0
-                place.seconds += seconds or 0.0
-        if self._decoding_since is None and results.num_rows:
-            # The first rows were in slots before they came; their seconds count as spent.
-            first = max((row or 0.0 for row in results["seconds"].to_pylist()), default=0.0)
-            self._decoding_since = time.monotonic() - first
+        """Rows have come in; counted when progress is asked for, as many small batches cost the
+        driver more than one large one."""
+        if results.num_rows:
+            self._new.append(results)
+            if self._decoding_since is None:
+                # The first rows were in slots before they came; their seconds count as spent.
+                first = pc.max(results["seconds"]).as_py() or 0.0
+                self._decoding_since = time.monotonic() - first
+
+    def _count(self) -> None:
+        if not self._new:
+            return
+        results = pa.Table.from_batches(self._new)
+        self._new.clear()
+        self._num_done += results.num_rows
+        self._num_failed += pc.sum(pc.equal(results["status"], "failed")).as_py()
+        self._num_forwards += pc.sum(results["num_forwards"]).as_py() or 0
+        sums = [("seconds", "sum"), ("num_forwards", "sum"), ("bucket", "count")]
+        groups = results.select(["bucket", "seconds", "num_forwards"]).group_by("bucket")
+        for group in groups.aggregate(sums).to_pylist():
+            if group["bucket"] is not None:
+                found = self._buckets.setdefault(group["bucket"], BucketProgress())
+                found.done += group["bucket_count"]
+                found.num_forwards += group["num_forwards_sum"] or 0
+                found.seconds += group["seconds_sum"] or 0.0
 
     def progress(self, replicas: dict[str, str]) -> Progress:
         """Where the run stands now."""
+        self._count()
         return Progress(
             num_rows=self._num_rows,
             num_done=self._num_before + self._num_done,

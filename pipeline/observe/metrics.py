@@ -130,7 +130,7 @@ class RunMetrics:
         held = dict.fromkeys(self._known, 0)
         for replica in replicas:
             states[replica.state] += 1
-            held[replica.name] = replica.num_in_flight
+            held[replica.name] = len(replica.in_flight)
         for state in STATES:
             self._replicas.set(states[state], {"state": state})
         # One that has gone would keep its last value.

@@ -20,8 +20,8 @@ from pipeline.replicas import nodes
 from pipeline.replicas.deaths import Death
 from pipeline.replicas.handle import ReplicaHandle
 from pipeline.replicas.placement import Placement
-from pipeline.replicas.replica import BATCHES_IN_FLIGHT, Replica, ReplicaSettings
-from pipeline.rows import Prompt
+from pipeline.replicas.replica import Replica, ReplicaSettings
+from pipeline.rows import Prompt, Report
 
 LONGEST_PAUSE = 30.0
 LOOK_SECONDS = 2.0
@@ -33,22 +33,27 @@ FIRST_PASS_FACTOR = 10
 DOUBT_SECONDS = 20.0
 """How long a replica that cannot be reached may turn out to have been on a lost node; Ray takes
 some twelve seconds to call a node dead."""
+CALLS_AT_A_TIME = 4
+"""Of a replica: its next report, a batch that is submitted, `drain`, and one to spare."""
 STARTS_A_NODE = 2
 """Failed starts on a node after which it is avoided."""
 
 
-NewActor = Callable[[str, ReplicaSettings, dict[str, Any]], Any]
-"""A replica's name, settings and options → the handle of its actor."""
+class Actors:
+    """Starts and kills the Ray actors of replicas."""
 
+    def __init__(self, replica_class: type[Replica] = Replica) -> None:
+        self._replica_class = replica_class
 
-def actor_of(replica_class: type[Replica]) -> NewActor:
-    """Actors of a class."""
-
-    def new_actor(name: str, settings: ReplicaSettings, options: dict[str, Any]) -> Any:
-        actor_class: Any = ray.remote(replica_class)
+    def start(self, name: str, settings: ReplicaSettings, options: dict[str, Any]) -> Any:
+        """The handle of a new actor with these options of Ray's."""
+        actor_class: Any = ray.remote(self._replica_class)
         return actor_class.options(**options).remote(name, settings)
 
-    return new_actor
+    def kill(self, actor: Any) -> None:
+        """End an actor at once; nothing happens where it is dead."""
+        with suppress(RayError):
+            ray.kill(actor)
 
 
 class Fleet:
@@ -61,17 +66,17 @@ class Fleet:
         on_event: Callable[..., None],
         hang_seconds: float,
         start_seconds: float,
-        new_actor: NewActor,
+        actors: Actors,
     ) -> None:
         """on_event: as `Ledger.event`."""
         self._settings, self._placement = settings, placement
-        self._new_actor = new_actor
+        self._actors = actors
         self._event = on_event
         self._hang_seconds, self._start_seconds = hang_seconds, start_seconds
         self.longest_pass = 0.0
         """Seconds, of all passes that replicas told of."""
         self.any_ready = False
-        self._any_heartbeat = False
+        self._any_passed = False
         self._looked_at = 0.0
         self._placed_at = time.monotonic()
         self._failed_on: Counter[str] = Counter()
@@ -115,19 +120,30 @@ class Fleet:
 
     def feed(self, replica: ReplicaHandle, batch: list[Prompt]) -> None:
         """Give a replica a batch of one bucket."""
-        if not replica.batches:
+        if not replica.in_flight:
             replica.last_heartbeat = time.monotonic()
+        number = replica.num_batches
         replica.last_bucket = batch[0].bucket
-        decode = replica.actor.decode.options(num_returns="streaming")
-        stream = decode.remote(replica.num_batches, batch)
+        replica.actor.submit.remote(number, batch)
         replica.num_batches += 1
-        replica.batches[stream] = dict(enumerate(batch))
+        replica.in_flight.update(((number, index), p) for index, p in enumerate(batch))
+        if replica.collecting is None:
+            replica.collecting = replica.actor.collect.remote()
 
-    def record_heartbeat(self, replica: ReplicaHandle, longest_pass: float = 0.0) -> None:
-        """A replica gave a sign of life."""
-        replica.last_heartbeat, replica.passed = time.monotonic(), True
-        self._any_heartbeat = True
-        self.longest_pass = max(self.longest_pass, longest_pass)
+    def received(self, replica: ReplicaHandle, report: Report) -> list[Prompt]:
+        """A report has come: the prompts of its finished rows. Asks for the next one."""
+        if report.num_passes > replica.num_passes:
+            replica.num_passes, replica.last_heartbeat = report.num_passes, time.monotonic()
+            self._any_passed = True
+            self.longest_pass = max(self.longest_pass, report.longest_pass)
+        finished = [replica.in_flight.pop(key) for key in report.finished]
+        if finished:
+            replica.deaths = 0
+        return finished
+
+    def collect(self, replica: ReplicaHandle) -> None:
+        """Ask a replica for its next report, if it holds prompts."""
+        replica.collecting = replica.actor.collect.remote() if replica.in_flight else None
 
     def advance_start(self, replica: ReplicaHandle, reference: Any) -> None:
         """A start has come one step further; raises what went wrong in it."""
@@ -144,7 +160,7 @@ class Fleet:
 
     def remove_dead(self, replica: ReplicaHandle, error: Exception) -> Death:
         """End what is left of a replica; a new one starts after a pause that grows."""
-        in_flight, now = replica.in_flight, time.monotonic()
+        in_flight, now = list(replica.in_flight.values()), time.monotonic()
         unreachable = isinstance(error, ActorUnavailableError)
         death = Death(
             reason=str(getattr(error, "cause", None) or error).strip().splitlines()[-1],
@@ -167,7 +183,7 @@ class Fleet:
             rows=[prompt.row_id for prompt in in_flight],
         )
         self._end(replica)
-        replica.batches.clear()
+        replica.in_flight.clear()
         replica.deaths += 1
         pause = min(LONGEST_PAUSE, 0.5 * 2 ** (replica.deaths - 1))
         replica.start_at = now + pause
@@ -192,9 +208,9 @@ class Fleet:
         avoided = self._avoided()
         if avoided:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
-        options |= {"max_concurrency": BATCHES_IN_FLIGHT + 2, "max_restarts": 0}
-        replica.num_batches = 0
-        replica.actor = self._new_actor(replica.name, self._settings, options)
+        options |= {"max_concurrency": CALLS_AT_A_TIME, "max_restarts": 0}
+        replica.num_batches = replica.num_passes = 0
+        replica.actor = self._actors.start(replica.name, self._settings, options)
         replica.scheduling = replica.actor.location.remote()
 
     def _avoided(self) -> set[str]:
@@ -207,19 +223,19 @@ class Fleet:
 
     def _end(self, replica: ReplicaHandle) -> None:
         if replica.actor is not None:
-            with suppress(RayError):
-                ray.kill(replica.actor)
-        replica.actor = replica.scheduling = replica.loading = replica.node = replica.pid = None
-        replica.draining = replica.passed = False
+            self._actors.kill(replica.actor)
+        replica.actor = replica.scheduling = replica.loading = replica.collecting = None
+        replica.node = replica.pid = None
+        replica.draining = False
 
     def _stuck(self, replica: ReplicaHandle, now: float) -> Exception | None:
         silence = now - replica.last_heartbeat
         if replica.loading is not None and silence > self._start_seconds:
             return TimeoutError(f"the model was not loaded within {self._start_seconds:g} s")
-        if not replica.batches:
+        if not replica.in_flight:
             return None
         limit = max(self._hang_seconds, PASSES_OF_SILENCE * self.longest_pass)
-        if not (replica.passed or (self._any_heartbeat and self._settings.compile == "none")):
+        if not (replica.num_passes or (self._any_passed and self._settings.compile == "none")):
             limit *= FIRST_PASS_FACTOR
         if silence <= limit:
             return None
@@ -237,7 +253,7 @@ class Fleet:
             self._num_named += 1
         spare = len(self.replicas) - size
         # Only those that hold nothing go; a lost node's replicas have died by themselves.
-        for replica in [w for w in reversed(self.replicas) if not w.batches][: max(0, spare)]:
+        for replica in [w for w in reversed(self.replicas) if not w.in_flight][: max(0, spare)]:
             if replica.scheduling is not None or replica.actor is None:
                 self._end(replica)
                 self.replicas.remove(replica)
@@ -249,5 +265,5 @@ class Fleet:
                 replica.draining = True
                 self._event("replica drained", replica=replica.name, node=replica.node)
                 replica.actor.drain.remote()
-            if replica.draining and not replica.batches:
+            if replica.draining and not replica.in_flight:
                 self.retire(replica)

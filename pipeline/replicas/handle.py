@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.rows import Prompt
+from pipeline.rows import Key, Prompt
 
 
 @dataclass(slots=True, eq=False)
@@ -20,17 +20,19 @@ class ReplicaHandle:
     """Reference that is due once the model is loaded; None before and afterwards."""
     node: str | None = None
     pid: int | None = None
-    batches: dict[Any, dict[int, Prompt]] = field(default_factory=dict)
-    """Stream → its prompts that are not back, by their index in the batch, in that order."""
+    collecting: Any = None
+    """Reference to its next report; None while it holds no prompt."""
+    in_flight: dict[Key, Prompt] = field(default_factory=dict)
+    """Prompts that are not back, in the order of submission."""
     num_batches: int = 0
     """Batches that its actor was ever given."""
+    num_passes: int = 0
+    """Passes of which its actor has reported."""
     last_bucket: int | None = None
     start_at: float = 0.0
     deaths: int = 0
     """In a row, without a finished row in between."""
     last_heartbeat: float = 0.0
-    passed: bool = False
-    """Whether it has finished a pass."""
     draining: bool = False
 
     @property
@@ -46,19 +48,10 @@ class ReplicaHandle:
             return "waiting"
         if self.loading is not None:
             return "starting"
-        return "draining" if self.draining else "busy" if self.batches else "idle"
+        return "draining" if self.draining else "busy" if self.in_flight else "idle"
 
     @property
     def references(self) -> list[Any]:
         """What the driver waits for."""
-        return [ref for ref in (self.scheduling, self.loading, *self.batches) if ref is not None]
-
-    @property
-    def num_in_flight(self) -> int:
-        """Prompts that are not back."""
-        return sum(map(len, self.batches.values()))
-
-    @property
-    def in_flight(self) -> list[Prompt]:
-        """Prompts that are not back, in the order of submission."""
-        return [prompt for prompts in self.batches.values() for prompt in prompts.values()]
+        known = (self.scheduling, self.loading, self.collecting)
+        return [reference for reference in known if reference is not None]

@@ -1,38 +1,29 @@
-"""The actor: one model on one device. Prompts in, finished samples streamed back.
-
-Knows nothing of files, shards' state or other replicas. The driver wraps the class into a Ray
-actor whose calls run in a few threads; their batches share the slots, so that the next batch's
-prompts fill those that the last batch's tail leaves free.
-"""
+"""The actor: one model on one device. Batches of prompts in, reports of finished rows out."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from queue import Empty
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 
-from lrd import DecodingConfig, Engine, Request, load_model
+from lrd import DecodingConfig, Engine, Request, Sample, load_model
 from lrd.engine import row_seed
 from lrd.memory import probe_slots
 from lrd.models.compiled import Compile
 from pipeline import faults
-from pipeline.replicas.pass_loop import Batch, PassLoop
-from pipeline.rows import Finished, Heartbeat, Prompt, ReplicaEvent, Result, Returned
+from pipeline.replicas.pass_loop import PassLoop
+from pipeline.rows import Key, Prompt, Report, Result
 from pipeline.storage import uris
 from pipeline.storage.model_files import local_model, node_folder
 
 SLOTS_AHEAD = 1.5
 """A replica that holds fewer times its slots of prompts is given more: they fill the slots that
 get free before the driver has heard of it."""
-BATCHES_IN_FLIGHT = 8
-"""Batches a replica holds at most, most of them down to a last slow row."""
 HEARTBEAT_SECONDS = 1.0
-"""Longest time between two signs of life, passes permitting."""
+"""Longest time between two reports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +49,10 @@ class ReplicaSettings:
 class Replica:
     """One model and its slots.
 
-    The calls that stream rows back hand their prompts to the thread of the passes and wait, so
-    that no row waits for another batch's.
+    The driver wraps the class into a Ray actor whose calls run in a few threads: `submit` hands a
+    batch to the thread of the passes and returns, `collect` waits for something to report. What
+    comes in between two calls of `collect` goes into one report, so that a busy driver gets fewer
+    and larger ones.
     """
 
     def __init__(self, name: str, settings: ReplicaSettings) -> None:
@@ -69,9 +62,16 @@ class Replica:
         self._settings = settings
         self._node = "no node"
         self._model: Any = None
-        self._last_heartbeat = 0.0
+        self._prompts: dict[Key, Prompt] = {}
+        """Those whose rows have not been reported."""
+        self._outbox: SimpleQueue[Any] = SimpleQueue()
         self._loop = PassLoop(
-            name, settings.slots, settings.threads, self._fitting_slots, self._new_engine
+            name,
+            settings.slots,
+            settings.threads,
+            self._fitting_slots,
+            self._new_engine,
+            self._put,
         )
 
     def location(self) -> tuple[str, int]:
@@ -100,60 +100,50 @@ class Replica:
         """Begin nothing more: prompts that have no slot yet go back to the driver."""
         self._loop.return_waiting()
 
-    def decode(
-        self, number: int, prompts: list[Prompt]
-    ) -> Iterator[Finished | Heartbeat | Returned | ReplicaEvent]:
-        """Decode a batch: prompts of one bucket. number: how many batches were given before; the
-        calls may come in another order, their prompts get slots in this one.
+    def submit(self, number: int, prompts: list[Prompt]) -> None:
+        """Begin a batch: prompts of one bucket. number: how many batches were given before; the
+        calls may come in another order, their prompts get slots in this one."""
+        seed = self._settings.decoding.seed
+        requests = []
+        for index, prompt in enumerate(prompts):
+            key = number, index
+            self._prompts[key] = prompt
+            requests.append(Request(key, prompt.token_ids, row_seed(seed, prompt.row_id)))
+        self._loop.give(number, prompts[0].bucket, requests)
 
-        Yields the rows that each pass finished, as they do, and beside them what is handed back,
-        a notice where an engine had to give up slots for want of memory, and a pulse where passes
-        end and this batch had nothing to tell for a second, one a second from all calls.
+    def collect(self) -> Report:
+        """All there is to report since the last call, as soon as there is anything; after
+        `HEARTBEAT_SECONDS` how far the passes are.
 
         Raises what a pass raises.
         """
-        batch = self._batch(number, prompts)
-        self._loop.give(batch)
-        num_passes = self._loop.num_passes
-        while True:
-            try:
-                item = batch.inbox.get(timeout=HEARTBEAT_SECONDS)
-            except Empty:
-                if self._loop.num_passes > num_passes and self._heartbeat_wanted():
-                    num_passes = self._loop.num_passes
-                    yield Heartbeat(self._loop.longest)
-                continue
-            if item is None:
-                return
+        return self._report(self._taken(self._outbox))
+
+    def _put(self, item: Any) -> None:
+        self._outbox.put(item)
+
+    def _taken(self, outbox: SimpleQueue[Any]) -> list[Any]:
+        try:
+            items = [outbox.get(timeout=HEARTBEAT_SECONDS)]
+        except Empty:
+            return []
+        while not outbox.empty():
+            items.append(outbox.get())
+        return items
+
+    def _report(self, items: list[Any]) -> Report:
+        for item in items:
             if isinstance(item, Exception):
                 raise item
-            yield item if isinstance(item, ReplicaEvent) else self._message(prompts, item)
-
-    def _batch(self, number: int, prompts: list[Prompt]) -> Batch:
-        requests = []
-        for index, prompt in enumerate(prompts):
-            seed = row_seed(self._settings.decoding.seed, prompt.row_id)
-            requests.append(Request((number, index), prompt.token_ids, seed))
-        return Batch(number, prompts[0].bucket, requests)
-
-    def _message(self, prompts: list[Prompt], items: list[Any]) -> Finished | Returned:
-        """Samples as finished rows, requests as rows that are returned."""
-        indices = [item.key[1] for item in items]
-        if isinstance(items[0], Request):
-            return Returned(indices)
-        pairs = zip(items, indices, strict=True)
-        return Finished.of(
-            indices,
-            [Result.of_sample(sample, prompts[n], replica=self._name) for sample, n in pairs],
+        samples = [item for item in items if isinstance(item, Sample)]
+        return Report.of(
+            [Result.of_sample(s, self._prompts.pop(s.key), replica=self._name) for s in samples],
+            finished=[sample.key for sample in samples],
+            returned=[item.key for item in items if isinstance(item, Request)],
+            events=[item for item in items if isinstance(item, str)],
+            num_passes=self._loop.num_passes,
+            longest_pass=self._loop.longest_pass,
         )
-
-    def _heartbeat_wanted(self) -> bool:
-        """One a second is enough for the driver, however many calls are open."""
-        now = time.monotonic()
-        if now - self._last_heartbeat < HEARTBEAT_SECONDS:
-            return False
-        self._last_heartbeat = now
-        return True
 
     def _fitting_slots(self, bucket: int) -> int:
         """As many of the slots as the device has memory for."""
