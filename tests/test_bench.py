@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.engine import PROMPTS
 from helpers.random_model import LIVELY, random_model
-from test_engine import PROMPTS
 
 import lrd
 from jobs.bench.plain_loop import check, decode_plain
