@@ -14,7 +14,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m jobs.demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -37,9 +37,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster(no_ray: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head without cores, joined by this process."""
-    ray.shutdown()
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     ray.init(

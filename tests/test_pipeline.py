@@ -8,7 +8,7 @@ import re
 import signal
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -31,32 +31,19 @@ from pipeline.driver import Driver
 from pipeline.observe.eta import Progress
 from pipeline.output.lease import Lease
 from pipeline.output.statistics import Summary
-from pipeline.replicas.deaths import RunStoppedError
+from pipeline.replicas.deaths import MAX_FAILED_STARTS, RunStoppedError
 from pipeline.replicas.fleet import actor_of
 from pipeline.replicas.replica import Replica
 from pipeline.rows import RESULT_SCHEMA
 from pipeline.run import generate
 from pipeline.storage.storage import Storage
 
+pytestmark = pytest.mark.usefixtures("ray_session")
+
 SHARED = Path(os.environ.get("LRD_SHARED") or Path(__file__).parents[2] / "shared")
 DECODING = DecodingConfig.preset("fast", gen_length=32)
 NOT_THE_ROWS_OWN = ["seconds", "replica", "attempts"]
 """Columns that tell of the run rather than of the row."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    # Workers import the tests' plugs; more cores than there are let small replicas start.
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
-    yield
-    ray.shutdown()
 
 
 QUESTIONS = [problem.question for problem in islice(problems("test", seed=5), 40)]
@@ -103,7 +90,9 @@ def assert_same(ours: pd.DataFrame, theirs: pd.DataFrame, but: Sequence[str] = (
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+def undisturbed(
+    ray_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, pd.DataFrame]:
     """Prompts, and their results from one replica with one slot."""
     folder = tmp_path_factory.mktemp("undisturbed")
     source = write_prompts(folder / "in", QUESTIONS)
@@ -306,7 +295,9 @@ def test_a_row_that_kills_its_replica_is_quarantined(
     source = write_prompts(tmp_path / "in", QUESTIONS[:12], num_shards=2)
     poisoned = [plugs.POISON in question for question in QUESTIONS[:12]]
     assert sum(poisoned) == 1
-    run(source, tmp_path / "out", model="plugs:killing", replicas=1, slots=4, max_attempts=2)
+    run(
+        source, tmp_path / "out", model="helpers.plugs:killing", replicas=1, slots=4, max_attempts=2
+    )
     frame = read(tmp_path / "out")
     assert (frame["status"] == "failed").tolist() == poisoned
     assert "2 of them with this row alone" in frame["error"][poisoned.index(True)]
@@ -332,16 +323,28 @@ def test_a_hanging_row_is_found_and_quarantined(
     assert "no pass ended within" in frame["error"][sick].item()
 
 
-def test_a_start_that_fails_once_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_starts_that_fail_are_tried_again(tmp_path: Path) -> None:
     source = write_prompts(tmp_path / "in", QUESTIONS[:6], num_shards=1)
-    # Each replica is a process of its own, so `times` would not do.
-    rule = {"at": "replica.start", "do": "raise", "chance": 0.5, "error": "EACCES"}
-    monkeypatch.setenv("LRD_FAULTS", json.dumps([rule]))
-    monkeypatch.setattr("pipeline.replicas.limits.MAX_FAILED_STARTS", 50)
-    assert run(source, tmp_path / "out", replicas=1).num_failed == 0
-    assert run(source, tmp_path / "out2", replicas=2).num_failed == 0
+    starts = tmp_path / "starts"
+
+    class Refused(Replica):
+        """Loads at the last start that the driver tries; every start is a process of its own."""
+
+        def load(self) -> None:
+            with starts.open("a") as log:
+                log.write(f"{self._name}\n")
+            if len(starts.read_text().splitlines()) < MAX_FAILED_STARTS:
+                raise PermissionError("the weights are not readable yet")
+            super().load()
+
+    summary = run(source, tmp_path / "out", replicas=1, new_actor=actor_of(Refused))
+    assert (summary.num_rows, summary.num_failed) == (6, 0)
+    assert starts.read_text().splitlines() == ["replica-0"] * MAX_FAILED_STARTS
+    lines = (tmp_path / "out" / ".run" / "events.jsonl").read_text().splitlines()
+    told = [event for event in map(json.loads, lines) if event["event"].startswith("replica ")]
+    failed = ["replica died"] * (MAX_FAILED_STARTS - 1)
+    assert [event["event"] for event in told] == [*failed, "replica up"]
+    assert all("the weights are not readable yet" in event["error"] for event in told[:-1])
 
 
 def test_a_replica_kill_costs_its_slots_at_most(
@@ -445,7 +448,7 @@ def test_a_full_disk_stops_the_run_and_a_rerun_continues(
 
 def test_logits_that_are_no_numbers_fail_the_row(tmp_path: Path) -> None:
     source = write_prompts(tmp_path / "in", QUESTIONS[:12], num_shards=1)
-    run(source, tmp_path / "out", model="plugs:half_nan", replicas=1, slots=4)
+    run(source, tmp_path / "out", model="helpers.plugs:half_nan", replicas=1, slots=4)
     frame = read(tmp_path / "out")
     sick = frame["prompt"].str.contains(plugs.POISON)
     assert sick.any()
@@ -456,7 +459,7 @@ def test_logits_that_are_no_numbers_fail_the_row(tmp_path: Path) -> None:
 def test_replicas_that_cannot_start_end_the_run(tmp_path: Path) -> None:
     source = write_prompts(tmp_path / "in", QUESTIONS[:2], num_shards=1)
     with pytest.raises(RunStoppedError, match="no weights here"):
-        run(source, tmp_path / "out", model="plugs:raising", replicas=1)
+        run(source, tmp_path / "out", model="helpers.plugs:raising", replicas=1)
 
 
 def test_prompts_are_tokenised_while_replicas_load(tmp_path: Path) -> None:

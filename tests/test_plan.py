@@ -103,8 +103,8 @@ def test_a_sample_stands_for_the_rest(source: Path) -> None:
     assert sum(rows_left(found, None).values()) == pytest.approx(40)
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_the_report(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ray.shutdown()
     assert plan.run(args(source)) == 0
     text = capsys.readouterr().out
     assert "40 rows in 2 shards" in text

@@ -92,7 +92,7 @@ def test_given_prompts_are_cut_to_the_first_rows(tmp_path: Path) -> None:
 def test_a_figure_is_decoded_replayed_and_drawn_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = "figure2 --limit 4 --gen-length 8 --replay-rows 3 --cpus-per-replica 1"
+    words = "figure2 --limit 4 --gen-length 8 --replay-rows 3 --replicas 1 --cpus-per-replica 1"
     args = parse(*words.split(), "--output", str(tmp_path))
     assert reproduce.run(args) == 0
     (run,) = (tmp_path / "runs").iterdir()

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-import ray
 from helpers.runs import MadeRun
 
 from jobs import generate, plan, retry_failed, verify
@@ -31,15 +30,6 @@ from pipeline.run import generate as run_generate
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("Quetzal", "Ratatoskr")
 FLAGS = ["--gen-length", "32", "--replicas", "1", "--cpus-per-replica", "1", "--slots", "4"]
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    # Not the cluster of somebody else on this machine.
-    ray.shutdown()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def parse(job: Any, *words: str) -> argparse.Namespace:
@@ -69,7 +59,7 @@ def read(output: Path) -> pa.Table:
     return pa.concat_tables(pq.read_table(path) for path in sorted((output / "data").iterdir()))
 
 
-@pytest.mark.usefixtures("session")
+@pytest.mark.usefixtures("ray_session")
 def test_failures_are_replaced_and_successes_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -308,8 +308,8 @@ def test_a_sweep_continues_and_is_added_to(
         parser = argparse.ArgumentParser()
         tune.add_arguments(parser)
         words = f"--task word-problems --input {tmp_path}/in.parquet --output {tmp_path}/out "
-        words += "--limit 8 --gen-length 32 --cpus-per-replica 1 --r-f 0.3 --tau-decode 0.1 "
-        words += "--monitor mean:gate=0.2 --whole-presets"
+        words += "--limit 8 --gen-length 32 --replicas 1 --cpus-per-replica 1 "
+        words += "--r-f 0.3 --tau-decode 0.1 --monitor mean:gate=0.2 --whole-presets"
         assert tune.run(parser.parse_args(words.split())) == 0
         with (tmp_path / "out/settings.csv").open() as lines:
             return list(csv.DictReader(lines))
