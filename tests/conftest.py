@@ -51,7 +51,7 @@ def no_ray() -> Iterator[None]:
 
 
 ORDER = {"test_chaos": 0, "ray": 1, "test_golden": 3}
-"""Groups that run first, as they wait more than they compute, and the one that fills what is left."""
+"""Groups that wait more than they compute run first; golden records fill what time is left."""
 
 
 def group_of(item: pytest.Item) -> str:
@@ -65,7 +65,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the groups, and mark them for pytest-xdist; golden records go to whoever is free."""
     groups = {item: group_of(item) for item in items}
     # Within a group, tests without the shared session come last, so that it starts once.
-    items.sort(key=lambda i: (ORDER.get(groups[i], 2), "no_ray" in getattr(i, "fixturenames", ())))
+    last = {item: "no_ray" in getattr(item, "fixturenames", ()) for item in items}
+    items.sort(key=lambda item: (ORDER.get(groups[item], 2), last[item]))
     for item, group in groups.items():
         if group != "test_golden":
             item.add_marker(pytest.mark.xdist_group(group))
