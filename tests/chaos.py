@@ -22,37 +22,20 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow as pa
 import pyarrow.parquet as pq
+from helpers.shards import OF_THE_RUN, distinct_questions, write_shards
 from ray.cluster_utils import Cluster
-
-from jobs.tiny.problems import problems
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOTS, REPLICAS, NODES = 4, 2, 3
-NOT_COMPARED = ["seconds", "replica", "attempts"]
 WEIGHTS = {"replica": 6, "driver": 3, "node": 1}
 """How often each kind is killed; a node's end takes seconds to be noticed."""
 PLACES = ("storage.write", "storage.partial", "storage.written")
 FILES = ("data/*", ".run/segments/*", ".run/commits/*", ".run/events.jsonl")
-
-
-def write_prompts(folder: Path, num_rows: int, num_shards: int) -> None:
-    folder.mkdir(parents=True)
-    questions: dict[str, None] = {}
-    for problem in problems("test", seed=11):
-        questions.setdefault(problem.question)
-        if len(questions) == num_rows:
-            break
-    size = -(-num_rows // num_shards)
-    for number in range(num_shards):
-        part = list(islice(questions, number * size, (number + 1) * size))
-        pq.write_table(pa.table({"prompt": part}), folder / f"{number:03d}.parquet")
 
 
 class Run:
@@ -192,7 +175,7 @@ def compare(ours: Path, theirs: Path) -> tuple[int, int, bool]:
     lost = len(set(expected) - set(ids))
     pairs = zip(*tables, strict=False)
     same = len(tables[0]) == len(tables[1]) and all(
-        a.drop_columns(NOT_COMPARED).equals(b.drop_columns(NOT_COMPARED)) for a, b in pairs
+        a.drop_columns(OF_THE_RUN).equals(b.drop_columns(OF_THE_RUN)) for a, b in pairs
     )
     return lost, len(ids) - len(set(ids)), same
 
@@ -211,7 +194,7 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos") as name:
         folder = Path(name)
-        write_prompts(folder / "in", args.rows, args.shards)
+        write_shards(folder / "in", distinct_questions(args.rows, seed=11), args.shards)
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         try:
             nodes = [cluster.add_node(num_cpus=1) for _ in range(NODES)]

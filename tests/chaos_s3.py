@@ -19,8 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from chaos import ROOT, SLOTS, Chaos, Run, compare, write_prompts
+from chaos import ROOT, SLOTS, Chaos, Run, compare
 from helpers import s3
+from helpers.shards import distinct_questions, write_shards
 from ray.cluster_utils import Cluster
 
 from lrd.models.checkpoint import TINY
@@ -86,7 +87,7 @@ def main() -> None:
     ):
         s3.make_bucket(upstream, "bucket")
         folder = Path(name)
-        write_prompts(folder / "in", args.rows, args.shards)
+        write_shards(folder / "in", distinct_questions(args.rows, seed=11), args.shards)
         upload(folder / "in", "s3://bucket/in")
         upload(TINY, "s3://bucket/model")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})

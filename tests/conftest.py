@@ -1,4 +1,4 @@
-"""What every test shares: one thread, and a small model with random weights."""
+"""What tests share: one thread a process, a small random model, and one session of Ray."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray spells it so)
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
@@ -26,13 +27,49 @@ def model() -> LoadedModel:
     return random_model(**LIVELY)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """A local Ray of two cores."""
-    ray.shutdown()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    """The local Ray of all tests that run on one; its processes can import the tests' modules."""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    ray.init(
+        address="local",
+        num_cpus=4,  # More than there are, so that several small replicas fit.
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def no_ray() -> Iterator[None]:
+    """No session before the test, none after; tests that start their own, or none, ask for it."""
+    ray.shutdown()
+    yield
+    ray.shutdown()
+
+
+ORDER = {"test_chaos": 0, "ray": 1, "test_golden": 3}
+"""Groups that wait more than they compute run first; golden records fill what time is left."""
+
+
+def group_of(item: pytest.Item) -> str:
+    """Tests of one group run in one process: all that need Ray or its absence, else a module."""
+    needs_ray = {"ray_session", "no_ray"} & set(getattr(item, "fixturenames", ()))
+    return "ray" if needs_ray else item.path.stem
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the groups, and mark them for pytest-xdist; golden records go to whoever is free."""
+    groups = {item: group_of(item) for item in items}
+    # Within a group, tests without the shared session come last, so that it starts once.
+    last = {item: "no_ray" in getattr(item, "fixturenames", ()) for item in items}
+    items.sort(key=lambda item: (ORDER.get(groups[item], 2), last[item]))
+    for item, group in groups.items():
+        if group != "test_golden":
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_configure() -> None:

@@ -8,21 +8,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-
-from jobs.tiny.problems import problems
+from helpers.commands import wait_for
+from helpers.shards import distinct_questions, events, write_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -113,17 +109,9 @@ def cluster() -> Iterator[Growing]:
             psutil.wait_procs(processes, 30)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited too long"
-        time.sleep(0.2)
-
-
 def test_machines_come_for_replicas_are_replaced_and_go(cluster: Growing, tmp_path: Path) -> None:
-    questions = [p.question for p in islice(problems("test", seed=31), 200)]
-    (tmp_path / "in").mkdir()
-    pq.write_table(pa.table({"prompt": questions}), tmp_path / "in" / "a.parquet")
+    questions = distinct_questions(200, seed=31)
+    write_shards(tmp_path / "in", questions)
     output = tmp_path / "out"
     # A pass takes long enough for a machine to come meanwhile.
     slow = {"at": "replica.pass", "do": "slow", "seconds": 0.3}
@@ -132,9 +120,7 @@ def test_machines_come_for_replicas_are_replaced_and_go(cluster: Growing, tmp_pa
     command = [sys.executable, "-m", "jobs.generate", "--autoscale"]
 
     def happened(kind: str) -> list[dict[str, Any]]:
-        path = output / ".run" / "events.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [event for event in map(json.loads, lines) if event["event"] == kind]
+        return [event for event in events(output) if event["event"] == kind]
 
     assert not cluster.machines()
     run = subprocess.Popen(

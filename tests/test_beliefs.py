@@ -6,27 +6,11 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from helpers.logits import MASK, VOCABULARY, random_logits
+from helpers.reference import entropy, softmax
 
 from lrd import beliefs
 from lrd.nucleus import nucleus
-
-VOCABULARY, MASK = 37, 5
-
-
-def random_logits(*shape: int, scale: float = 2.0, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
-
-
-def plain_belief(logits: list[float], mask_id: int) -> list[float]:
-    """Softmax over everything but [MASK], with doubles."""
-    largest = max(x for v, x in enumerate(logits) if v != mask_id)
-    weights = [0.0 if v == mask_id else math.exp(x - largest) for v, x in enumerate(logits)]
-    return [w / sum(weights) for w in weights]
-
-
-def plain_entropy(p: list[float]) -> float:
-    return -sum(x * math.log(x) for x in p if x > 0)
 
 
 def test_belief_is_the_softmax_without_mask() -> None:
@@ -34,7 +18,7 @@ def test_belief_is_the_softmax_without_mask() -> None:
     untouched = logits.clone()
     p = beliefs.log_beliefs(logits, MASK).exp()
     for row in range(6):
-        assert p[row].tolist() == pytest.approx(plain_belief(logits[row].tolist(), MASK), abs=1e-6)
+        assert p[row].tolist() == pytest.approx(softmax(logits[row].tolist(), MASK), abs=1e-6)
     assert torch.equal(logits, untouched), "the model's logits are not the callee's to change"
 
 
@@ -52,7 +36,7 @@ def test_belief_is_float32_whatever_the_model_computes_in(dtype: torch.dtype) ->
     logits = random_logits(2, VOCABULARY).to(dtype)
     log_p = beliefs.log_beliefs(logits, MASK)
     assert log_p.dtype == torch.float32
-    expected = plain_belief(logits[0].tolist(), MASK)
+    expected = softmax(logits[0].tolist(), MASK)
     assert log_p[0].exp().tolist() == pytest.approx(expected, abs=1e-6)
 
 
@@ -68,10 +52,10 @@ def test_a_belief_made_in_one_go(vocabulary: int, scale: float, dtype: torch.dty
     belief = beliefs.Belief.of_logits(logits, MASK)
     assert torch.equal(logits, untouched)
     for row in range(5):
-        p = plain_belief(logits[row].tolist(), MASK)
+        p = softmax(logits[row].tolist(), MASK)
         assert belief.p_NV[row].tolist() == pytest.approx(p, abs=1e-6)
         assert belief.token_N[row].item() == p.index(max(p))
-        assert belief.entropy_N[row].item() == pytest.approx(plain_entropy(p), abs=1e-5)
+        assert belief.entropy_N[row].item() == pytest.approx(entropy(p), abs=1e-5)
         log_p = (belief.s_NV - belief.log_z_N[:, None])[row]
         assert log_p[p.index(max(p))].item() == pytest.approx(math.log(max(p)), abs=1e-5)
     assert belief.token_N[0] == 9
@@ -81,7 +65,7 @@ def test_a_belief_made_in_one_go(vocabulary: int, scale: float, dtype: torch.dty
 def test_entropy(scale: float) -> None:
     logits = random_logits(5, VOCABULARY, scale=scale, seed=1)
     entropies = beliefs.entropy(beliefs.log_beliefs(logits, MASK)).tolist()
-    expected = [plain_entropy(plain_belief(row, MASK)) for row in logits.tolist()]
+    expected = [entropy(softmax(row, MASK)) for row in logits.tolist()]
     assert entropies == pytest.approx(expected, abs=1e-5)
 
 
@@ -93,12 +77,12 @@ def test_excluded_tokens_are_fine_and_nan_shows() -> None:
     logits[3, :] = -torch.inf
     log_p = beliefs.log_beliefs(logits, MASK)
     entropies = beliefs.entropy(log_p)
-    expected = plain_belief(logits[0].tolist(), MASK)
+    expected = softmax(logits[0].tolist(), MASK)
     assert log_p[0].exp().tolist() == pytest.approx(expected, abs=1e-6)
-    assert entropies[0].item() == pytest.approx(plain_entropy(expected), abs=1e-5)
+    assert entropies[0].item() == pytest.approx(entropy(expected), abs=1e-5)
     assert entropies[1:].isnan().tolist() == [True, True, True], "no belief, no entropy"
     belief = beliefs.Belief.of_logits(logits, MASK)
-    assert belief.entropy_N[0].item() == pytest.approx(plain_entropy(expected), abs=1e-5)
+    assert belief.entropy_N[0].item() == pytest.approx(entropy(expected), abs=1e-5)
     assert belief.entropy_N[1:].isnan().tolist() == [True, True, True]
 
 

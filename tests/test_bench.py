@@ -1,7 +1,8 @@
-"""The benchmark runs, and what it compares with decodes as the real thing does."""
+"""The decoding benchmark: its variants decode the same rows, its figures follow a set clock."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -9,12 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from helpers.engine import PROMPTS, cramped
 from helpers.random_model import LIVELY, random_model
-from test_engine import PROMPTS
 
 import lrd
+from jobs.bench import decode as bench
+from jobs.bench import step
 from jobs.bench.plain_loop import check, decode_plain
-from jobs.bench.rows_per_second import decisions
+from jobs.bench.rows_per_second import (
+    Work,
+    accuracy,
+    decisions,
+    run_plain,
+    run_slots,
+    run_static_drop,
+    run_static_wait,
+)
+from lrd import decoding
+from lrd.models.checkpoint import LoadedModel
 
 LRD = {"gen_length": 12, "r_f": 0.3, "tau_refine": 0.05, "max_refine_steps": 4}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -47,22 +61,178 @@ def test_the_plain_loop_refuses_what_it_does_not_do() -> None:
             check(lrd.DecodingConfig(**settings))  # type: ignore[arg-type]
 
 
+def work_of(prompts: list[list[int]] = PROMPTS, slots: int = 2, **settings: Any) -> Work:
+    config = lrd.DecodingConfig(**{**LRD, "entropy_threshold": 0.9, **settings})
+    return Work(random_model(**LIVELY), config, prompts, [""] * len(prompts), slots)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5])
+def test_every_way_decodes_the_same_rows(slots: int) -> None:
+    work = work_of(slots=slots)
+    plain, dropped, run = run_plain(work), run_static_drop(work), run_slots(work)
+    assert [decisions(sample) for sample in run.samples] == [decisions(s) for s in plain]
+    assert sorted(map(repr, map(decisions, dropped))) == sorted(map(repr, map(decisions, plain)))
+    # A batch that waits takes as many passes as its slowest sample.
+    passes = {sample.key: sample.num_forwards for sample in run.samples}
+    slowest = [max(passes[r.key] for r in requests) for _, requests in work.batches()]
+    assert run_static_wait(work) == sum(slowest)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5])
+def test_padding_is_what_slots_hold_beside_prompt_and_answer(slots: int) -> None:
+    work = work_of(slots=slots)
+    run = run_slots(work)
+    held = {index: length for length, indices in work.buckets.items() for index in indices}
+    empty = filled = 0
+    for sample in run.samples:
+        prompt = len(PROMPTS[sample.key])
+        empty += sample.num_forwards * (held[sample.key] - prompt)
+        filled += sample.num_forwards * (prompt + work.config.gen_length)
+    assert empty > 0
+    assert run.padding_share == pytest.approx(empty / (empty + filled))
+    assert run.occupancy == 1.0, "a freed slot takes the next prompt at once"
+
+
+def test_slots_without_memory_are_not_occupied() -> None:
+    """Of seven slots three are left; the pass that found it out computed nothing."""
+    work = work_of([[1, 2]] * 12, slots=7)
+    work.model = cramped(torch.OutOfMemoryError("no memory"))
+    (sample,) = lrd.decode(random_model(**LIVELY), [[1, 2]], work.config)
+    rounds = 3 * sample.num_forwards  # The fourth three find nobody waiting.
+    assert run_slots(work).occupancy == pytest.approx(3 * rounds / (7 * (1 + rounds)))
+
+
+def test_accuracy_is_the_share_of_right_answers() -> None:
+    work = work_of()
+    tiny = lrd.load_model("tiny")
+    assert isinstance(tiny, LoadedModel)
+    work.model, work.answers = tiny, ["12", "7", "7", "12"]
+    texts = ["#### 12", "#### 7", "#### 8", "#### 1"]
+    canvases = [tiny.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    canvases[1] += [tiny.eos_id, *canvases[0]]  # What stands behind EOS is no answer.
+    assert accuracy(work, canvases) == 0.5
+
+
+class Clock:
+    """Stands still but for what is added to it."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def charge(
+        self, patch: pytest.MonkeyPatch, owner: Any, name: str, *seconds: float
+    ) -> list[float]:
+        """Let a function take so long, the last for all further calls; what was charged."""
+        plain, charged = getattr(owner, name), list[float]()
+
+        def slow(*args: Any, **kwargs: Any) -> Any:
+            charged.append(seconds[min(len(charged), len(seconds) - 1)])
+            self.now += charged[-1]
+            return plain(*args, **kwargs)
+
+        patch.setattr(owner, name, slow)
+        return charged
+
+
+def test_shares_of_time_are_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(bench, "time", clock)
+    parts = {
+        "model": clock.charge(monkeypatch, LoadedModel, "hidden", 4.0),
+        "head": clock.charge(monkeypatch, LoadedModel, "head", 2.0),
+        "beliefs": clock.charge(monkeypatch, decoding, "read_block", 1.0),
+        "rest": clock.charge(monkeypatch, bench, "run_slots", 30.0),
+    }
+    shares = bench.shares_of_time(work_of())
+    seconds = {name: sum(charged) for name, charged in parts.items()}
+    total = sum(seconds.values())
+    assert min(seconds.values()) > 0
+    assert shares == pytest.approx({name: spent / total for name, spent in seconds.items()})
+
+
+def test_rates_are_rows_over_the_median_of_the_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = {
+        "plain": [8.0, 2.0, 3.5],
+        "static_wait": [7.0, 1.0, 2.0],
+        "static_drop": [1.0, 1.0, 9.0],
+        "slots": [0.5, 0.7, 0.1],
+        "slots_bfloat16": [0.25, 0.35, 0.3],
+    }
+    script = iter([turns[name][turn] for turn in range(3) for name in turns])
+    work = work_of()
+    monkeypatch.setattr(bench, "timed", lambda call: (next(script), call()))
+    monkeypatch.setattr(bench, "read_work", lambda args, dtype: work)
+    monkeypatch.setattr(bench, "accuracy", lambda work, canvases: 0.25)
+    monkeypatch.setattr(bench, "shares_of_time", lambda work: {"model": 1.0})
+    found = bench.throughput(argparse.Namespace(repeats=3))
+    medians = {"plain": 3.5, "static_wait": 2.0, "static_drop": 1.0, "slots": 0.5}
+    assert found["rows_per_second"] == {name: 7 / taken for name, taken in medians.items()}
+    assert found["rows_per_second_bfloat16"] == round(7 / 0.3, 2)
+    assert (found["rows"], found["identical"], found["agree_bfloat16"]) == (7, 7, 1.0)
+    forwards = [s.num_forwards for s in lrd.decode(work.model, PROMPTS, work.config)]
+    assert found["forwards_per_row"] == round(sum(forwards) / 7, 2)
+    # One sample that differs is counted.
+    monkeypatch.setattr(bench, "run_plain", lambda work: [*run_plain(work)[1:], run_plain(work)[0]])
+    script = iter([1.0] * 5)
+    assert bench.throughput(argparse.Namespace(repeats=1))["identical"] < 7
+
+
+@pytest.mark.parametrize("num_passes", [3, 100])
+def test_a_step_is_timed_without_the_first(
+    num_passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether samples end within the passes or not."""
+    clock = Clock()
+    monkeypatch.setattr(step, "time", clock)
+    clock.charge(monkeypatch, lrd.Engine, "step", 1000.0, 2.0, 4.0, 3.0)
+    model, config = random_model(**LIVELY), lrd.DecodingConfig(**SETTINGS["baseline"])
+    seconds, entropy = step.time_passes(model, config, PROMPTS, num_passes)
+    assert seconds == pytest.approx(3.0)
+    first = [sample.entropy_trace[0] for sample in lrd.decode(model, PROMPTS, config)]
+    assert entropy == pytest.approx(sum(first) / len(first), rel=1e-5)
+
+
+def test_a_steps_cost_is_the_ratio_of_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = iter([(2.0, 9.0), (3.0, 1.0), (1.0, 9.0), (9.0, 1.0), (4.0, 9.0), (5.0, 1.5)])
+    asked: list[tuple[bool, int, int]] = []
+
+    def passes(model: Any, config: lrd.DecodingConfig, *_: Any) -> tuple[float, float]:
+        asked.append((config.mixes, config.gen_length, config.block_tokens))
+        return next(script)
+
+    monkeypatch.setattr(step, "time_passes", passes)
+    cost = step.step_cost(random_model(**LIVELY), PROMPTS, 16, 8, num_passes=3, repeats=3)
+    assert asked == [(False, 16, 8), (True, 16, 8)] * 3
+    assert (cost.baseline_seconds, cost.refined_seconds, cost.ratio) == (2.0, 5.0, 2.5)
+    assert cost.entropy == 1.5, "the refined one's, of the last turn"
+
+
 def test_the_benchmark_ends_in_one_json_object() -> None:
     process = subprocess.run(
-        [sys.executable, "-m", "jobs.bench.decode", "--quick", "--threads", "1", "--prompts", "6"],
+        [sys.executable, "-m", "jobs.bench.decode", "--quick", "--threads", "1"],
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
         check=True,
     )
-    found = json.loads(process.stdout.splitlines()[-1])
-    assert found["rows_per_second"].keys() == {"plain", "static_wait", "static_drop", "slots"}
-    assert min(found["rows_per_second"].values()) > 0
-    assert found["identical"] == found["rows"] > 0
-    assert 0 < found["occupancy"] <= 1
-    assert 0 <= found["padding_share"] < 1
-    assert found["forwards_per_row"] >= 1
-    assert found["lrd_over_baseline"]["752"] > 0
+    *page, last = process.stdout.splitlines()
+    found = json.loads(last)
+    assert found["identical"] == found["rows"] == 12
+    assert set(found["shares"]) == {"model", "head", "beliefs", "rest"}
     assert sum(found["shares"].values()) == pytest.approx(1, abs=0.01)
     # What is kept of the pass before alone: 2 slots x 64 positions x 20480 columns in float16.
     assert found["belief_peak_bytes"] > 2 * 64 * 20_480 * 2
+    # The page has the same numbers, and ratios of them.
+    rates = {line[:14].strip(): line[14:].split() for line in page}
+    for name, rate in found["rows_per_second"].items():
+        printed, times = map(float, rates[name])
+        assert printed == pytest.approx(rate, abs=0.006)
+        assert times == pytest.approx(rate / found["rows_per_second"]["plain"], abs=0.006)
+    assert found["lrd_over_baseline"].keys() == {"752", "20480"}
+    for columns, ratio in found["lrd_over_baseline"].items():
+        baseline, refined, printed, _ = map(float, rates[columns])
+        assert printed == pytest.approx(ratio, abs=0.0006)
+        assert refined / baseline == pytest.approx(ratio, rel=0.051 * (1 / refined + 1 / baseline))

@@ -6,13 +6,16 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from jobs.bench import gpu
 from jobs.bench.gpu import MODELS, measure, num_flops, random_model, table_row
 from lrd import DecodingConfig
+from lrd.memory import memory_of
 from lrd.models.checkpoint import LoadedModel
 from lrd.models.transformer import Transformer, TransformerConfig
 
@@ -46,18 +49,61 @@ def test_flops_are_those_that_torch_counts(config: TransformerConfig) -> None:
     assert num_flops(config, slots, length, slots * read) == counter.get_total_flops()
 
 
+CONFIG = DecodingConfig(gen_length=32, block_length=16)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_passes_are_timed_after_the_warm_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that each pass through the blocks moves on: 100 s while warm, 3 s after."""
+    clock, hidden = [0.0, 0.0], LoadedModel.hidden
+
+    def slow(*args: Any) -> torch.Tensor:
+        clock[0] += 100.0 if clock[1] < gpu.WARM_PASSES else 3.0
+        clock[1] += 1
+        return hidden(*args)
+
+    monkeypatch.setattr(LoadedModel, "hidden", slow)
+    monkeypatch.setattr(gpu, "now", lambda device: clock[0])
+    model = random_model(SMALL[name], "cpu", "none")
+    assert gpu.time_forward(model, CONFIG, slots=2, prompt=8) == pytest.approx(3.0)
+    clock[1] = 0.0
+    refined = gpu.REFINED.model_copy(update={"gen_length": 32, "block_length": 16})
+    assert gpu.time_steps(model, refined, slots=2, prompt=8) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_cases_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(SMALL[name], "cpu", "none")
+    assert model.embedding_table.dtype == torch.bfloat16
+    forward, baseline, refined = iter([0.5, 0.002, 0.004]), iter([9.0, 0.01, 0.02]), iter([3.0] * 3)
+    monkeypatch.setattr(gpu, "time_forward", lambda *_: next(forward))
+    monkeypatch.setattr(gpu, "time_steps", lambda _, c, *__: next(refined if c.mixes else baseline))
+    case = measure(name, model, CONFIG, slots=6, prompt=8, repeats=3, peak_tflops=1e-3)
+    assert case is not None
+    found = (case.forward_ms, case.baseline_ms, case.refined_ms)
+    assert found == pytest.approx((4.0, 20.0, 3000.0))
+    assert case.lrd_over_baseline == pytest.approx(150.0)
+    assert case.tokens_per_second == pytest.approx(2.0), "a token a pass in each of six slots"
+    assert case.mfu == pytest.approx(num_flops(SMALL[name], 6, 40, 6 * 16) / 0.004 / 1e9)
+    sizes = {"gen_length": 32, "block_length": 16}
+    formula = memory_of(model, gpu.REFINED.model_copy(update=sizes), 8, 6).total
+    assert case.formula_bytes == formula
+    row = table_row(dataclasses.replace(case, mfu=0.25, peak_bytes=3 << 29, formula_bytes=1 << 30))
+    assert row.split() == [
+        *(name, "32", "6", "4.0", "25.0%", "20.0", "3000.0", "150.000", "2.0", "1.50", "1.00")
+    ]
+    assert table_row(dataclasses.replace(case, mfu=None)).split()[4] == "?"
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_a_case_is_measured(name: str) -> None:
     model = random_model(SMALL[name], "cpu", "none")
-    assert model.embedding_table.dtype == torch.bfloat16
-    config = DecodingConfig(gen_length=32, block_length=16)
-    case = measure(name, model, config, slots=2, prompt=8, repeats=1, peak_tflops=1e-3)
+    case = measure(name, model, CONFIG, slots=2, prompt=8, repeats=1, peak_tflops=1e-3)
     assert case is not None
-    assert min(case.forward_ms, case.baseline_ms, case.refined_ms, case.tokens_per_second) > 0
+    assert case.lrd_over_baseline == pytest.approx(case.refined_ms / case.baseline_ms)
+    assert case.tokens_per_second == pytest.approx(2e3 / case.refined_ms)
     flops = num_flops(SMALL[name], 2, 40, 32)
     assert case.mfu == pytest.approx(flops / (case.forward_ms / 1e3) / 1e9)
-    assert name in table_row(case)
-    assert "?" in table_row(dataclasses.replace(case, mfu=None))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

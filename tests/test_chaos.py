@@ -6,16 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from itertools import islice
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from helpers import s3
-
-from jobs.tiny.problems import problems
+from helpers.shards import distinct_questions, write_shards
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOTS_AT_RISK = {"replica": 4, "node": 8, "driver": 8}
@@ -71,15 +67,12 @@ def test_kills_and_failing_requests_on_an_object_store_change_no_bit() -> None:
 
 def poisoned(tmp_path: Path, num_rows: int) -> tuple[int, pd.DataFrame, str]:
     """A run over rows of which three are poison: exit code, results, what was printed."""
-    questions = [p.question for p in islice(problems("test", seed=21), num_rows)]
+    questions = distinct_questions(num_rows, seed=21)
     poison = {num_rows // 5: ("kill", "Zarathustra"), num_rows // 2: ("hang", "Yggdrasil")}
     poison[num_rows - 7] = ("nan", "Xanthippe")
     for row, (_, name) in poison.items():
         questions[row] = f"{name} has 12 apples and buys 7 more. How many apples does {name} have?"
-    (tmp_path / "in").mkdir()
-    for shard in range(4):
-        part = questions[shard * num_rows // 4 : (shard + 1) * num_rows // 4]
-        pq.write_table(pa.table({"prompt": part}), tmp_path / "in" / f"{shard}.parquet")
+    write_shards(tmp_path / "in", questions, num_shards=4)
     rules = [
         {"at": "replica.place", "match": f"*{name}*", "do": what} for what, name in poison.values()
     ]

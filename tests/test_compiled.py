@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from helpers.checkpoints import SMALL, logits_of, random_tensors, write
+from helpers.engine import UNEVEN, assert_same, requests, run
 from helpers.random_model import LIVELY, random_model
-from test_engine import UNEVEN, assert_same, requests, run
 from torch import Tensor
 
 import lrd

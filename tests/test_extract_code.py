@@ -76,10 +76,26 @@ def test_mbpp_answers(answer: str) -> None:
     assert space["add"]([1, 2, 3]) == 6  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("answer", ["", "\n", "no code at all!", "```python\n```", "\0", "(" * 500])
-def test_no_code_is_no_error(answer: str) -> None:
-    assert isinstance(module(answer), str)
-    assert function(PROMPT, answer, "add").startswith("from typing")
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        ("", ""),
+        ("\n", "\n"),
+        ("no code at all!", "no code at all!"),
+        ("```python\n```", ""),
+        ("Use a loop:\n```\n```\nas I said.", ""),
+        ("\0", "\0"),
+        ("(" * 500, "(" * 500),
+    ],
+)
+def test_an_answer_without_code_is_kept_as_it_is(answer: str, kept: str) -> None:
+    """An empty fence is empty; text that nothing can be made of fails where it is run."""
+    assert module(answer) == kept
+    written = [line.strip() for line in kept.splitlines() if line.strip()]
+    program = function(PROMPT, answer, "add")
+    assert program.startswith(PROMPT.rstrip() + "\n")
+    added = program.removeprefix(PROMPT.rstrip())
+    assert [line.strip() for line in added.splitlines() if line.strip()] == written
 
 
 def test_an_empty_body() -> None:

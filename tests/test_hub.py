@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from helpers.checkpoints import SMALL_LLADA, random_tensors, write
-from test_weights_once import bytes_read
+from helpers.loads import bytes_read
 
 from lrd.models.checkpoint import fingerprint
 

@@ -11,24 +11,22 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import psutil
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.commands import wait_for
+from helpers.shards import OF_THE_RUN, write_shards
 
 # A cluster of processes and its job server need a minute alone; test_submit.py has the rest.
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 TOKEN = secrets.token_hex(24)
-NOT_THE_ROWS_OWN = ["seconds", "replica", "attempts"]
 PROMPTS = [f"Tom has {n} apples and buys 7 more. How many are there?" for n in range(60)]
 SLOW = '[{"at": "replica.pass", "do": "slow", "seconds": 1.0}]'
 """Fault rules by which a run takes half a minute: long enough to be met half way."""
@@ -115,13 +113,6 @@ def cluster() -> Iterator[Cluster]:
             made.end()
 
 
-def wait_for(condition: Any, seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited too long"
-        time.sleep(0.2)
-
-
 def answers(port: int) -> bool:
     with contextlib.suppress(OSError):
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -131,10 +122,7 @@ def answers(port: int) -> bool:
 
 def write_run(folder: Path, prompts: list[str]) -> Path:
     """Prompts in two shards and a run.toml."""
-    (folder / "in").mkdir(parents=True)
-    half = len(prompts) // 2
-    for number, part in enumerate((prompts[:half], prompts[half:])):
-        pq.write_table(pa.table({"prompt": part}), folder / "in" / f"{number}.parquet")
+    write_shards(folder / "in", prompts, num_shards=2)
     toml = folder / "run.toml"
     toml.write_text(
         f'input = "{folder}/in"\noutput = "{folder}/out"\nreplicas = 2\nslots = 4\n'
@@ -168,7 +156,7 @@ def submit(cluster: Cluster, toml: Path, *flags: str, **changes: str) -> tuple[i
 
 
 def read(folder: Path) -> pd.DataFrame:
-    return pd.read_parquet(folder / "out" / "data").drop(columns=NOT_THE_ROWS_OWN)
+    return pd.read_parquet(folder / "out" / "data").drop(columns=OF_THE_RUN)
 
 
 @pytest.fixture(scope="module")

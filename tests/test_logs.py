@@ -99,12 +99,12 @@ def job(*words: str) -> int:
     return generate.run(parser.parse_args(words))
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_a_run_says_everything_as_json(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing else reaches the streams, and the rows are those of the dataset."""
     monkeypatch.setattr(generate, "LINE_SECONDS", 0.5)
-    ray.shutdown()
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
     capfd.readouterr()
     (tmp_path / "in").mkdir()

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.engine import cramped
 from helpers.live_bytes import LiveBytes
-from test_engine import cramped
 
 import lrd
 from lrd import memory

@@ -9,15 +9,19 @@ import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import ray
 from helpers.runs import bad, good
+from ray.util import metrics as ray_metrics
 
 from lrd import DecodingConfig
 from pipeline.config import RunConfig
+from pipeline.observe import metrics
 from pipeline.observe.metrics import METRICS, STATES, PassMetrics, RunMetrics
 from pipeline.rows import results_batch
 from pipeline.run import generate
@@ -30,7 +34,7 @@ QUESTIONS = [f"Tom has {n} apples and buys 7 more. How many apples are there?" f
 class FakeReplica:
     name: str
     state: str
-    in_flight: dict[Any, Any]
+    in_flight: range
 
 
 def exported(name: str) -> set[str]:
@@ -81,16 +85,100 @@ def test_the_names_are_prometheus_own() -> None:
         assert "replica" in metric.labels or metric.kind != "counter"
 
 
-def test_without_ray_nothing_breaks() -> None:
-    metrics = RunMetrics()
-    metrics.rows(results_batch([good(0, 0), bad(0, 1), good(0, 2, num_output_tokens=0)]))
-    metrics.rows(results_batch([]))
-    metrics.flush()
-    metrics.flush()
-    metrics.rows(results_batch([good(0, 3)]))
-    metrics.died("replica-0")
-    metrics.tick(3, 2, [FakeReplica("replica-0", "busy", {(0, 0): "a"})])
-    PassMetrics("replica-0", 4).passed(0.1, {64: 3})
+Recorded = dict[str, dict[tuple[str, ...], list[float]]]
+"""Name → values of the labels, in the table's order → what was recorded, one after the other."""
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """What Ray's own metric objects are given, which check names and labels without a session."""
+    found: Recorded = {}
+
+    def spy(kind: Any, method: str) -> Any:
+        class Spied(kind):  # type: ignore[misc]
+            pass
+
+        def record(self: Any, value: float, tags: dict[str, str] | None = None) -> None:
+            getattr(kind, method)(self, value, tags)
+            name = self.info["name"]
+            labels = tuple((tags or {})[label] for label in METRICS[name].labels)
+            found.setdefault(name, {}).setdefault(labels, []).append(value)
+
+        setattr(Spied, method, record)
+        return Spied
+
+    kinds = {"Counter": "inc", "Gauge": "set", "Histogram": "observe"}
+    spied = {name: spy(getattr(ray_metrics, name), how) for name, how in kinds.items()}
+    monkeypatch.setattr(metrics, "ray_metrics", SimpleNamespace(**spied))
+    return found
+
+
+def test_rows_are_counted_once_and_by_their_labels(recorded: Recorded) -> None:
+    """Without a session of Ray, as in a benchmark of the driver alone."""
+    counts = RunMetrics()
+    other = good(0, 4, replica="replica-1", bucket=16, num_forwards=5, seconds=2.0)
+    counts.rows(results_batch([good(0, 0), bad(0, 1), good(0, 2, num_output_tokens=0)]))
+    counts.rows(results_batch([]))
+    assert recorded == {}, "recorded with the next tick"
+    counts.flush()
+    counts.flush()
+    counts.rows(results_batch([good(0, 3), other]))
+    counts.died("replica-0")
+    counts.tick(
+        3,
+        2,
+        [FakeReplica("replica-0", "busy", range(4)), FakeReplica("replica-1", "busy", range(1))],
+    )
+    assert recorded == {
+        "lrd_rows_total": {
+            ("ok", "replica-0", "8"): [2, 1],
+            ("failed", "", "8"): [1],
+            ("ok", "replica-1", "16"): [1],
+        },
+        "lrd_forwards_total": {("replica-0", "8"): [6, 3], ("replica-1", "16"): [5]},
+        "lrd_tokens_total": {("replica-0",): [3, 3], ("replica-1",): [3]},
+        "lrd_row_forwards": {("8",): [3, 3, 3], ("16",): [5]},
+        "lrd_row_seconds": {("8",): [0.5, 0.5, 0.5], ("16",): [2.0]},
+        "lrd_failures_total": {("row", ""): [1], ("replica", "replica-0"): [1]},
+        "lrd_rows_left": {(): [3]},
+        "lrd_queue_depth": {(): [2]},
+        "lrd_replicas": {(state,): [2 if state == "busy" else 0] for state in STATES},
+        "lrd_rows_in_flight": {("replica-0",): [4], ("replica-1",): [1]},
+    }
+
+
+def test_a_replica_that_has_gone_holds_nothing(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "TICK_SECONDS", 0.0)
+    counts = RunMetrics()
+    counts.tick(
+        3,
+        0,
+        [FakeReplica("replica-0", "busy", range(1)), FakeReplica("replica-1", "idle", range(0))],
+    )
+    counts.tick(2, 0, [FakeReplica("replica-1", "busy", range(2))])
+    counts.tick(2, 0, [FakeReplica("replica-1", "busy", range(2))])
+    assert recorded["lrd_rows_in_flight"] == {
+        ("replica-0",): [1, 0, 0],
+        ("replica-1",): [0, 2, 2],
+    }
+    assert recorded["lrd_replicas"]["busy",] == [1, 1, 1]
+    monkeypatch.setattr(metrics, "TICK_SECONDS", 60.0)
+    counts.tick(1, 0, [])
+    assert recorded["lrd_rows_left"] == {(): [3, 2, 2]}, "seldom enough for a busy driver"
+
+
+def test_a_bucket_without_rows_has_no_busy_slots(recorded: Recorded) -> None:
+    passes = PassMetrics("replica-0", 4)
+    passes.passed(0.1, {64: 3})
+    passes.passed(0.3, {32: 1})
+    assert recorded == {
+        "lrd_passes_total": {("replica-0",): [1, 1]},
+        "lrd_pass_seconds": {("replica-0",): [0.1, 0.3]},
+        "lrd_slots": {("replica-0",): [4, 4]},
+        "lrd_slots_busy": {("replica-0", "64"): [3, 0], ("replica-0", "32"): [1]},
+    }
 
 
 def scrape() -> dict[str, dict[tuple[tuple[str, str], ...], float]]:

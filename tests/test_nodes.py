@@ -10,18 +10,15 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import ray
+from helpers.shards import distinct_questions, events, write_shards
 from ray.cluster_utils import Cluster
 
-from jobs.tiny.problems import problems
 from lrd import DecodingConfig
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
@@ -37,9 +34,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster(no_ray: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head without cores, joined by this process."""
-    ray.shutdown()
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     ray.init(
@@ -53,12 +49,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     yield found
     ray.shutdown()
     found.shutdown()
-
-
-def write_prompts(folder: Path, num_rows: int) -> None:
-    folder.mkdir()
-    questions = [p.question for p in islice(problems("test", seed=31), num_rows)]
-    pq.write_table(pa.table({"prompt": questions}), folder / "a.parquet")
 
 
 class OnCpu(Replica):
@@ -89,13 +79,12 @@ def run(tmp_path: Path, act: Any, **settings: Any) -> tuple[pd.DataFrame, list[d
     summary = generate(config, watch, drivers.append, actors=actors)
     assert summary.num_failed == 0
     assert acted
-    lines = (tmp_path / "out" / ".run" / "events.jsonl").read_text().splitlines()
-    return pd.read_parquet(tmp_path / "out" / "data"), [json.loads(line) for line in lines]
+    return pd.read_parquet(tmp_path / "out" / "data"), events(tmp_path / "out")
 
 
 def test_a_drained_node_is_left(cluster: Cluster, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=1)
-    write_prompts(tmp_path / "in", 80)
+    write_shards(tmp_path / "in", distinct_questions(80, seed=31))
     drained: list[str] = []
 
     def drain(driver: Driver) -> None:
@@ -137,7 +126,7 @@ def test_a_node_where_nothing_starts_is_avoided(
     """As where one node cannot read the checkpoint."""
     cluster.add_node(num_cpus=1)
     bad = cluster.add_node(num_cpus=1).node_id
-    write_prompts(tmp_path / "in", 110)
+    write_shards(tmp_path / "in", distinct_questions(110, seed=31))
     rules = [
         {"at": "replica.start", "match": f"* on {bad}", "do": "raise", "error": "EACCES"},
         {"at": "replica.pass", "do": "slow", "seconds": 0.1},
@@ -152,7 +141,7 @@ def test_a_node_where_nothing_starts_is_avoided(
 
 def test_replicas_follow_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=1)
-    write_prompts(tmp_path / "in", 110)
+    write_shards(tmp_path / "in", distinct_questions(110, seed=31))
 
     def grow(driver: Driver) -> None:
         assert len(driver.fleet.replicas) == 1
@@ -177,7 +166,7 @@ def test_replicas_keep_to_gpus_of_their_type(cluster: Cluster, tmp_path: Path) -
     gpu = {"num_cpus": 1, "num_gpus": 1}
     cluster.add_node(**gpu, resources={"accelerator_type:T4": 1})
     right = cluster.add_node(**gpu, resources={"accelerator_type:A100": 1}).node_id
-    write_prompts(tmp_path / "in", 40)
+    write_shards(tmp_path / "in", distinct_questions(40, seed=31))
     half = {"gpus_per_replica": 0.5, "accelerator_type": "A100", "dtype": "float32"}
     settings = RunConfig(input="in", output="out", cpus_per_replica=0.5, **half, replicas=3)
     with pytest.raises(ValueError, match="the cluster has 1 of type A100 on 1 nodes, room for 2"):

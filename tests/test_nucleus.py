@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_beliefs import MASK, VOCABULARY, plain_belief, random_logits
+from helpers.logits import MASK, VOCABULARY, random_logits
+from helpers.reference import softmax
 from torch import Tensor
 
 from lrd import beliefs
@@ -129,7 +130,7 @@ def test_nucleus_is_the_smallest_set_that_reaches_top_p(top_p: float, scale: flo
     logits = random_logits(4, VOCABULARY, scale=scale, seed=2)
     p_bar = nucleus(beliefs.log_beliefs(logits, MASK).exp(), top_p)
     for row in range(4):
-        p = plain_belief(logits[row].tolist(), MASK)
+        p = softmax(logits[row].tolist(), MASK)
         chosen = plain_nucleus(p, top_p)
         mass = sum(p[v] for v in chosen)
         assert mass >= top_p

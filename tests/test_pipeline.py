@@ -8,7 +8,7 @@ import re
 import signal
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,11 +16,11 @@ from typing import Any
 
 import datasets
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
 from helpers import plugs, s3
+from helpers.shards import OF_THE_RUN, events, write_shards
 
 from jobs import prepare
 from jobs.tiny.problems import problems
@@ -31,32 +31,17 @@ from pipeline.driver import Driver
 from pipeline.observe.eta import Progress
 from pipeline.output.lease import Lease
 from pipeline.output.statistics import Summary
-from pipeline.replicas.deaths import RunStoppedError
+from pipeline.replicas.deaths import MAX_FAILED_STARTS, RunStoppedError
 from pipeline.replicas.fleet import Actors
 from pipeline.replicas.replica import Replica
 from pipeline.rows import RESULT_SCHEMA
 from pipeline.run import generate
 from pipeline.storage.storage import Storage
 
+pytestmark = pytest.mark.usefixtures("ray_session")
+
 SHARED = Path(os.environ.get("LRD_SHARED") or Path(__file__).parents[2] / "shared")
 DECODING = DecodingConfig.preset("fast", gen_length=32)
-NOT_THE_ROWS_OWN = ["seconds", "replica", "attempts"]
-"""Columns that tell of the run rather than of the row."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    # Workers import the tests' plugs; more cores than there are let small replicas start.
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
-    yield
-    ray.shutdown()
 
 
 QUESTIONS = [problem.question for problem in islice(problems("test", seed=5), 40)]
@@ -67,18 +52,7 @@ QUESTIONS.insert(
 
 
 def write_prompts(folder: Path, questions: list[Any], num_shards: int = 3) -> Path:
-    folder.mkdir(parents=True)
-    size = -(-len(questions) // num_shards)
-    for number in range(num_shards):
-        part = questions[number * size : (number + 1) * size]
-        table = pa.table(
-            {
-                "prompt": pa.array(part, pa.string()),
-                "number": range(number * size, number * size + len(part)),
-            }
-        )
-        pq.write_table(table, folder / f"part-{number}.parquet")
-    return folder
+    return write_shards(folder, questions, num_shards, number=range(len(questions)))
 
 
 def run(source: Path | str, output: Path | str, **settings: Any) -> Summary:
@@ -88,6 +62,11 @@ def run(source: Path | str, output: Path | str, **settings: Any) -> Summary:
     return generate(RunConfig(input=str(source), output=str(output), **settings), **hooks)
 
 
+def kinds(output: Path) -> set[str]:
+    """What has happened in a run, as words."""
+    return {event["event"] for event in events(output)}
+
+
 def read(output: Path) -> pd.DataFrame:
     return pd.read_parquet(output / "data")
 
@@ -95,7 +74,7 @@ def read(output: Path) -> pd.DataFrame:
 def assert_same(ours: pd.DataFrame, theirs: pd.DataFrame, but: Sequence[str] = ()) -> None:
     """Equal to the last bit, in all columns but those that tell of the run."""
     assert ours.columns.tolist() == theirs.columns.tolist()
-    for column in ours.columns.drop([*NOT_THE_ROWS_OWN, *but]):
+    for column in ours.columns.drop([*OF_THE_RUN, *but]):
         left, right = ours[column].tolist(), theirs[column].tolist()
         for row, (a, b) in enumerate(zip(left, right, strict=True)):
             a, b = (v.tolist() if hasattr(v, "tolist") else v for v in (a, b))
@@ -103,7 +82,9 @@ def assert_same(ours: pd.DataFrame, theirs: pd.DataFrame, but: Sequence[str] = (
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+def undisturbed(
+    ray_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, pd.DataFrame]:
     """Prompts, and their results from one replica with one slot."""
     folder = tmp_path_factory.mktemp("undisturbed")
     source = write_prompts(folder / "in", QUESTIONS)
@@ -160,7 +141,7 @@ def test_shards_keep_the_inputs_order_columns_and_one_schema(
     assert names == [f"train-{n:05d}-of-00003.parquet" for n in range(3)]
     for number, name in enumerate(names):
         shard = pq.read_table(tmp_path / "out" / "data" / name)
-        prompts = pq.read_table(source / f"part-{number}.parquet")
+        prompts = pq.read_table(source / f"part-{number:05d}.parquet")
         assert shard.select(prompts.column_names).equals(prompts)
         assert [f.name for f in shard.schema] == [*prompts.column_names, *RESULT_SCHEMA.names]
         assert all(shard.schema.field(f.name).type == f.type for f in RESULT_SCHEMA)
@@ -266,7 +247,7 @@ def test_another_runs_output_is_refused_and_kept(
     with pytest.raises(ValueError, match=r"decoding\.r_f was 0\.15, is 0\.3"):
         run(source, tmp_path / "out", replicas=1, decoding=other)
     changed = write_prompts(tmp_path / "in2", QUESTIONS[1:] + QUESTIONS[:1])
-    with pytest.raises(ValueError, match=r"input\.part-0\.parquet"):
+    with pytest.raises(ValueError, match=r"input\.part-00000\.parquet"):
         run(changed, tmp_path / "out", replicas=1)
     assert (tmp_path / "out" / ".run" / "manifest.json").read_text() == manifest
     assert json.loads(manifest)["settings"]["decoding"]["gen_length"] == 32
@@ -294,8 +275,7 @@ def test_a_killed_replica_is_replaced(
     )
     assert killed
     assert_same(read(tmp_path / "out"), alone)
-    events = (tmp_path / "out" / ".run" / "events.jsonl").read_text()
-    assert "replica died" in events
+    assert "replica died" in kinds(tmp_path / "out")
 
 
 @pytest.mark.slow  # The three poison rows of test_chaos.py do it in every run.
@@ -306,7 +286,9 @@ def test_a_row_that_kills_its_replica_is_quarantined(
     source = write_prompts(tmp_path / "in", QUESTIONS[:12], num_shards=2)
     poisoned = [plugs.POISON in question for question in QUESTIONS[:12]]
     assert sum(poisoned) == 1
-    run(source, tmp_path / "out", model="plugs:killing", replicas=1, slots=4, max_attempts=2)
+    run(
+        source, tmp_path / "out", model="helpers.plugs:killing", replicas=1, slots=4, max_attempts=2
+    )
     frame = read(tmp_path / "out")
     assert (frame["status"] == "failed").tolist() == poisoned
     assert "2 of them with this row alone" in frame["error"][poisoned.index(True)]
@@ -332,16 +314,27 @@ def test_a_hanging_row_is_found_and_quarantined(
     assert "no pass ended within" in frame["error"][sick].item()
 
 
-def test_a_start_that_fails_once_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_starts_that_fail_are_tried_again(tmp_path: Path) -> None:
     source = write_prompts(tmp_path / "in", QUESTIONS[:6], num_shards=1)
-    # Each replica is a process of its own, so `times` would not do.
-    rule = {"at": "replica.start", "do": "raise", "chance": 0.5, "error": "EACCES"}
-    monkeypatch.setenv("LRD_FAULTS", json.dumps([rule]))
-    monkeypatch.setattr("pipeline.replicas.limits.MAX_FAILED_STARTS", 50)
-    assert run(source, tmp_path / "out", replicas=1).num_failed == 0
-    assert run(source, tmp_path / "out2", replicas=2).num_failed == 0
+    starts = tmp_path / "starts"
+
+    class Refused(Replica):
+        """Loads at the last start that the driver tries; every start is a process of its own."""
+
+        def load(self) -> None:
+            with starts.open("a") as log:
+                log.write(f"{self._name}\n")
+            if len(starts.read_text().splitlines()) < MAX_FAILED_STARTS:
+                raise PermissionError("the weights are not readable yet")
+            super().load()
+
+    summary = run(source, tmp_path / "out", replicas=1, new_actor=actor_of(Refused))
+    assert (summary.num_rows, summary.num_failed) == (6, 0)
+    assert starts.read_text().splitlines() == ["replica-0"] * MAX_FAILED_STARTS
+    told = [e for e in events(tmp_path / "out") if e["event"].startswith("replica ")]
+    failed = ["replica died"] * (MAX_FAILED_STARTS - 1)
+    assert [event["event"] for event in told] == [*failed, "replica up"]
+    assert all("the weights are not readable yet" in event["error"] for event in told[:-1])
 
 
 def test_a_replica_kill_costs_its_slots_at_most(
@@ -376,7 +369,7 @@ def test_a_replica_kill_costs_its_slots_at_most(
     placed = log.read_text().splitlines()
     assert len(set(placed)) == len(QUESTIONS)
     assert len(placed) - len(QUESTIONS) <= 3
-    assert "replica died" in (tmp_path / "out" / ".run" / "events.jsonl").read_text()
+    assert "replica died" in kinds(tmp_path / "out")
 
 
 def test_rows_that_failed_are_retried_and_successes_kept(
@@ -422,7 +415,7 @@ def test_storage_that_fails_now_and_then_costs_nothing(
     finally:
         faults.load(None)
     assert_same(read(tmp_path / "out"), alone)
-    assert "storage retry" in (tmp_path / "out" / ".run" / "events.jsonl").read_text()
+    assert "storage retry" in kinds(tmp_path / "out")
 
 
 def test_a_full_disk_stops_the_run_and_a_rerun_continues(
@@ -445,7 +438,7 @@ def test_a_full_disk_stops_the_run_and_a_rerun_continues(
 
 def test_logits_that_are_no_numbers_fail_the_row(tmp_path: Path) -> None:
     source = write_prompts(tmp_path / "in", QUESTIONS[:12], num_shards=1)
-    run(source, tmp_path / "out", model="plugs:half_nan", replicas=1, slots=4)
+    run(source, tmp_path / "out", model="helpers.plugs:half_nan", replicas=1, slots=4)
     frame = read(tmp_path / "out")
     sick = frame["prompt"].str.contains(plugs.POISON)
     assert sick.any()
@@ -456,7 +449,7 @@ def test_logits_that_are_no_numbers_fail_the_row(tmp_path: Path) -> None:
 def test_replicas_that_cannot_start_end_the_run(tmp_path: Path) -> None:
     source = write_prompts(tmp_path / "in", QUESTIONS[:2], num_shards=1)
     with pytest.raises(RunStoppedError, match="no weights here"):
-        run(source, tmp_path / "out", model="plugs:raising", replicas=1)
+        run(source, tmp_path / "out", model="helpers.plugs:raising", replicas=1)
 
 
 def test_prompts_are_tokenised_while_replicas_load(tmp_path: Path) -> None:
@@ -489,8 +482,7 @@ def test_a_run_without_room_anywhere_stops_and_can_be_continued(tmp_path: Path) 
     with pytest.raises(RunStoppedError, match=r"no machine had room for a replica for 0\.5 s"):
         run(source, tmp_path / "out", device="cpu", **wants)
     assert run(source, tmp_path / "out", replicas=1).num_failed == 0
-    events = (tmp_path / "out" / ".run" / "events.jsonl").read_text().splitlines()
-    started = [e for e in map(json.loads, events) if e["event"] == "driver started"]
+    started = [e for e in events(tmp_path / "out") if e["event"] == "driver started"]
     assert [(e["replicas"], e["num_cpus"]) for e in started] == [(1, 64.0), (1, 1.0)]
 
 

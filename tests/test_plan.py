@@ -13,6 +13,7 @@ import pytest
 import ray
 import torch
 from helpers import checkpoints
+from helpers.commands import parse
 from helpers.runs import MadeRun, good
 
 import lrd
@@ -52,10 +53,8 @@ def source(tmp_path: Path) -> Path:
 
 
 def args(source: Path, *words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    plan.add_arguments(parser)
     output = str(source.parent / "out")
-    return parser.parse_args(["--input", str(source), "--output", output, *FLAGS, *words])
+    return parse(plan, "--input", str(source), "--output", output, *FLAGS, *words)
 
 
 def checked(source: Path, *words: str) -> tuple[Checked, Any]:
@@ -103,8 +102,8 @@ def test_a_sample_stands_for_the_rest(source: Path) -> None:
     assert sum(rows_left(found, None).values()) == pytest.approx(40)
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_the_report(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ray.shutdown()
     assert plan.run(args(source)) == 0
     text = capsys.readouterr().out
     assert "40 rows in 2 shards" in text

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.engine import PROMPTS, UNEVEN, cramped
 from helpers.random_model import LIVELY, random_model
-from test_engine import PROMPTS, UNEVEN, Cramped
 
 import lrd
 from pipeline import faults
@@ -73,10 +73,8 @@ def test_every_row_is_its_own_prompts() -> None:
 def test_want_of_memory_is_a_notice_and_costs_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
     roomy = list(decode(started(), 0, BATCH))
     assert not events_of(roomy)
-    cramped = random_model(**LIVELY)
-    cramped.__class__ = Cramped
-    cramped.error = torch.OutOfMemoryError("no memory")  # type: ignore[attr-defined]
-    monkeypatch.setattr(replica, "load_model", lambda *_: cramped)
+    tight = cramped(torch.OutOfMemoryError("no memory"))
+    monkeypatch.setattr(replica, "load_model", lambda *_: tight)
     actor = started()
     items = list(decode(actor, 0, BATCH))
     ours, theirs = rows_of(items), rows_of(roomy)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
-import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.commands import parse
+from helpers.shards import events
 
 from jobs import reproduce
 from jobs.reproduce_prompts import OWN_TASK, prompts_of, write
-
-
-def parse(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    reproduce.add_arguments(parser)
-    return parser.parse_args(words)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +38,7 @@ def test_a_wrong_call_is_one_line(
     words: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    assert reproduce.run(parse(*words.split(), "--output", str(output))) == 2
+    assert reproduce.run(parse(reproduce, *words.split(), "--output", str(output))) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert len(printed.err.strip().splitlines()) == 1, printed.err
@@ -92,8 +86,8 @@ def test_given_prompts_are_cut_to_the_first_rows(tmp_path: Path) -> None:
 def test_a_figure_is_decoded_replayed_and_drawn_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = "figure2 --limit 4 --gen-length 8 --replay-rows 3 --cpus-per-replica 1"
-    args = parse(*words.split(), "--output", str(tmp_path))
+    words = "figure2 --limit 4 --gen-length 8 --replay-rows 3 --replicas 1 --cpus-per-replica 1"
+    args = parse(reproduce, *words.split(), "--output", str(tmp_path))
     assert reproduce.run(args) == 0
     (run,) = (tmp_path / "runs").iterdir()
     before = {path: path.stat().st_mtime_ns for path in (run / "data").iterdir()}
@@ -102,8 +96,7 @@ def test_a_figure_is_decoded_replayed_and_drawn_once(
     assert reproduce.run(args) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (tmp_path / "figure2.md").read_bytes() == page
-    told = [json.loads(line) for line in (run / ".run/events.jsonl").read_text().splitlines()]
-    assert [e["owed_shards"] for e in told if e["event"] == "driver started"] == [1, 0]
+    assert [e["owed_shards"] for e in events(run) if e["event"] == "driver started"] == [1, 0]
     points = list(csv.DictReader((tmp_path / "figure2.csv").read_text().splitlines()))
     assert len(points) == 20 + 8
     replays = pq.read_table(run / ".replays/3-rows.parquet").to_pylist()

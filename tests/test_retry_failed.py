@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-import ray
+from helpers.commands import parse, wait_for
 from helpers.runs import MadeRun
+from helpers.shards import OF_THE_RUN, distinct_questions, write_shards
 
 from jobs import generate, plan, retry_failed, verify
-from jobs.tiny.problems import problems
 from pipeline.faults import VARIABLE
 from pipeline.replicas.deaths import RunStoppedError
 from pipeline.run import generate as run_generate
@@ -33,31 +29,13 @@ NAMES = ("Quetzal", "Ratatoskr")
 FLAGS = ["--gen-length", "32", "--replicas", "1", "--cpus-per-replica", "1", "--slots", "4"]
 
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    # Not the cluster of somebody else on this machine.
-    ray.shutdown()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-def parse(job: Any, *words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    job.add_arguments(parser)
-    return parser.parse_args(words)
-
-
 def write_prompts(folder: Path, num_rows: int = 18, num_shards: int = 3) -> Path:
     """Word problems; two names stand in three of them each, one of each in every shard."""
-    questions = [problem.question for problem in islice(problems("test", seed=8), num_rows)]
-    size = num_rows // num_shards
-    folder.mkdir(parents=True)
-    for number in range(num_shards):
-        part = questions[number * size : (number + 1) * size]
-        part[1], part[4] = (f"{name} has 2 apples. How many is that?" for name in NAMES)
-        pq.write_table(pa.table({"prompt": part}), folder / f"{number}.parquet")
-    return folder
+    questions = distinct_questions(num_rows, seed=8)
+    for first in range(0, num_rows, num_rows // num_shards):
+        for row, name in zip((first + 1, first + 4), NAMES, strict=True):
+            questions[row] = f"{name} has 2 apples. How many is that?"
+    return write_shards(folder, questions, num_shards)
 
 
 def make_nan(*names: str) -> str:
@@ -69,7 +47,7 @@ def read(output: Path) -> pa.Table:
     return pa.concat_tables(pq.read_table(path) for path in sorted((output / "data").iterdir()))
 
 
-@pytest.mark.usefixtures("session")
+@pytest.mark.usefixtures("ray_session")
 def test_failures_are_replaced_and_successes_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,8 +92,7 @@ def test_failures_are_replaced_and_successes_stay(
     # As a run without faults decodes them, and by the same settings.
     clean = tmp_path / "clean"
     assert generate.run(parse(generate, *words[:2], "--output", str(clean), *FLAGS)) == 0
-    own = ["seconds", "replica", "attempts"]
-    assert read(clean).drop_columns(own).equals(after.drop_columns(own))
+    assert read(clean).drop_columns(OF_THE_RUN).equals(after.drop_columns(OF_THE_RUN))
     capsys.readouterr()
     assert verify.run(parse(verify, str(output))) == 0
     assert plan.run(parse(plan, *words)) == 0
@@ -174,14 +151,6 @@ def test_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "holds no run" in capsys.readouterr().err
 
 
-def wait_for(what: Callable[[], bool], seconds: float) -> bool:
-    """Whether it came true within the time."""
-    end = time.monotonic() + seconds
-    while not (true := what()) and time.monotonic() < end:
-        time.sleep(0.1)
-    return true
-
-
 def lives(process: psutil.Process) -> bool:
     """Whether it is there and does anything."""
     try:
@@ -208,17 +177,17 @@ def test_the_second_signal_leaves_at_once_and_leaves_nothing_behind(tmp_path: Pa
             stderr=stderr,
         )
     try:
-        assert wait_for(log.exists, 120), (tmp_path / "stderr").read_text()
+        said = tmp_path / "stderr"
+        wait_for(log.exists, 120, said.read_text)
         family = driver.children(recursive=True)
         assert any("raylet" in process.name() for process in family)
         driver.send_signal(signal.SIGINT)
-        said = tmp_path / "stderr"
-        assert wait_for(lambda: "keeping what is finished" in said.read_text(), 20)
+        wait_for(lambda: "keeping what is finished" in said.read_text(), 20, said.read_text)
         assert driver.poll() is None
         driver.send_signal(signal.SIGTERM)
         assert driver.wait(10) == 75
         assert "left at once" in said.read_text()
-        assert wait_for(lambda: not any(map(lives, family)), 60), list(filter(lives, family))
+        wait_for(lambda: not any(map(lives, family)), 60, lambda: list(filter(lives, family)))
     finally:
         if driver.poll() is None:
             for process in [*driver.children(recursive=True), driver]:

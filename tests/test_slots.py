@@ -7,8 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.engine import (
+    PROMPTS,
+    SETTINGS,
+    UNEVEN,
+    Observed,
+    assert_same,
+    cramped,
+    drain,
+    requests,
+    run,
+)
 from helpers.random_model import LIVELY, random_model
-from test_engine import PROMPTS, SETTINGS, UNEVEN, Observed, assert_same, cramped, requests, run
 from torch import Tensor
 
 import lrd
@@ -22,13 +32,7 @@ def run_fixed(
     engine = lrd.Engine(
         model, arguments.pop("config", UNEVEN), num_slots, 9, fixed_shapes=True, **arguments
     )
-    for request in asked:
-        engine.submit(request)
-    samples = []
-    while engine.busy:
-        samples += engine.step()
-    assert len(samples) == len(asked)
-    return {sample.key: sample for sample in samples}, engine
+    return drain(engine, asked), engine
 
 
 @pytest.mark.parametrize("num_slots", [1, 3, 16])

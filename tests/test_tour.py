@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from jobs import cli
 
@@ -23,10 +22,10 @@ def blocks(file: str, heading: str, language: str) -> list[str]:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("no_ray")
 def test_the_tour_and_the_pandas_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ray.shutdown()  # The tour starts its own.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "jobs").symlink_to(ROOT / "jobs")
     (tmp_path / "runs").mkdir()
@@ -41,7 +40,6 @@ def test_the_tour_and_the_pandas_session(
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert ended.value.code == 0, f"{line}: {capsys.readouterr().err}"
-    ray.shutdown()
     assert (tmp_path / "runs" / "out" / "report.html").stat().st_size > 100_000
 
     monkeypatch.chdir(tmp_path / "runs")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -21,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.commands import parse
 from pydantic import ValidationError
 
 from jobs import generate, tune
@@ -92,10 +92,8 @@ def test_a_settings_file_gives_the_same_decoding(
     run = {"model": "owner/model", "prompt_format": "raw", "system_prompt": 'Say "π" 😀\n'}
     text = settings_file(config, run, "why\nit is so")
     (tmp_path / "best.toml").write_text(text)
-    parser = argparse.ArgumentParser()
-    generate.add_arguments(parser)
     words = ["--config", str(tmp_path / "best.toml"), "--input", "in", "--output", "out"]
-    read = generate.settings_from(parser.parse_args(words))
+    read = generate.settings_from(parse(generate, *words))
     assert read.decoding == config
     assert read.model_dump(include=set(run)) == run
     assert text.startswith("# why\n# it is so\n")
@@ -209,9 +207,7 @@ def test_samples_differ_by_their_seed_and_take_all_where_there_are_few(
 
 
 def call(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    tune.add_arguments(parser)
-    return tune.run(parser.parse_args(words))
+    return tune.run(parse(tune, *words))
 
 
 @pytest.mark.parametrize(
@@ -305,12 +301,10 @@ def test_a_sweep_continues_and_is_added_to(
     pq.write_table(table, tmp_path / "in.parquet")
 
     def sweep() -> list[dict[str, str]]:
-        parser = argparse.ArgumentParser()
-        tune.add_arguments(parser)
         words = f"--task word-problems --input {tmp_path}/in.parquet --output {tmp_path}/out "
-        words += "--limit 8 --gen-length 32 --cpus-per-replica 1 --r-f 0.3 --tau-decode 0.1 "
-        words += "--monitor mean:gate=0.2 --whole-presets"
-        assert tune.run(parser.parse_args(words.split())) == 0
+        words += "--limit 8 --gen-length 32 --replicas 1 --cpus-per-replica 1 "
+        words += "--r-f 0.3 --tau-decode 0.1 --monitor mean:gate=0.2 --whole-presets"
+        assert tune.run(parse(tune, *words.split())) == 0
         with (tmp_path / "out/settings.csv").open() as lines:
             return list(csv.DictReader(lines))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +16,22 @@ import psutil
 
 from lrd import DecodingConfig
 from pipeline.replicas.replica import Replica, ReplicaSettings
+
+
+def bytes_read(
+    model: str, *counts: int, environment: dict[str, str] | None = None
+) -> list[list[int]]:
+    """Bytes that each of so many replicas had read for it, for each count, one after the other."""
+    ran = subprocess.run(
+        [sys.executable, __file__, model, *map(str, counts)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: list[list[int]] = json.loads(ran.stdout)
+    assert min(map(min, found)) >= 0, ran.stderr
+    return found
 
 
 def load(model: str) -> int:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.engine import SETTINGS, assert_same, drain, requests, run
 from helpers.random_model import LIVELY, VOCABULARY, random_model
-from test_engine import SETTINGS, assert_same, requests, run
 from torch import Tensor
 
 import lrd
@@ -74,12 +74,7 @@ def test_fixed_shapes_say_the_same(setting: str, model: LoadedModel) -> None:
         engine = lrd.Engine(
             model, SETTINGS[setting], 3, 9, passes_a_read=passes_a_read, fixed_shapes=True
         )
-        for request in asked:
-            engine.submit(request)
-        samples = []
-        while engine.busy:
-            samples += engine.step()
-        assert_same({sample.key: sample for sample in samples}, expected(setting))
+        assert_same(drain(engine, asked), expected(setting))
 
 
 def test_the_head_is_asked_for_open_positions_alone(monkeypatch: pytest.MonkeyPatch) -> None:

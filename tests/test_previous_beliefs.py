@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from test_beliefs import MASK, VOCABULARY, plain_belief, random_logits
+from helpers.logits import MASK, VOCABULARY, random_logits
+from helpers.reference import softmax
 from torch import Tensor
 
 from lrd.beliefs import Belief
@@ -37,7 +38,7 @@ def test_divergence_is_from_this_pass_to_the_one_before() -> None:
     now, before = random_logits(4, VOCABULARY, seed=4), random_logits(4, VOCABULARY, seed=5)
     kl = divergence(now, before).tolist()
     for row in range(4):
-        p, q = (plain_belief(x[row].tolist(), MASK) for x in (now, before))
+        p, q = (softmax(x[row].tolist(), MASK) for x in (now, before))
         forward = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
         backward = sum(b * math.log(b / a) for a, b in zip(p, q, strict=True) if b > 0)
         assert kl[row] == pytest.approx(forward, rel=1e-4)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import errno
-import json
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from helpers.checkpoints import SMALL_LLADA, random_tensors, write
+from helpers.loads import bytes_read
 
 from lrd.models.checkpoint import fingerprint
 from pipeline.storage import model_files
 from pipeline.storage.model_files import in_user_space, node_folder
 
-LOADS = Path(__file__).parent / "helpers" / "loads.py"
 WIDE = {
     **SMALL_LLADA,
     "d_model": 256,
@@ -27,22 +24,6 @@ WIDE = {
     "embedding_size": 4096,
 }
 """Weights of 17 MB, so that they stand out from the rest that a start reads."""
-
-
-def bytes_read(
-    model: str, *counts: int, environment: dict[str, str] | None = None
-) -> list[list[int]]:
-    """Of so many replicas at once, for each count, one after the other."""
-    ran = subprocess.run(
-        [sys.executable, str(LOADS), model, *map(str, counts)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found: list[list[int]] = json.loads(ran.stdout)
-    assert min(map(min, found)) >= 0, ran.stderr
-    return found
 
 
 def test_replicas_of_a_node_read_weights_once(tmp_path: Path) -> None:
