@@ -34,7 +34,11 @@ QUESTIONS = [f"Tom has {n} apples and buys 7 more. How many apples are there?" f
 class FakeReplica:
     name: str
     state: str
-    in_flight: range
+    num_in_flight: int
+
+    @property
+    def in_flight(self) -> range:
+        return range(self.num_in_flight)
 
 
 def exported(name: str) -> set[str]:
@@ -127,7 +131,7 @@ def test_rows_are_counted_once_and_by_their_labels(recorded: Recorded) -> None:
     counts.tick(
         3,
         2,
-        [FakeReplica("replica-0", "busy", range(4)), FakeReplica("replica-1", "busy", range(1))],
+        [FakeReplica("replica-0", "busy", 4), FakeReplica("replica-1", "busy", 1)],
     )
     assert recorded == {
         "lrd_rows_total": {
@@ -155,10 +159,10 @@ def test_a_replica_that_has_gone_holds_nothing(
     counts.tick(
         3,
         0,
-        [FakeReplica("replica-0", "busy", range(1)), FakeReplica("replica-1", "idle", range(0))],
+        [FakeReplica("replica-0", "busy", 1), FakeReplica("replica-1", "idle", 0)],
     )
-    counts.tick(2, 0, [FakeReplica("replica-1", "busy", range(2))])
-    counts.tick(2, 0, [FakeReplica("replica-1", "busy", range(2))])
+    counts.tick(2, 0, [FakeReplica("replica-1", "busy", 2)])
+    counts.tick(2, 0, [FakeReplica("replica-1", "busy", 2)])
     assert recorded["lrd_rows_in_flight"] == {
         ("replica-0",): [1, 0, 0],
         ("replica-1",): [0, 2, 2],

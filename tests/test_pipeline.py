@@ -328,7 +328,7 @@ def test_starts_that_fail_are_tried_again(tmp_path: Path) -> None:
                 raise PermissionError("the weights are not readable yet")
             super().load()
 
-    summary = run(source, tmp_path / "out", replicas=1, new_actor=actor_of(Refused))
+    summary = run(source, tmp_path / "out", replicas=1, actors=Actors(Refused))
     assert (summary.num_rows, summary.num_failed) == (6, 0)
     assert starts.read_text().splitlines() == ["replica-0"] * MAX_FAILED_STARTS
     told = [e for e in events(tmp_path / "out") if e["event"].startswith("replica ")]
