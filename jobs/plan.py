@@ -20,8 +20,8 @@ from pipeline.config import RunConfig
 from pipeline.inspection.memory_need import MOST_SLOTS, MemoryNeed, memory_need
 from pipeline.inspection.pace import pace_of, seconds_for
 from pipeline.inspection.plan import Forecast, check_output, forecast, padding, rows_left
-from pipeline.inspection.status import Inspector, whole_manifest
-from pipeline.output.run_folder import MANIFEST
+from pipeline.inspection.status import Inspector
+from pipeline.output.run_folder import MANIFEST, read_manifest
 from pipeline.preflight import check
 from pipeline.rows import InputFile
 from pipeline.storage.storage import Storage
@@ -69,7 +69,7 @@ def expected_dtype(config: RunConfig, output: Storage) -> str:
     if config.dtype != "auto":
         return config.dtype
     if output.kind(MANIFEST) == "file":
-        return str(whole_manifest(output)["fingerprint"]["dtype"])
+        return str(read_manifest(output).fingerprint["dtype"])
     return "float32" if config.device == "cpu" else "bfloat16"
 
 

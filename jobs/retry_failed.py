@@ -19,7 +19,7 @@ from jobs import logs
 from jobs.flags import add_model_flags, given, one_line
 from jobs.generate import decode
 from pipeline.config import RunConfig
-from pipeline.inspection.status import whole_manifest
+from pipeline.output.run_folder import read_manifest
 from pipeline.storage.storage import Storage, refused_as_settings
 
 FIXED = {
@@ -54,10 +54,10 @@ def settings_from(args: argparse.Namespace) -> RunConfig:
 
     Raises ValueError where there is no run, or its input is not where it was.
     """
-    manifest = whole_manifest(Storage(args.output))
-    settings: dict[str, Any] = {**manifest["settings"], "output": args.output}
+    manifest = read_manifest(Storage(args.output))
+    settings: dict[str, Any] = {**manifest.settings, "output": args.output}
     # `auto` means another dtype on another device, and rows of two would be mixed.
-    settings["dtype"] = manifest["fingerprint"]["dtype"]
+    settings["dtype"] = manifest.fingerprint["dtype"]
     try:
         config = RunConfig(**{**settings, **given(args, RunConfig)})
     except ValidationError as error:

@@ -12,9 +12,8 @@ import argparse
 import sys
 
 from pipeline.input import prompt_shards
-from pipeline.inspection.status import whole_manifest
 from pipeline.inspection.verify import Verification
-from pipeline.output.run_folder import MANIFEST
+from pipeline.output.run_folder import MANIFEST, read_manifest
 from pipeline.storage.retry import RefusedError
 from pipeline.storage.storage import Storage
 
@@ -58,7 +57,7 @@ def _inputs(output: Storage, moved_to: str | None) -> Storage | None:
 
     Raises ValueError where a place was named and holds none.
     """
-    uri = moved_to or str(whole_manifest(output)["settings"].get("input", ""))
+    uri = moved_to or read_manifest(output).settings["input"]
     try:
         return prompt_shards.input_storage(uri)[0]
     except (ValueError, OSError) as error:

@@ -14,9 +14,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.runs import begun
 
 from jobs import evaluate, prepare
-from pipeline.output import result_shards
+from pipeline.output.open_shard import OpenShard
 from pipeline.rows import Result, results_batch, row_id
 from pipeline.scoring import math500
 from pipeline.scoring.summary import wilson
@@ -46,13 +47,25 @@ def result(shard: int, index: int, text: str | None) -> Result:
 def finished_run(
     folder: Path, shards: list[dict[str, list[Any]]], texts: list[list[str | None]], planned: int
 ) -> Path:
-    """A result dataset as the pipeline leaves it."""
-    output = Storage(str(folder))
-    for shard, (columns, answers) in enumerate(zip(shards, texts, strict=True)):
-        results = [result(shard, index, text) for index, text in enumerate(answers)]
-        content = result_shards.shard_bytes(pa.table(columns), results_batch(results), {})
-        output.write(f"data/train-{shard:05d}-of-{planned:05d}.parquet", content)
-    output.write(".run/manifest.json", json.dumps({"files": [{}] * planned}).encode())
+    """A result dataset as the pipeline leaves it; shards beyond those given are not decoded."""
+    prompts = [pa.table(columns) for columns in shards]
+    empty = pa.table({"prompt": ["not decoded"]}) if not prompts else prompts[0]
+    source = Path(f"{folder}-prompts")
+    decoding = {"gen_length": 3}
+    ledger = begun(
+        Storage(str(folder)),
+        source,
+        prompts + [empty] * (planned - len(prompts)),
+        "prompt",
+        lambda files: {"model": "m", "dtype": "float32", "decoding": decoding},
+        {"model": "m", "input": str(source), "decoding": decoding},
+    )
+    for number, answers in enumerate(texts):
+        ledger.open(OpenShard(number, prompts[number]))
+        rows = [result(number, index, text) for index, text in enumerate(answers)]
+        ledger.add(number, results_batch(rows))
+        ledger.commit_complete()
+    ledger.end()
     return folder
 
 

@@ -7,13 +7,16 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.observe.eta import ProgressTracker
 from pipeline.output import lease as module
-from pipeline.output.lease import LEASE, Lease, LeaseLostError, read_lease
+from pipeline.output.lease import Lease, LeaseLostError
+from pipeline.output.run_folder import DRIVER, read_lease
 from pipeline.storage.storage import Storage
 
 BEAT = 0.1
@@ -36,7 +39,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def change(storage: Storage, **fields: Any) -> None:
     content = read_lease(storage)
     assert content is not None
-    storage.write(LEASE, json.dumps({**content, **fields}).encode())
+    storage.write(DRIVER, json.dumps({**asdict(content), **fields}).encode())
 
 
 def test_a_second_driver_is_refused_while_the_first_lives(
@@ -69,7 +72,7 @@ def test_a_silent_lease_is_taken_over_and_its_owner_told(storage: Storage, elsew
     second.check()
     content = read_lease(storage)
     assert content is not None
-    assert content["id"] == second._id, "who has lost the lease does not touch it"
+    assert content.id == second._id, "who has lost the lease does not touch it"
     second.release()
 
 
@@ -129,16 +132,17 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(tmp_path: Path) -> Non
 def test_a_beat_carries_what_was_published(storage: Storage) -> None:
     lease = Lease(storage, BEAT)
     lease.acquire()
-    lease.publish(lambda: {"num_done": 7})
+    progress = ProgressTracker(12, 7).progress({"replica-0": "busy"}).to_json()
+    lease.publish(lambda: progress)
     time.sleep(3 * BEAT)
     content = read_lease(storage)
     assert content is not None
-    assert content["progress"] == {"num_done": 7}
-    assert not content["released"]
+    assert content.progress == progress
+    assert not content.released
     lease.release()
     content = read_lease(storage)
     assert content is not None
-    assert content["released"]
+    assert content.released
 
 
 def test_storage_that_stands_still_is_found_out_before_a_write(storage: Storage) -> None:

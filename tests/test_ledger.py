@@ -18,10 +18,10 @@ from pipeline.input import prompt_shards
 from pipeline.input.buckets import Buckets, bucket_of, choose_lengths, fitting
 from pipeline.input.reader import Reader
 from pipeline.output import result_shards
-from pipeline.output.lease import LEASE, Lease, LeaseLostError
+from pipeline.output.lease import Lease, LeaseLostError
 from pipeline.output.ledger import Ledger, Plan
 from pipeline.output.open_shard import OpenShard
-from pipeline.output.run_folder import EVENTS, SEGMENTS, commit_name, shard_name
+from pipeline.output.run_folder import DRIVER, EVENTS, SEGMENTS, commit_name, shard_name
 from pipeline.rows import RESULT_SCHEMA, Prompt, Result, results_batch, row_id
 from pipeline.storage.storage import Storage
 
@@ -53,7 +53,8 @@ def place(tmp_path: Path) -> tuple[Storage, Storage, Plan]:
         pq.write_table(table, tmp_path / "in" / f"{number}.parquet")
     inputs, names = prompt_shards.input_storage(str(tmp_path / "in"))
     files, _ = prompt_shards.inspect_inputs(inputs, names, "prompt")
-    plan = Plan(files, {"model": "m", "decoding": {"r_f": 0.1}}, {"slots": 1})
+    fingerprint = {"model": "m", "dtype": "float32", "decoding": {"r_f": 0.1}}
+    plan = Plan(files, fingerprint, {"model": "m", "input": "in", "decoding": {"r_f": 0.1}})
     return Storage(str(tmp_path / "out")), inputs, plan
 
 
@@ -62,7 +63,7 @@ def begin(place: tuple[Storage, Storage, Plan]) -> Ledger:
     ledger = Ledger(place[0], place[2])
     ledger.lease = Lease(place[0], beat_seconds=60)
     # Its owner's process is this one, and alive.
-    place[0].delete_file(LEASE)
+    place[0].delete_file(DRIVER)
     ledger.begin()
     return ledger
 

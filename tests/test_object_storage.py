@@ -20,7 +20,8 @@ from helpers.runs import MadeRun
 from jobs import cli
 from lrd.models.checkpoint import TINY, fingerprint
 from pipeline.output import lease as leases
-from pipeline.output.lease import Lease, LeaseLostError, read_lease
+from pipeline.output.lease import Lease, LeaseLostError
+from pipeline.output.run_folder import read_lease
 from pipeline.storage import model_files, retry, uris
 from pipeline.storage.storage import Storage
 
@@ -182,8 +183,8 @@ def test_a_lease_keeps_a_second_driver_out(
         lease.release()
     content = read_lease(Storage(place))
     assert content is not None
-    assert content["released"]
-    assert content["id"] == holders[0]._id
+    assert content.released
+    assert content.id == holders[0]._id
     late = Lease(Storage(place), BEAT)
     late.acquire()
     late.release()

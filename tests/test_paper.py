@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from helpers import synthetic_run
 
@@ -29,7 +28,7 @@ from pipeline.experiments.paper.published import BENCHMARKS, published
 from pipeline.experiments.paper.replays import SCHEMA, replay_name
 from pipeline.experiments.paper.study import Study
 from pipeline.output.result_shards import parquet_bytes
-from pipeline.report.reading import Event
+from pipeline.output.run_records import Event
 from pipeline.storage.storage import Storage
 
 DIGESTS = {
@@ -158,21 +157,17 @@ def test_a_time_that_is_not_known_is_not_told(told: list[Any], why: str) -> None
 
 def made_run(study: Study, name: str, num_right: int, wall: float = 10, **changes: Any) -> None:
     """A finished run of `ROWS` rows, of which the first `num_right` answer `#### 1`."""
-    folder = Path(study.config(study.groups()[0], name).output)
-    synthetic_run.write_run(folder, (ROWS,), failed_every=ROWS + 1, **changes)
-    told = [START, UP, (7 + wall, "driver finished")]
-    synthetic_run.write_events(folder, told)
-    (path,) = (folder / "data").iterdir()
-    table = pq.read_table(path)
-    texts = ["1+0=1\n#### 1" if n < num_right else "#### 2" for n in range(ROWS)]
-    place = table.schema.get_field_index("output_text")
-    table = table.set_column(place, "output_text", pa.array(texts))
-    pq.write_table(table.append_column("answer", pa.array(["1"] * ROWS)), path)
-    manifest = folder / ".run/manifest.json"
-    content = json.loads(manifest.read_text())
-    decoding = study.config(study.groups()[0], name).decoding.model_dump()
-    content["settings"]["decoding"] = decoding
-    manifest.write_text(json.dumps(content))
+    config = study.config(study.groups()[0], name)
+    synthetic_run.write_run(
+        Path(config.output),
+        (ROWS,),
+        failed_every=ROWS + 1,
+        decoding=config.decoding,
+        answer="1",
+        output_text=lambda row: "1+0=1\n#### 1" if row < num_right else "#### 2",
+        **changes,
+    )
+    synthetic_run.write_events(Path(config.output), [START, UP, (7 + wall, "driver finished")])
 
 
 @pytest.fixture

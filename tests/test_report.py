@@ -86,7 +86,7 @@ def test_counts_are_those_of_pandas(finished: tuple[Path, pd.DataFrame, str]) ->
 
 
 def test_the_summary_of_a_run_says_the_same(finished: tuple[Path, pd.DataFrame, str]) -> None:
-    from pipeline.output.statistics import UNSURE_ENTROPY, summarize
+    from pipeline.output.statistics import summarize
 
     folder, _, page = finished
     summary, numbers = summarize(Storage(str(folder))), data_of(page)["numbers"]
@@ -94,7 +94,6 @@ def test_the_summary_of_a_run_says_the_same(finished: tuple[Path, pd.DataFrame, 
     assert summary.errors == numbers["reasons"]
     assert summary.stop_reasons == numbers["stops"]
     assert summary.num_unsure_stops == numbers["num_unsure"]
-    assert counting.UNSURE_ENTROPY == UNSURE_ENTROPY
 
 
 def test_curves_are_those_of_pandas(finished: tuple[Path, pd.DataFrame, str]) -> None:
@@ -186,8 +185,7 @@ def test_the_page_needs_nothing_else(finished: tuple[Path, pd.DataFrame, str]) -
 
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     write_run(tmp_path / "run", (20,), failed_every=4, output_text=ATTACK, question=ATTACK)
-    hostile = {"error": ATTACK, "stop_reason": "failed"}
-    write_run(tmp_path / "failed", (5,), failed_every=1, **hostile)
+    write_run(tmp_path / "failed", (5,), failed_every=1, error=ATTACK)
     for name in ("run", "failed"):
         write_events(tmp_path / name, [(0, "driver started"), (60, ATTACK)], error=ATTACK)
         manifest = tmp_path / name / ".run/manifest.json"
@@ -251,9 +249,9 @@ def test_a_run_of_failures_alone(tmp_path: Path) -> None:
 
 def test_a_run_that_is_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "run", num_committed=2)
-    (tmp_path / "run/.run/driver.json").write_text(
-        json.dumps({"host": "node-7", "time": "2026-01-02", "released": False})
-    )
+    lease = tmp_path / "run/.run/driver.json"
+    at_work = {"host": "node-7", "time": "2026-01-02", "released": False}
+    lease.write_text(json.dumps({**json.loads(lease.read_text()), **at_work}))
     with (tmp_path / "run/.run/events.jsonl").open("a") as events:
         events.write('{"time": "2026-01-02T03')
     assert call(str(tmp_path / "run")) == 0
@@ -279,12 +277,9 @@ def test_a_schedule_that_hides_its_phases(tmp_path: Path) -> None:
     [
         (lambda run: shutil.rmtree(run), "no such folder"),
         (lambda run: (shutil.rmtree(run), run.write_text("x")), "is a file"),
-        (lambda run: (run / ".run/manifest.json").unlink(), "manifest.json: not there"),
-        (lambda run: (run / ".run/manifest.json").write_text("{"), "manifest.json: not JSON"),
-        (lambda run: (run / ".run/manifest.json").write_text("{}"), "has no files, fingerprint"),
+        (lambda run: (run / ".run/manifest.json").unlink(), "run: holds no run"),
         (lambda run: shutil.rmtree(run / "data"), "no committed shards yet"),
         (lambda run: next((run / "data").iterdir()).write_bytes(b"PAR1"), "00000-of-00003"),
-        (lambda run: (run / "data/more.parquet").write_bytes(b""), "more.parquet"),
     ],
 )
 def test_bad_input_is_one_line(

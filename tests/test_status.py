@@ -17,13 +17,11 @@ from helpers.runs import MadeRun, good
 from jobs import status
 from jobs.status import describe, duration
 from pipeline.inspection import run_state
-from pipeline.inspection.status import Inspector, listing
+from pipeline.inspection.status import Inspector
 from pipeline.observe.eta import ProgressTracker
-from pipeline.output.run_folder import EVENTS
+from pipeline.output.run_folder import DRIVER, EVENTS, listing
 from pipeline.rows import Prompt, results_batch
 from pipeline.storage.storage import Storage
-
-LEASE = ".run/driver.json"
 
 
 def args(*words: str) -> argparse.Namespace:
@@ -43,7 +41,7 @@ def run(tmp_path: Path) -> MadeRun:
 
 
 def rewrite_lease(run: MadeRun, **changes: Any) -> None:
-    path = run.output / LEASE
+    path = run.output / DRIVER
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
@@ -161,10 +159,12 @@ def test_a_dead_process_of_this_machine(run: MadeRun) -> None:
 
 def test_a_broken_lease_hides_nothing_else(run: MadeRun) -> None:
     run.end()
-    (run.output / LEASE).write_text("{")
+    (run.output / DRIVER).write_text("{")
     assert look(run).driver is None
-    (run.output / LEASE).unlink()
+    assert look(run).unreadable == [DRIVER]
+    (run.output / DRIVER).unlink()
     assert look(run).driver is None
+    assert look(run).unreadable == []
     assert look(run).num_done == 6
 
 
@@ -206,7 +206,7 @@ def test_the_command(run: MadeRun, capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(capsys.readouterr().out)
     assert (told["num_done"], told["num_failed"], told["num_rows"]) == (6, 2, 12)
     assert told["shards"][2]["state"] == "open"
-    assert told["driver"]["pid"] == json.loads((run.output / LEASE).read_text())["pid"]
+    assert told["driver"]["pid"] == json.loads((run.output / DRIVER).read_text())["pid"]
     run.end()
     assert status.run(args(str(run.output))) == 0
     assert "6 of 12 done" in capsys.readouterr().out

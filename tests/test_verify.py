@@ -55,7 +55,7 @@ def test_an_unreadable_manifest(run: MadeRun, verified: Any) -> None:
     (run.output / ".run" / "manifest.json").write_text("{")
     code, lines = verified(run)
     assert code == 1
-    assert "manifest.json: is no JSON" in lines[0]
+    assert "manifest.json: is not JSON" in lines[0]
     (run.output / ".run" / "manifest.json").write_text('{"settings": {}, "fingerprint": {}}')
     code, lines = verified(run)
     assert code == 1

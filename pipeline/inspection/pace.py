@@ -1,16 +1,13 @@
-"""How fast a run decoded, and what that says of rows still to come.
-
-Reads a run's files alone; knows nothing of Ray.
-"""
+"""Tells how fast a run decoded, from its files, and what that says of rows still to come."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-import pyarrow.parquet as pq
-
 from pipeline.inspection.status import Inspector
+from pipeline.output.result_shards import batches
+from pipeline.output.run_folder import written_shards
+from pipeline.output.statistics import SLOT_COLUMNS, SlotCounts
 from pipeline.storage.storage import Storage
 
 
@@ -57,23 +54,15 @@ def pace_of(output: Storage) -> Pace | None:
 
 def _pace_of_shards(output: Storage, slots: int) -> Pace | None:
     """From the result columns alone; all slots are taken to have been busy."""
-    rows: Counter[int] = Counter()
-    seconds: defaultdict[int, float] = defaultdict(float)
-    replicas: set[str] = set()
-    columns = ["bucket", "seconds", "replica"]
-    for name in output.names("data"):
-        with output.open(f"data/{name}") as source:
-            table = pq.ParquetFile(source).read(columns=columns).drop_null()
-        replicas |= set(table["replica"].unique().to_pylist())
-        groups = table.group_by("bucket").aggregate([("seconds", "sum"), ("seconds", "count")])
-        for group in groups.to_pylist():
-            rows[group["bucket"]] += group["seconds_count"]
-            seconds[group["bucket"]] += group["seconds_sum"]
-    if not rows:
+    counts = SlotCounts()
+    for shard in written_shards(output)[0]:
+        for rows in batches(output, shard.name, SLOT_COLUMNS):
+            counts.add(rows)
+    if not counts.buckets:
         return None
     return Pace(
-        seconds={bucket: seconds[bucket] / rows[bucket] for bucket in rows},
-        busy_slots=float(slots * len(replicas)),
-        num_replicas=len(replicas),
+        seconds={length: b.seconds / b.num_rows for length, b in counts.buckets.items()},
+        busy_slots=float(slots * len(counts.replicas)),
+        num_replicas=len(counts.replicas),
         source=f"{output.uri}: its result shards",
     )

@@ -1,4 +1,4 @@
-"""What a run would do, before it does it: rows, lengths, buckets, padding, time.
+"""Tells what a run would do, before it does it: rows, lengths, buckets, padding.
 
 Writes nothing and starts no Ray. Prompts go through the driver's own reader, so that what is
 foretold of them is what will happen.
@@ -6,7 +6,6 @@ foretold of them is what will happen.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pipeline.inspection.status import Inspector
 from pipeline.output.ledger import Ledger, Plan
 from pipeline.output.open_shard import OpenShard
 from pipeline.output.run_folder import MANIFEST
+from pipeline.output.statistics import reason_of
 from pipeline.preflight import Checked, fingerprint_of
 
 
@@ -68,9 +68,7 @@ def forecast(
         prompts = prompt_shards.read_column(run.inputs, file.name, config.prompt_column, sample)
         ready = reader.encode(OpenShard(number, prompts))
         found.num_seen += ready.shard.prompts.num_rows
-        found.refused.update(
-            re.sub(r"\d+", "N", error) for error in ready.failed["error"].to_pylist()
-        )
+        found.refused.update(map(reason_of, ready.failed["error"].to_pylist()))
         for prompt in ready.prompts:
             found.lengths[len(prompt.token_ids)] += 1
             bucket = found.buckets.setdefault(prompt.bucket, BucketRows())

@@ -1,7 +1,4 @@
-"""A run's state as dataclasses: what `pipeline.inspection.status` finds and the command line shows.
-
-Knows nothing of where it comes from.
-"""
+"""A run's state as dataclasses: `pipeline.inspection.status` makes it, `lrd status` shows it."""
 
 from __future__ import annotations
 
@@ -66,7 +63,7 @@ class RunState:
     events: list[dict[str, Any]]
     """The last ones, oldest first."""
     unreadable: list[str]
-    """Segments and records that cannot be read; their rows count as left."""
+    """Segments and records that cannot be read, whose rows count as left, and the lease."""
 
     @property
     def num_rows(self) -> int:

@@ -35,7 +35,7 @@ class Expected:
     @property
     def gen_length(self) -> int | None:
         """Canvas positions; None where the fingerprint names none."""
-        length: int | None = self.fingerprint.get("decoding", {}).get("gen_length")
+        length: int | None = self.fingerprint["decoding"].get("gen_length")
         return length
 
 

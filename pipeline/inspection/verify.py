@@ -1,7 +1,7 @@
-"""Whether a result dataset is whole and is what its manifest says: everything is read.
+"""Checks whether a result dataset is whole and is what its manifest says: everything is read.
 
-Writes nothing, knows no command line. A few shards are held in memory at a time, each whole and
-unpacked a row group at a time.
+Writes nothing. A few shards are held in memory at a time, each whole and unpacked a row group at a
+time.
 """
 
 from __future__ import annotations
@@ -10,17 +10,30 @@ import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.inspection.shard_checks import Expected, ShardCheck, contradictions
-from pipeline.inspection.status import listing, planned_files, read_commit, whole_manifest
 from pipeline.output import result_shards
-from pipeline.output.lease import is_dead, read_lease
-from pipeline.output.run_folder import SEGMENTS, Commit, commit_name, shard_name
+from pipeline.output.lease import is_dead
+from pipeline.output.run_folder import (
+    DATA,
+    DRIVER,
+    EVENTS,
+    SEGMENTS,
+    UnreadableError,
+    commit_name,
+    listing,
+    numbers_in,
+    read_commit,
+    read_events,
+    read_lease,
+    read_manifest,
+    segment_files,
+    shard_name,
+)
+from pipeline.output.run_records import Commit
 from pipeline.rows import row_id
 from pipeline.storage.storage import PARTIAL, Storage
 
@@ -66,9 +79,8 @@ class Verification:
         Raises ValueError where the folder holds no run, or its manifest cannot be read.
         """
         self._output, self._inputs = output, inputs
-        manifest = whole_manifest(output)
-        self.files = planned_files(manifest)
-        self._fingerprint: dict[str, Any] = manifest["fingerprint"]
+        manifest = read_manifest(output)
+        self.files, self._fingerprint = manifest.files, manifest.fingerprint
         self.num_unfinished = self.num_rows = self.num_failed = 0
         self._schema: pa.Schema | None = None
 
@@ -88,6 +100,7 @@ class Verification:
                     yield from self._compare_schema(number, shard.check.schema)
         yield from self._strays()
         yield from self._segments()
+        yield from self._notes()
 
     def _check(self, number: int) -> _Shard:
         name, planned = shard_name(number, len(self.files)), self.files[number]
@@ -116,7 +129,7 @@ class Verification:
     def _is_due(self, number: int) -> bool:
         """Whether a shard that has a record is still to be written, rather than lost: its segments
         go after that, and a driver at work may be between the two."""
-        return bool(self._output.names(f"{SEGMENTS}/{number:05d}")) or self._may_be_on()
+        return bool(segment_files(self._output, number)) or self._may_be_on()
 
     def _read(self, number: int, name: str) -> tuple[Commit | None, bytes | None, OSError | None]:
         """Record and bytes, read once more where they disagree: a driver may have written both
@@ -180,7 +193,7 @@ class Verification:
 
     def _strays(self) -> Iterator[Finding]:
         planned = {shard_name(number, len(self.files)) for number in range(len(self.files))}
-        for name in sorted(listing(self._output, "data", recursive=True)):
+        for name in sorted(listing(self._output, DATA, recursive=True)):
             if name in planned:
                 continue
             if name.endswith(PARTIAL):
@@ -191,13 +204,32 @@ class Verification:
                 fix = "move it away: readers of data/ take it for results"
                 yield Finding(name, None, "is no shard of this run", fix)
 
+    def _notes(self) -> Iterator[Finding]:
+        """Files that cannot be read and that no row depends on."""
+        try:
+            read_lease(self._output)
+        except UnreadableError as error:
+            yield Finding(DRIVER, None, error.what, error.fix, wrong=False)
+        _, num_bad = read_events(self._output)
+        if num_bad:
+            fix = "the next lrd generate sets them aside"
+            yield Finding(EVENTS, None, f"{num_bad} lines are not events", fix, wrong=False)
+
     def _may_be_on(self) -> bool:
-        lease = read_lease(self._output)
-        return lease is not None and not lease["released"] and not is_dead(lease)
+        """Whether a driver may be at work; one that is writes a lease that can be read."""
+        try:
+            lease = read_lease(self._output)
+        except UnreadableError:
+            return False
+        return lease is not None and not lease.released and not is_dead(lease)
 
     def _segments(self) -> Iterator[Finding]:
         for name in sorted(listing(self._output, SEGMENTS, recursive=True)):
             if name.endswith(PARTIAL):
+                continue
+            if not numbers_in(name):
+                what, fix = "is not a segment of this run", "move it away; nothing reads it"
+                yield Finding(name, None, what, fix, wrong=False)
                 continue
             try:
                 rows = result_shards.results_in(self._output.read(name))
@@ -212,13 +244,12 @@ class Verification:
 
     def _check_segment(self, name: str, rows: pa.Table) -> Iterator[Finding]:
         fix = "delete it; the same lrd generate command decodes its rows again"
-        folder = PurePosixPath(name).parent.name
-        number = int(folder) if folder.isdigit() else -1
-        num_rows = self.files[number].num_rows if 0 <= number < len(self.files) else 0
+        number, _ = numbers_in(name)
+        num_rows = self.files[number].num_rows if number < len(self.files) else 0
         own = {row_id(number, index) for index in range(num_rows)}
         foreign = [found for found in rows["row_id"].to_pylist() if found not in own]
         if foreign:
             yield Finding(name, str(foreign[0]), "is not of this shard", fix)
-        gen_length = self._fingerprint.get("decoding", {}).get("gen_length")
+        gen_length = self._fingerprint["decoding"].get("gen_length")
         for what, indices in contradictions(rows, gen_length):
             yield Finding(name, rows["row_id"][indices[0]].as_py(), what, fix)

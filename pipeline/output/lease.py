@@ -1,11 +1,10 @@
-"""One driver at a time: a file that its owner keeps beating, on any storage.
+"""Keeps a run to one driver at a time, by a file that its owner rewrites every few seconds.
 
-Knows nothing of runs. Object stores offer neither locks nor one clock, so nothing here compares
-times of two machines: a lease is alive while its beat changes, and whoever wants it watches for
-longer than a beat may take. Two that take it at once both wait and look again; the file is the
-last writer's.
-
-    .run/driver.json  {"id", "host", "pid", "beat", "time", "released", "progress"}
+Object stores offer neither locks nor one clock, so nothing here compares times of two machines: a
+lease is alive while its beat changes, and whoever wants it watches for longer than a beat may take.
+Two that take it at once both wait and look again; the file is the last writer's. A file that is
+not a lease is watched as long, for its owner writes it whole at the next beat; then it is set
+aside and the lease begins anew.
 """
 
 from __future__ import annotations
@@ -17,15 +16,17 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from pipeline.output.run_folder import DRIVER, UnreadableError, read_lease, set_aside
+from pipeline.output.run_records import LeaseRecord
 from pipeline.storage.storage import Storage
 
-LEASE = ".run/driver.json"
 BEAT_SECONDS = 5.0
 LOCAL_SETTLE_SECONDS = 0.2
 LOST_AFTER = 6
@@ -47,6 +48,8 @@ class Lease:
         self._beaten_at = 0.0
         self._lost: str | None = None
         self._progress: Callable[[], dict[str, Any]] = dict
+        self.on_set_aside: Callable[[str, str], None] = lambda error, kept: None
+        """Called with the reason and the new name where the file was not a lease."""
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._writing = threading.Lock()
@@ -99,19 +102,27 @@ class Lease:
     def _wait_for_silence(self) -> float:
         """When the last look began, at which the lease was free."""
         looked_at = time.monotonic()
-        seen = self._read()
-        if seen is None or seen["released"] or is_dead(seen):
+        seen = now = self._read()
+        if not self._may_be_held(seen):
             return looked_at
         since = time.monotonic()
         while time.monotonic() - since < self._longest_silence:
             time.sleep(self._beat_seconds / 4)
             looked_at = time.monotonic()
             now = self._read()
-            if now is None or now["released"]:
+            if now is None or (isinstance(now, LeaseRecord) and now.released):
                 return looked_at
-            if (now["id"], now["beat"]) != (seen["id"], seen["beat"]):
+            if isinstance(now, LeaseRecord) and _beat_of(now) != _beat_of(seen):
                 raise ValueError(_held(self._storage, now))
+        if isinstance(now, UnreadableError):
+            self._set_aside(now)
         return looked_at
+
+    @staticmethod
+    def _may_be_held(seen: LeaseRecord | UnreadableError | None) -> bool:
+        if isinstance(seen, LeaseRecord):
+            return not seen.released and not is_dead(seen)
+        return seen is not None
 
     def _keep_beating(self) -> None:
         while not self._over.wait(self._beat_seconds):
@@ -132,38 +143,43 @@ class Lease:
 
     def _write(self, released: bool = False) -> None:
         self._beat += 1
-        content = {
-            "id": self._id,
+        record = LeaseRecord(
+            id=self._id,
             **_whereabouts(),
-            "beat": self._beat,
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "released": released,
-            "progress": self._progress(),
-        }
-        self._storage.write(LEASE, json.dumps(content).encode())
+            beat=self._beat,
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+            released=released,
+            progress=self._progress(),
+        )
+        self._storage.write(DRIVER, json.dumps(asdict(record)).encode())
         self._beaten_at = time.monotonic()
 
-    def _read(self) -> dict[str, Any] | None:
-        return read_lease(self._storage)
+    def _read(self) -> LeaseRecord | UnreadableError | None:
+        """The lease; the error where the file is not one, None where there is none."""
+        try:
+            return read_lease(self._storage)
+        except UnreadableError as error:
+            return error
 
-    def _others(self) -> dict[str, Any] | None:
+    def _others(self) -> LeaseRecord | None:
         """The lease as another driver wrote it, if one did."""
         seen = self._read()
-        return seen if seen is not None and seen["id"] != self._id else None
+        if isinstance(seen, UnreadableError):
+            self._set_aside(seen)
+            return None
+        return seen if seen is not None and seen.id != self._id else None
+
+    def _set_aside(self, error: UnreadableError) -> None:
+        self.on_set_aside(str(error), set_aside(self._storage, DRIVER))
 
 
-def read_lease(storage: Storage) -> dict[str, Any] | None:
-    """The lease file's content; None where there is none."""
-    try:
-        content: dict[str, Any] = json.loads(storage.read(LEASE))
-    except FileNotFoundError:
-        return None
-    return content
+def _beat_of(seen: LeaseRecord | UnreadableError | None) -> tuple[str, int] | None:
+    return (seen.id, seen.beat) if isinstance(seen, LeaseRecord) else None
 
 
-def _held(storage: Storage, other: dict[str, Any]) -> str:
+def _held(storage: Storage, other: LeaseRecord) -> str:
     return (
-        f"{storage.uri}: another driver writes it (process {other['pid']} on {other['host']}); "
+        f"{storage.uri}: another driver writes it (process {other.pid} on {other.host}); "
         "wait for it, stop it, or name another --output"
     )
 
@@ -190,15 +206,14 @@ def _machine() -> str:
     return "/".join(parts)
 
 
-def is_dead(lease: dict[str, Any]) -> bool:
+def is_dead(lease: LeaseRecord) -> bool:
     """Whether the owner surely is no more: it ran here and its process is gone."""
-    if lease["machine"] != _machine():
+    if lease.machine != _machine():
         return False
     try:
-        process = psutil.Process(lease["pid"])
+        process = psutil.Process(lease.pid)
         gone: bool = (
-            process.create_time() != lease["process_began"]
-            or process.status() == psutil.STATUS_ZOMBIE
+            process.create_time() != lease.process_began or process.status() == psutil.STATUS_ZOMBIE
         )
         return gone
     except psutil.NoSuchProcess:

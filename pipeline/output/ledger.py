@@ -1,7 +1,5 @@
-"""What is planned, done and owed: the run's state on storage and the only writer of it. `layout.py`
-has the files.
-
-Knows nothing of Ray or models.
+"""Keeps the state of a run on storage, whose only writer it is: what is planned, done and owed.
+`run_folder.py` has the files.
 """
 
 from __future__ import annotations
@@ -23,17 +21,24 @@ from pipeline.output import result_shards
 from pipeline.output.lease import Lease
 from pipeline.output.open_shard import OpenShard
 from pipeline.output.run_folder import (
+    DATA,
     EVENTS,
     MANIFEST,
     NOT_REPLACED,
-    SEGMENTS,
-    Commit,
+    RUN,
     commit_name,
     damage,
+    is_own,
+    numbers_in,
     read_commits,
+    read_events,
     read_manifest,
+    segment_files,
+    segment_folder,
+    set_aside,
     shard_name,
 )
+from pipeline.output.run_records import Commit, Event, Manifest
 from pipeline.rows import InputFile
 from pipeline.storage.storage import Storage
 
@@ -81,7 +86,7 @@ class Ledger:
                     f"{output.uri}: is there and holds no run of ours; name a new --output"
                 )
             return
-        differences = list(_differences(read_manifest(output)["fingerprint"], plan.fingerprint))
+        differences = list(_differences(read_manifest(output).fingerprint, plan.fingerprint))
         if differences:
             raise ValueError(
                 f"{output.uri}: holds another run; {'; '.join(differences)}. Name another "
@@ -89,27 +94,34 @@ class Ledger:
             )
 
     def _has_content(self) -> bool:
-        names = [*self.output.names(), *self.output.names("data"), *self.output.names(".run")]
-        return bool(set(names) - {"driver.json"})
+        of_run = [name for name in self.output.names(RUN) if not is_own(name)]
+        return bool([*self.output.names(), *self.output.names(DATA), *of_run])
 
     def begin(self) -> None:
         """Take the lease and write the manifest of a new run.
 
         Raises ValueError where another driver is at work.
         """
+        self.lease.on_set_aside = lambda error, kept: self.event(
+            "file set aside", error=error, kept=kept
+        )
         self.lease.acquire()
         self.output.on_retry = lambda error: self.event("storage retry", error=error)
-        if self.output.kind(EVENTS) == "file":
-            self._events = self.output.read(EVENTS).decode().splitlines()
-            self._events_written = len(self._events)
+        self._continue_events()
         if self.is_new:
-            manifest = {
-                "created": _now(),
-                "fingerprint": self.plan.fingerprint,
-                "settings": self.plan.settings,
-                "files": [asdict(file) for file in self.plan.files],
-            }
-            self.output.write(MANIFEST, json.dumps(manifest, indent=1).encode())
+            plan, created = self.plan, _now().isoformat(timespec="milliseconds")
+            manifest = Manifest(created, plan.fingerprint, plan.settings, plan.files)
+            self.output.write(MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
+
+    def _continue_events(self) -> None:
+        """Put the events of earlier drivers before ours."""
+        events, num_bad = read_events(self.output)
+        self._events[:0] = [json.dumps(event.to_json()) for event in events]
+        self._events_written = len(events)
+        if num_bad:
+            where, kept = self.output.path(EVENTS), set_aside(self.output, EVENTS)
+            error = f"{where}: {num_bad} lines are not events; the others were kept"
+            self.event("file set aside", error=error, kept=kept)
 
     def end(self) -> None:
         """Write what is left to write, and let the next driver in."""
@@ -149,13 +161,12 @@ class Ledger:
         if number in self._commits:
             name = shard_name(number, len(self.plan.files))
             _restore(shard, _good(result_shards.results_in(self.output.read(name))))
-        folder = f"{SEGMENTS}/{number:05d}"
-        for name in self.output.names(folder):
-            shard.num_segments = max(shard.num_segments, int(name[:6]))
+        for name in segment_files(self.output, number):
+            shard.num_segments = max(shard.num_segments, numbers_in(name)[1])
             try:
-                results = result_shards.results_in(self.output.read(f"{folder}/{name}"))
+                results = result_shards.results_in(self.output.read(name))
             except pa.ArrowException as error:
-                self.event("segment damaged", segment=f"{folder}/{name}", error=str(error))
+                self.event("segment damaged", segment=name, error=str(error))
                 continue
             # A stored success beats a failure; where failures are retried, they count for nothing.
             _restore(shard, _good(results))
@@ -179,7 +190,8 @@ class Ledger:
             results = shard.unflushed()
             if results is not None:
                 number = shard.num_segments + 1
-                name = f"{SEGMENTS}/{shard.number:05d}/{number:06d}-{self._session}.parquet"
+                folder = segment_folder(shard.number)
+                name = f"{folder}/{number:06d}-{self._session}.parquet"
                 self.output.write(name, result_shards.parquet_bytes(results))
                 shard.num_segments = number
                 shard.flushed()
@@ -218,12 +230,12 @@ class Ledger:
         self.output.write(commit_name(shard.number), json.dumps(asdict(commit)).encode())
         self.output.write(shard_name(shard.number, len(self.plan.files)), content)
         self._commits[shard.number] = commit
-        self.output.delete_folder(f"{SEGMENTS}/{shard.number:05d}")
+        self.output.delete_folder(segment_folder(shard.number))
 
     def event(self, what: str, **facts: Any) -> None:
         """Record what happened; in the log at once, on storage with the next flush."""
         record(what, **facts)
-        self._events.append(json.dumps({"time": _now(), "event": what, **facts}))
+        self._events.append(json.dumps(Event(_now(), what, facts).to_json()))
 
 
 def _restore(shard: OpenShard, results: pa.Table) -> None:
@@ -235,8 +247,8 @@ def _good(results: pa.Table) -> pa.Table:
     return results.filter(pc.equal(results["status"], "ok"))
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:

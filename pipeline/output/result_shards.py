@@ -1,16 +1,56 @@
-"""Writes and reads result shards and segments as Parquet bytes.
+"""Writes and reads result shards and segments: Parquet.
 
 A result shard holds the input's columns unchanged, then the fields of `pipeline.rows.Result`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.rows import RESULT_SCHEMA
+from pipeline.storage.retry import StorageError
+from pipeline.storage.storage import Storage
 
 ROW_GROUP_ROWS = 1000
+BATCH_ROWS = 16384
+"""Rows that `batches` holds in memory unless it is told otherwise."""
+
+
+@contextmanager
+def opened(output: Storage, name: str) -> Iterator[pq.ParquetFile]:
+    """A result shard, open for reading. Raises ValueError naming a file that is not whole."""
+    try:
+        with output.open(name) as source:
+            yield pq.ParquetFile(source)
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{output.path(name)}: not a whole Parquet file ({reason}); delete it and continue "
+            "the run, which decodes it again"
+        ) from error
+
+
+def batches(
+    output: Storage, name: str, columns: Sequence[str], num_rows: int = BATCH_ROWS
+) -> Iterator[pa.RecordBatch]:
+    """These columns of a result shard, at most `num_rows` rows at a time.
+
+    Raises ValueError naming the file where it is damaged or lacks a column.
+    """
+    with opened(output, name) as parquet:
+        absent = [column for column in columns if column not in parquet.schema_arrow.names]
+        if absent:
+            raise ValueError(
+                f"{output.path(name)}: has no column {', '.join(absent)}, so it is not a result "
+                "shard of this version; name another run's output"
+            )
+        yield from parquet.iter_batches(batch_size=num_rows, columns=list(columns))
 
 
 def results_in(content: bytes) -> pa.Table:

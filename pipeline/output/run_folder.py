@@ -1,4 +1,4 @@
-"""The files of a run under its output folder: names, and what can be read from them alone.
+"""Reads a run's folder: the names of its files, and a checked reader for each of them.
 
     OUT/data/train-00000-of-00012.parquet   a committed shard: all its rows, in order
     OUT/.run/manifest.json                  written once: settings, fingerprint, plan
@@ -6,42 +6,58 @@
     OUT/.run/commits/00003.json             digest and counts of a shard, written before it
     OUT/.run/segments/00003/000001-….parquet  finished rows of a shard not committed yet
     OUT/.run/events.jsonl                   restarts, quarantines, starts and ends
+    OUT/.scores/gsm8k.parquet               what `lrd evaluate` made of the rows
 
-Knows nothing of who writes them.
+Shards, segments and records are read by name, so a file that somebody else left beside them
+(`notes.txt`, `.DS_Store`, `.nfs…`) never counts as the run's. Whatever is read is checked for all
+parts that any caller uses; errors name the file and the fix in one line.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import Any
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.observe.eta import Progress
+from pipeline.output.run_records import Commit, Event, LeaseRecord, Manifest, Run, Shard
 from pipeline.storage.storage import Storage
 
-MANIFEST = ".run/manifest.json"
-EVENTS = ".run/events.jsonl"
-COMMITS = ".run/commits"
-SEGMENTS = ".run/segments"
+RUN = ".run"
+MANIFEST, DRIVER, EVENTS = f"{RUN}/manifest.json", f"{RUN}/driver.json", f"{RUN}/events.jsonl"
+COMMITS, SEGMENTS = f"{RUN}/commits", f"{RUN}/segments"
+UNREADABLE = ".unreadable"
+"""Suffix under which a driver keeps a file that it could not read and began anew."""
+DATA, SCORES = "data", ".scores"
 NOT_REPLACED = "its rows were retried, and the shard that holds them was not written yet"
 
+_SHARD = re.compile(r"train-[0-9]+-of-([0-9]+)\.parquet")
+_COMMIT = re.compile(rf"{re.escape(COMMITS)}/([0-9]+)\.json")
+_SEGMENT = re.compile(rf"{re.escape(SEGMENTS)}/([0-9]+)/([0-9]+)-[^/]+\.parquet")
 
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """The record of a shard, written before the shard: what its file must hold."""
+Stamp = tuple[int, int | None]
+"""Size and time of change of a file: what tells a new version from the one that was read."""
+MOST_PARTS = 4
+"""Parts of a file that are named when they are missing or wrong."""
+T = TypeVar("T")
 
-    sha256: str
-    replaces: str | None
-    """Digest of the file that was there before, which stays good until the new one is whole."""
-    rows: int
-    failed: int
-    num_forwards: int
-    num_output_tokens: int
+
+class UnreadableError(ValueError):
+    """A file of the run is there and is not what a driver writes."""
+
+    def __init__(self, path: str, what: str, fix: str) -> None:
+        super().__init__(f"{path}: {what}; {fix}")
+        self.what, self.fix = what, fix
 
 
 def shard_name(number: int, num_shards: int) -> str:
     """A result shard's name under the output."""
-    return f"data/train-{number:05d}-of-{num_shards:05d}.parquet"
+    return f"{DATA}/train-{number:05d}-of-{num_shards:05d}.parquet"
 
 
 def commit_name(number: int) -> str:
@@ -49,26 +65,148 @@ def commit_name(number: int) -> str:
     return f"{COMMITS}/{number:05d}.json"
 
 
-def read_manifest(output: Storage) -> dict[str, Any]:
-    """A run's manifest. Raises ValueError where the folder holds no run."""
+def segment_folder(number: int) -> str:
+    """The folder of a shard's segments under the output."""
+    return f"{SEGMENTS}/{number:05d}"
+
+
+# Lists.
+
+
+def listing(storage: Storage, folder: str, *, recursive: bool = False) -> dict[str, Stamp]:
+    """Files under a folder by their name under the storage's root; with those that are not whole
+    yet. One request a thousand files, where `Storage.names` needs one a folder."""
+    return {
+        f"{folder}/{info.path.rpartition(f'/{folder}/')[2]}": (info.size, info.mtime_ns)
+        for info in storage.files(folder, recursive=recursive)
+    }
+
+
+def commit_files(output: Storage) -> dict[str, Stamp]:
+    """The records of shards that are there."""
+    return {name: stamp for name, stamp in listing(output, COMMITS).items() if numbers_in(name)}
+
+
+def segment_files(output: Storage, number: int | None = None) -> dict[str, Stamp]:
+    """The segments that are there, of one shard or of all."""
+    folder = SEGMENTS if number is None else segment_folder(number)
+    found = listing(output, folder, recursive=number is None)
+    return {name: found[name] for name in sorted(found) if numbers_in(name)}
+
+
+def numbers_in(name: str) -> tuple[int, ...]:
+    """The shard's number in the name of a record or a segment, behind it the segment's own; none
+    in the name of another file."""
+    found = _SEGMENT.fullmatch(name) or _COMMIT.fullmatch(name)
+    return tuple(map(int, found.groups())) if found else ()
+
+
+def written_shards(output: Storage, num_planned: int | None = None) -> tuple[list[Shard], int]:
+    """The result shards that are written, in order, and how many there will be.
+
+    num_planned: as the manifest has it, which is read where this is None. Of a dataset that was
+    copied without its run the shards' own names tell (`train-00000-of-00012`). Raises ValueError
+    where there is neither.
+    """
+    infos = {info.base_name: info for info in output.files(DATA)}
+    if num_planned is None and output.kind(MANIFEST) == "file":
+        num_planned = len(read_manifest(output).files)
+    elif num_planned is None:
+        named = next(filter(None, map(_SHARD.fullmatch, sorted(infos))), None)
+        if named is None:
+            raise ValueError(_no_run(output))
+        num_planned = int(named[1])
+    names = [shard_name(number, num_planned) for number in range(num_planned)]
+    found = [infos.get(name.rpartition("/")[2]) for name in names]
+    return [
+        Shard(number, names[number], _utc(info.mtime))
+        for number, info in enumerate(found)
+        if info is not None
+    ], num_planned
+
+
+def finished_shards(output: Storage, use: str, partial: bool = False) -> tuple[list[Shard], int]:
+    """`written_shards` of a run that is finished or, with `partial`, has begun.
+
+    use: what is to be done with them, in a word. Raises ValueError where they are not enough.
+    """
+    shards, num_planned = written_shards(output)
+    if not shards or (len(shards) < num_planned and not partial):
+        hint = f", or {use} what is there with --partial" if shards else ""
+        raise ValueError(
+            f"{output.uri}: {len(shards)} of {num_planned} shards are finished; continue the "
+            f"run{hint}"
+        )
+    return shards, num_planned
+
+
+def _utc(time: datetime | None) -> datetime | None:
+    """pyarrow's file times know their zone on some filesystems and are UTC on the others."""
+    if time is None or time.tzinfo is not None:
+        return time
+    return time.replace(tzinfo=UTC)
+
+
+# Readers.
+
+
+def read_run(output: Storage) -> Run:
+    """Everything but the rows. Raises ValueError where the folder holds no run."""
+    manifest = read_manifest(output)
+    events, num_bad = read_events(output)
     try:
-        manifest: dict[str, Any] = json.loads(output.read(MANIFEST))
-    except FileNotFoundError as error:
-        raise ValueError(f"{output.uri}: holds no run; check the folder") from error
-    except ValueError as error:
-        raise ValueError(f"{output.path(MANIFEST)}: is no JSON ({error}); restore it") from error
-    return manifest
+        driver = read_lease(output)
+    except UnreadableError:
+        driver = None
+    shards, _ = written_shards(output, len(manifest.files))
+    return Run(output, manifest, shards, events, num_bad, driver)
+
+
+def read_manifest(output: Storage) -> Manifest:
+    """A run's manifest. Raises ValueError where the folder holds no run, UnreadableError where
+    the file is not a whole manifest."""
+    try:
+        return _read(output, MANIFEST, _MANIFEST, "restore it, or decode into a new --output")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(_no_run(output)) from error
+
+
+def read_lease(output: Storage) -> LeaseRecord | None:
+    """The lease; None where there is none. Raises UnreadableError where it is not a lease."""
+    try:
+        lease = _read(output, DRIVER, _LEASE, "the next lrd generate sets it aside")
+    except FileNotFoundError:
+        return None
+    try:
+        _PROGRESS.validate_python(lease.progress)
+    except ValidationError:
+        return replace(lease, progress={})
+    return lease
+
+
+def read_commit(output: Storage, name: str) -> Commit | None:
+    """A shard's record; None where there is none that can be read."""
+    try:
+        return _read(output, name, _COMMIT_RECORD, "")
+    except (FileNotFoundError, UnreadableError):
+        return None
 
 
 def read_commits(output: Storage) -> dict[int, Commit]:
     """The records of shards by number; one that cannot be read counts as missing."""
-    commits = {}
-    for name in output.names(COMMITS):
-        try:
-            commits[int(name[:5])] = Commit(**json.loads(output.read(f"{COMMITS}/{name}")))
-        except (ValueError, TypeError):
-            continue
-    return commits
+    found = {numbers_in(name)[0]: read_commit(output, name) for name in commit_files(output)}
+    return {number: commit for number, commit in found.items() if commit is not None}
+
+
+def read_events(output: Storage) -> tuple[list[Event], int]:
+    """All events, oldest first, and how many lines are not events."""
+    try:
+        lines = output.read(EVENTS).split(b"\n")
+    except FileNotFoundError:
+        return [], 0
+    found = [_event(line) for line in lines if line.strip()]
+    events = [event for event in found if event is not None]
+    return events, len(found) - len(events)
 
 
 def damage(output: Storage, name: str, commit: Commit) -> str | None:
@@ -82,3 +220,60 @@ def damage(output: Storage, name: str, commit: Commit) -> str | None:
     if digest == commit.replaces:
         return NOT_REPLACED
     return f"{name}: its bytes are not those that were written"
+
+
+def set_aside(output: Storage, name: str) -> str:
+    """Keep a copy of a file that cannot be read, which is about to be written anew; its name."""
+    kept = f"{name}{UNREADABLE}"
+    output.write(kept, output.read(name))
+    return kept
+
+
+def is_own(name: str) -> bool:
+    """Whether a file directly under .run may be there before the run's manifest is."""
+    return f"{RUN}/{name}" in (DRIVER, f"{DRIVER}{UNREADABLE}")
+
+
+_MANIFEST, _LEASE = TypeAdapter(Manifest), TypeAdapter(LeaseRecord)
+_COMMIT_RECORD, _PROGRESS = TypeAdapter(Commit), TypeAdapter(Progress)
+
+
+def _read(output: Storage, name: str, kind: TypeAdapter[T], fix: str) -> T:
+    """A file of one JSON object. Raises FileNotFoundError, or UnreadableError with the fix."""
+    content = output.read(name)
+    try:
+        return kind.validate_python(_object(content))
+    except ValidationError as error:
+        parts = {".".join(map(str, found["loc"])): found["msg"] for found in error.errors()}
+        words = [f"{part}: {why.removeprefix('Value error, ')}" for part, why in parts.items()]
+        what = "; ".join(words[:MOST_PARTS])
+    except ValueError as error:
+        what = str(error)
+    raise UnreadableError(output.path(name), what, fix)
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    if not content.strip():
+        raise ValueError("is empty")
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError("is not a JSON object")
+    return found
+
+
+def _event(line: bytes) -> Event | None:
+    try:
+        facts = json.loads(line)
+        time, what = datetime.fromisoformat(facts.pop("time")), facts.pop("event")
+        time = time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    except (ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError):
+        return None
+    return Event(time, what, facts) if isinstance(what, str) else None
+
+
+def _no_run(output: Storage) -> str:
+    what = {"file": "is a file", "missing": "no such folder"}.get(output.kind(), "holds no run")
+    return f"{output.uri}: {what}; name the --output folder of lrd generate"

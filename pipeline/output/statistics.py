@@ -1,26 +1,146 @@
-"""What a result dataset holds, in a few numbers.
+"""Counts result rows: how many failed and why, how the others stopped, what they took.
 
-Knows nothing of runs: it reads the shards that are there.
+Every figure that the summary, the report, the dataset card, scores and the paper's tables have in
+common is counted here, a batch of rows at a time.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from pipeline.output.result_shards import batches
+from pipeline.output.run_folder import written_shards
 from pipeline.storage.storage import Storage
 
 UNSURE_ENTROPY = 0.5
 """An early stop that committed a position above this entropy (nats) is called unsure."""
+OTHER = "other reasons"
+COUNTED = (
+    *("status", "error", "stop_reason", "num_forwards", "num_output_tokens"),
+    *("max_entropy_at_stop", "seconds"),
+)
+"""Columns that `Counts.add` needs."""
+SLOT_COLUMNS = ("bucket", "num_forwards", "num_prompt_tokens", "seconds", "replica")
+"""Columns that `SlotCounts.add` needs."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What result rows say together. Forwards, tokens and seconds are of rows that are ok."""
+
+    num_rows: int = 0
+    num_failed: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    """Reasons of failed rows with their numbers as N."""
+    all_stops: Counter[str] = field(default_factory=Counter)
+    """How rows stopped; a row that failed stopped as `failed`."""
+    num_forwards: int = 0
+    most_forwards: int = 0
+    num_output_tokens: int = 0
+    num_unsure_stops: int = 0
+    """Early stops with an open position above `UNSURE_ENTROPY`."""
+    seconds: float = 0.0
+    """Sum of the rows' time in slots."""
+    most_reasons: int | None = None
+    """Distinct `errors` that are told apart; the others count as `OTHER`. None: all."""
+
+    @property
+    def num_ok(self) -> int:
+        return self.num_rows - self.num_failed
+
+    @property
+    def stops(self) -> Counter[str]:
+        """How rows that are ok stopped."""
+        found = {stop: n for stop, n in self.all_stops.items() if stop != "failed"}
+        return Counter(found)
+
+    def add(self, rows: pa.RecordBatch | pa.Table) -> None:
+        """Count rows that have the columns `COUNTED`."""
+        is_ok = pc.equal(rows["status"], "ok")
+        ok, failed = rows.filter(is_ok), rows.filter(pc.invert(is_ok))
+        self.num_rows += rows.num_rows
+        self.num_failed += failed.num_rows
+        for error, number in occurrences(failed["error"]).items():
+            self.errors[self._reason(error)] += number
+        self.all_stops.update(occurrences(rows["stop_reason"]))
+        self.num_forwards += total(ok["num_forwards"])
+        self.most_forwards = max(self.most_forwards, pc.max(ok["num_forwards"]).as_py() or 0)
+        self.num_output_tokens += total(ok["num_output_tokens"])
+        self.num_unsure_stops += total(pc.greater(ok["max_entropy_at_stop"], UNSURE_ENTROPY))
+        self.seconds += total(ok["seconds"])
+
+    def _reason(self, error: str) -> str:
+        reason = reason_of(error)
+        is_full = self.most_reasons is not None and len(self.errors) >= self.most_reasons
+        return OTHER if is_full and reason not in self.errors else reason
+
+
+@dataclass(slots=True)
+class Bucket:
+    """Rows that were decoded in slots of one length."""
+
+    num_rows: int = 0
+    num_prompt_tokens: int = 0
+    seconds: float = 0.0
+    """Sum of their time in slots."""
+
+
+@dataclass(slots=True)
+class SlotCounts:
+    """Where rows were decoded, failed ones too as far as they reached a slot."""
+
+    buckets: dict[int, Bucket] = field(default_factory=dict)
+    """By the number of prompt tokens that a slot holds."""
+    replicas: Counter[str] = field(default_factory=Counter)
+
+    def add(self, rows: pa.RecordBatch | pa.Table) -> None:
+        """Count rows that have the columns `SLOT_COLUMNS`."""
+        self.replicas.update(occurrences(rows["replica"]))
+        decoded = pc.and_(pc.is_valid(rows["bucket"]), pc.is_valid(rows["num_forwards"]))
+        columns = ["bucket", "num_prompt_tokens", "seconds"]
+        table = pa.table({name: rows[name] for name in columns}).filter(decoded)
+        sums = [("num_prompt_tokens", "sum"), ("num_prompt_tokens", "count"), ("seconds", "sum")]
+        for group in table.group_by("bucket").aggregate(sums).to_pylist():
+            bucket = self.buckets.setdefault(group["bucket"], Bucket())
+            bucket.num_rows += group["num_prompt_tokens_count"]
+            bucket.num_prompt_tokens += group["num_prompt_tokens_sum"] or 0
+            bucket.seconds += group["seconds_sum"] or 0.0
+
+
+def reason_of(error: str) -> str:
+    """An error with its numbers as N, so that rows that differ in them alone count as one."""
+    return re.sub(r"\d+", "N", error)
+
+
+def count_rows(output: Storage) -> Counts:
+    """The counts of a run's written shards. Raises ValueError where one is damaged."""
+    counts = Counts()
+    for shard in written_shards(output)[0]:
+        for rows in batches(output, shard.name, COUNTED):
+            counts.add(rows)
+    return counts
+
+
+def occurrences(column: pa.Array | pa.ChunkedArray) -> dict[Any, int]:
+    """Value → how often, by first appearance; nulls left out."""
+    found = pc.drop_null(column).value_counts()
+    return {entry["values"]: entry["counts"] for entry in found.to_pylist()}
+
+
+def total(column: pa.Array | pa.ChunkedArray) -> Any:
+    """The sum of a column, 0 where it has no value."""
+    return pc.sum(column).as_py() or 0
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a result dataset holds, counted from its files."""
+    """What a finished run says of its result dataset."""
 
     num_rows: int
     num_failed: int
@@ -30,42 +150,17 @@ class Summary:
     num_output_tokens: int
     stop_reasons: dict[str, int]
     num_unsure_stops: int
-    """Early stops with an open position above `UNSURE_ENTROPY`."""
 
 
 def summarize(output: Storage) -> Summary:
-    """Count a result dataset, shard by shard, from its files alone."""
-    columns = [
-        "status",
-        "error",
-        "stop_reason",
-        "num_forwards",
-        "num_output_tokens",
-        "max_entropy_at_stop",
-    ]
-    num_rows = num_forwards = num_output_tokens = num_unsure = 0
-    errors: Counter[str] = Counter()
-    stops: Counter[str] = Counter()
-    for name in output.names("data"):
-        with output.open(f"data/{name}") as source:
-            table = pq.ParquetFile(source).read(columns=columns)
-        num_rows += table.num_rows
-        decoded = pc.equal(table["status"], "ok")
-        ok, failed = table.filter(decoded), table.filter(pc.invert(decoded))
-        for entry in failed["error"].value_counts().to_pylist():
-            errors[re.sub(r"\d+", "N", entry["values"])] += entry["counts"]
-        for entry in ok["stop_reason"].value_counts().to_pylist():
-            stops[entry["values"]] += entry["counts"]
-        num_forwards += pc.sum(ok["num_forwards"]).as_py() or 0
-        num_output_tokens += pc.sum(ok["num_output_tokens"]).as_py() or 0
-        unsure = pc.greater(ok["max_entropy_at_stop"], UNSURE_ENTROPY)
-        num_unsure += pc.sum(unsure).as_py() or 0
+    """Count a result dataset from its files alone."""
+    counts = count_rows(output)
     return Summary(
-        num_rows=num_rows,
-        num_failed=errors.total(),
-        errors=dict(errors.most_common()),
-        num_forwards=num_forwards,
-        num_output_tokens=num_output_tokens,
-        stop_reasons=dict(stops.most_common()),
-        num_unsure_stops=num_unsure,
+        num_rows=counts.num_rows,
+        num_failed=counts.num_failed,
+        errors=dict(counts.errors.most_common()),
+        num_forwards=counts.num_forwards,
+        num_output_tokens=counts.num_output_tokens,
+        stop_reasons=dict(counts.stops.most_common()),
+        num_unsure_stops=counts.num_unsure_stops,
     )

@@ -5,7 +5,7 @@
     failed/failed-00000-of-00012.parquet     rows that failed, of shards that have any
 
 Reads the run and changes nothing in it. One shard is held in memory at a time; a local shard
-without failures is the same file under a second name. Knows no command line and no Ray.
+without failures is the same file under a second name.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
-from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.inspection.status import planned_files, read_commit
 from pipeline.output.result_shards import parquet_bytes
-from pipeline.output.run_folder import Commit, commit_name, read_manifest, shard_name
+from pipeline.output.run_folder import (
+    SCORES,
+    commit_name,
+    finished_shards,
+    read_commit,
+    read_manifest,
+)
+from pipeline.output.run_records import Commit, Manifest, Shard
+from pipeline.output.statistics import COUNTED, Counts
 from pipeline.publishing.dataset_card import About, Facts, card
 from pipeline.storage.storage import PARTIAL, Storage
 
-SCORES = ".scores"
-"""Folder under an output where `lrd evaluate` leaves scores."""
 EVALUATION = b"lrd.evaluation"
 """What a file of scores comes to, as JSON in its footer."""
 REASONS = 10
 """Reasons of failed rows that a card lists."""
-_TALLIED = ["status", "error", "stop_reason", "num_forwards", "num_output_tokens"]
 
 
 class PushError(Exception):
@@ -63,16 +66,15 @@ def publish(
     if output.is_local and folder.resolve().is_relative_to(Path(output.root).resolve()):
         raise ValueError(f"{folder}: lies in the run's own folder; name one outside {output.uri}")
     manifest = read_manifest(output)
-    planned = len(planned_files(manifest))
-    numbers = _finished(output, planned, partial)
+    shards, planned = finished_shards(output, "publish", partial)
     beside = folder.with_name(f"{folder.name}.{os.getpid()}{PARTIAL}")
     (beside / "data").mkdir(parents=True)
     try:
-        tally = Tally()
-        for done, number in enumerate(numbers):
-            _add_shard(output, number, planned, beside, tally)
+        found = _Published()
+        for done, shard in enumerate(shards):
+            _add_shard(output, shard, planned, beside, found)
             on_shard(done + 1, planned)
-        facts = tally.facts(manifest, len(numbers), planned, evaluations(output))
+        facts = found.facts(manifest, len(shards), planned, evaluations(output))
         (beside / "README.md").write_text(card(facts, about), encoding="utf-8")
         if folder.exists():
             folder.rmdir()
@@ -132,26 +134,17 @@ def evaluations(output: Storage) -> list[dict[str, Any]]:
     return found
 
 
-def _finished(output: Storage, planned: int, partial: bool) -> list[int]:
-    """Numbers of the shards that are written; ValueError where they are not enough."""
-    written = {f"data/{name}" for name in output.names("data")}
-    numbers = [number for number in range(planned) if shard_name(number, planned) in written]
-    if not numbers or (len(numbers) < planned and not partial):
-        hint = ", or publish what is there with --partial" if numbers else ""
-        raise ValueError(
-            f"{output.uri}: {len(numbers)} of {planned} shards are finished; continue the run{hint}"
-        )
-    return numbers
-
-
-def _add_shard(output: Storage, number: int, planned: int, folder: Path, tally: Tally) -> None:
+def _add_shard(
+    output: Storage, shard: Shard, planned: int, folder: Path, found: _Published
+) -> None:
     """One shard into the folder: as it is, or split where rows of it failed."""
-    name = shard_name(number, planned)
+    name = shard.name
     content = output.read(name)
-    _check_digest(output, name, content, read_commit(output, commit_name(number)))
+    _check_digest(output, name, content, read_commit(output, commit_name(shard.number)))
     file = pq.ParquetFile(pa.BufferReader(content))
-    rows = file.read(columns=_TALLIED)
-    tally.add(rows, file.schema_arrow)
+    rows = file.read(columns=list(COUNTED))
+    found.counts.add(rows)
+    found.schema = found.schema or file.schema_arrow
     failed = pc.equal(rows["status"], "failed")
     num_failed = pc.sum(failed).as_py() or 0
     # `datasets` opens no Parquet file without rows, so there are none.
@@ -166,7 +159,7 @@ def _add_shard(output: Storage, number: int, planned: int, folder: Path, tally: 
         if key.startswith(b"lrd.")
     }
     (folder / "failed").mkdir(exist_ok=True)
-    failures = f"failed/failed-{number:05d}-of-{planned:05d}.parquet"
+    failures = f"failed/failed-{shard.number:05d}-of-{planned:05d}.parquet"
     if num_failed < rows.num_rows:
         (folder / name).write_bytes(parquet_bytes(table.filter(pc.invert(failed)), footer))
     (folder / failures).write_bytes(parquet_bytes(table.filter(failed), footer))
@@ -195,51 +188,34 @@ def _same_file(output: Storage, name: str, content: bytes, target: Path) -> None
     target.write_bytes(content)
 
 
-class Tally:
-    """Counts what is published, shard by shard."""
+@dataclass(slots=True)
+class _Published:
+    """What goes into the dataset, shard by shard."""
 
-    def __init__(self) -> None:
-        self._schema: pa.Schema | None = None
-        self._num_ok = self._num_failed = 0
-        self._num_forwards = self._most_forwards = self._num_output_tokens = 0
-        self._stops: Counter[str] = Counter()
-        self._errors: Counter[str] = Counter()
-
-    def add(self, rows: pa.Table, schema: pa.Schema) -> None:
-        """A shard's rows, of these columns: status, error, stop_reason, num_forwards and
-        num_output_tokens."""
-        self._schema = self._schema or schema
-        failed = pc.equal(rows["status"], "failed")
-        bad, ok = rows.filter(failed), rows.filter(pc.invert(failed))
-        self._num_ok += ok.num_rows
-        self._num_failed += bad.num_rows
-        self._num_forwards += pc.sum(ok["num_forwards"]).as_py() or 0
-        self._most_forwards = max(self._most_forwards, pc.max(ok["num_forwards"]).as_py() or 0)
-        self._num_output_tokens += pc.sum(ok["num_output_tokens"]).as_py() or 0
-        self._stops.update(ok["stop_reason"].to_pylist())
-        # Numbers aside, as in a run's summary: reasons that differ in them are one.
-        self._errors.update(re.sub(r"\d+", "N", str(e)) for e in bad["error"].to_pylist())
+    counts: Counts = field(default_factory=Counts)
+    schema: pa.Schema | None = None
 
     def facts(
         self,
-        manifest: dict[str, Any],
+        manifest: Manifest,
         num_shards: int,
         num_shards_planned: int,
         evaluations: list[dict[str, Any]],
     ) -> Facts:
-        """All of it."""
-        assert self._schema is not None
+        """What the card tells of it."""
+        assert self.schema is not None
+        counts = self.counts
         return Facts(
-            manifest=manifest,
-            schema=self._schema,
+            manifest=asdict(manifest),
+            schema=self.schema,
             num_shards=num_shards,
             num_shards_planned=num_shards_planned,
-            num_ok=self._num_ok,
-            num_failed=self._num_failed,
-            num_forwards=self._num_forwards,
-            most_forwards=self._most_forwards,
-            num_output_tokens=self._num_output_tokens,
-            stop_reasons=dict(self._stops.most_common()),
-            errors=dict(self._errors.most_common(REASONS)),
+            num_ok=counts.num_ok,
+            num_failed=counts.num_failed,
+            num_forwards=counts.num_forwards,
+            most_forwards=counts.most_forwards,
+            num_output_tokens=counts.num_output_tokens,
+            stop_reasons=dict(counts.stops.most_common()),
+            errors=dict(counts.errors.most_common(REASONS)),
             evaluations=evaluations,
         )

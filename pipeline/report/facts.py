@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.report.counting import UNSURE_ENTROPY, Counts
+from pipeline.output.run_records import Run
+from pipeline.output.statistics import UNSURE_ENTROPY
+from pipeline.report.counting import ReportCounts
 from pipeline.report.curves import mean, quantile
 from pipeline.report.machine import padding_share
 from pipeline.report.page import Tile, folded, heading, paragraph, table
-from pipeline.report.reading import Run
 from pipeline.report.timeline import Timeline
 
 MAX_EVENTS = 200
@@ -24,11 +25,13 @@ MAX_CHARACTERS = 300
 """Of an event's facts or a failure's reason."""
 
 
-def head(run: Run, counts: Counts) -> tuple[str, str, tuple[str, str]]:
+def head(run: Run, counts: ReportCounts) -> tuple[str, str, tuple[str, str]]:
     """Title, subtitle, and the mark beside the title."""
-    subtitle = f"{run.output.uri} · model {run.settings.get('model')} · begun {run.created}"
+    subtitle = (
+        f"{run.output.uri} · model {run.settings.get('model')} · begun {run.manifest.created}"
+    )
     if not run.is_whole:
-        mark = ("warn", f"not finished: {len(run.shards)} of {len(run.planned_rows)} shards")
+        mark = ("warn", f"not finished: {len(run.shards)} of {len(run.manifest.files)} shards")
     elif counts.num_failed:
         mark = ("bad", f"finished, {counts.num_failed:,} rows failed")
     else:
@@ -36,21 +39,21 @@ def head(run: Run, counts: Counts) -> tuple[str, str, tuple[str, str]]:
     return "Decoding run", subtitle, mark
 
 
-def notices(run: Run, counts: Counts) -> Iterator[str]:
+def notices(run: Run, counts: ReportCounts) -> Iterator[str]:
     """What a reader has to know before any number."""
     if not run.is_whole:
         event = run.events[-1] if run.events else None
         last = f" Its last event: {event.what}, {_time(event.time)} UTC." if event else ""
         yield (
             f"This run is going on or was interrupted: {counts.num_rows:,} of "
-            f"{sum(run.planned_rows):,} rows are in committed shards, and this report is on these "
+            f"{run.num_planned_rows:,} rows are in committed shards, and this report is on these "
             f"alone.{last}{_driver(run)} The same lrd generate command continues it."
         )
     if counts.num_ok == 0:
         yield "No row was decoded, so there are no curves; the reasons are below."
-    if counts.num_unsure:
+    if counts.num_unsure_stops:
         yield (
-            f"{counts.num_unsure:,} early stops committed positions of entropy above "
+            f"{counts.num_unsure_stops:,} early stops committed positions of entropy above "
             f"{UNSURE_ENTROPY:g} nats: set --stop-max-entropy, or lower --tau-decode."
         )
     if run.num_bad_events:
@@ -63,17 +66,17 @@ def _time(time: datetime) -> str:
 
 def _driver(run: Run) -> str:
     """What the driver's lease says, where one is there."""
-    if not run.driver:
+    if run.driver is None:
         return ""
-    if run.driver.get("released"):
+    if run.driver.released:
         return " No driver is at work."
     return (
-        f" A driver on {run.driver.get('host')} last gave a sign at {run.driver.get('time')} and "
-        "has not signed off."
+        f" A driver on {run.driver.host} last gave a sign at {run.driver.time} and has not signed "
+        "off."
     )
 
 
-def tiles(run: Run, counts: Counts, course: Timeline) -> Iterator[Tile]:
+def tiles(run: Run, counts: ReportCounts, course: Timeline) -> Iterator[Tile]:
     """The numbers at the top."""
     failed = f"{counts.num_failed:,} failed" if counts.num_failed else "none failed"
     yield Tile(f"{counts.num_rows:,}", "rows", failed)
@@ -97,7 +100,7 @@ def tiles(run: Run, counts: Counts, course: Timeline) -> Iterator[Tile]:
         yield Tile(f"{rate:,.2f}", "rows a second", "from drivers' starts to their ends")
     if course.occupancy is not None:
         yield Tile(f"{course.occupancy:.0%}", "of slots held a row", "start and end included")
-    if counts.buckets:
+    if counts.slots.buckets:
         yield Tile(f"{padding_share(counts):.0%}", "padding", "of the prompt places in slots")
 
 
@@ -107,7 +110,7 @@ def _rate(course: Timeline) -> float | None:
     return rows / seconds if seconds and rows else None
 
 
-def outcome(counts: Counts) -> list[str]:
+def outcome(counts: ReportCounts) -> list[str]:
     """Stop reasons and failures, an HTML card each."""
     refined = counts.num_refined / counts.num_ok if counts.num_ok else 0.0
     stops = [
@@ -116,7 +119,7 @@ def outcome(counts: Counts) -> list[str]:
     ]
     failures = [
         (_cut(reason), f"{number:,}")
-        for reason, number in counts.reasons.most_common(MAX_REASONS_SHOWN)
+        for reason, number in counts.errors.most_common(MAX_REASONS_SHOWN)
     ]
     parts = []
     if stops:
@@ -139,12 +142,12 @@ def outcome(counts: Counts) -> list[str]:
     return parts
 
 
-def _spread(counts: Counts, stop: str) -> str:
+def _spread(counts: ReportCounts, stop: str) -> str:
     forwards = counts.forwards[stop]
     return f"{mean(forwards):.1f}, {quantile(forwards, 0.5):,}, {max(forwards):,}"
 
 
-def machine(run: Run, counts: Counts, course: Timeline) -> tuple[list[str], str]:
+def machine(run: Run, counts: ReportCounts, course: Timeline) -> tuple[list[str], str]:
     """Drivers with what is not known of time, and replicas, an HTML card each; below, events."""
     drivers = [
         (
@@ -158,7 +161,7 @@ def machine(run: Run, counts: Counts, course: Timeline) -> tuple[list[str], str]
     ]
     replicas = [
         (name, f"{number:,}", f"{number / counts.num_rows:.1%}")
-        for name, number in sorted(counts.replicas.items())
+        for name, number in sorted(counts.slots.replicas.items())
     ]
     parts = []
     if drivers:
@@ -204,10 +207,10 @@ def settings(run: Run) -> list[str]:
     rest = {name: value for name, value in run.settings.items() if name != "decoding"}
     names = {
         name: value
-        for name, value in run.fingerprint.items()
+        for name, value in run.manifest.fingerprint.items()
         if name in ("version", "dtype", "model")
     }
-    inputs = run.fingerprint.get("input", {})
+    inputs = run.manifest.fingerprint.get("input", {})
     return [
         heading("Decoding") + _pairs(run.decoding),
         heading("Run") + _pairs(rest),

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 
-from pipeline.report.counting import Counts
+from pipeline.output.run_records import Run
+from pipeline.report.counting import ReportCounts
 from pipeline.report.curves import bin_edges, binned, mean, quantile
 from pipeline.report.figure import Figure, stop_look, stop_order
-from pipeline.report.reading import Run
 from pipeline.report.svg import Axis, Chart
 
 
-def histograms(run: Run, counts: Counts) -> list[Figure]:
+def histograms(run: Run, counts: ReportCounts) -> list[Figure]:
     """Passes and effective tokens a row; empty where no row was decoded."""
     if not counts.num_ok:
         return []

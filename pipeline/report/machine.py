@@ -5,7 +5,7 @@ Knows nothing of files or pages.
 
 from __future__ import annotations
 
-from pipeline.report.counting import Counts
+from pipeline.report.counting import ReportCounts
 from pipeline.report.figure import Figure
 from pipeline.report.svg import Axis, Chart
 from pipeline.report.timeline import Timeline
@@ -51,15 +51,15 @@ def throughput(found: Timeline) -> Figure | None:
     )
 
 
-def padding(counts: Counts) -> Figure | None:
+def padding(counts: ReportCounts) -> Figure | None:
     """Prompt tokens and padding of each bucket's rows; None where no row had a slot."""
-    if not counts.buckets:
+    if not counts.slots.buckets:
         return None
-    buckets = sorted(counts.buckets.items())
+    buckets = sorted(counts.slots.buckets.items())
     names = tuple((float(n), f"{length}") for n, (length, _) in enumerate(buckets))
     chart = Chart(
         Axis("bucket (prompt tokens a slot holds)", -0.5, len(buckets) - 0.5, marks=names),
-        Axis("tokens a row, mean", 0.0, max(counts.buckets) * 1.05),
+        Axis("tokens a row, mean", 0.0, max(counts.slots.buckets) * 1.05),
         legend=[("s1", "box", "prompt"), ("s5", "box", "padding")],
     )
     rows, prompts, pads = [], [], []
@@ -81,8 +81,8 @@ def padding(counts: Counts) -> Figure | None:
     )
 
 
-def padding_share(counts: Counts) -> float:
+def padding_share(counts: ReportCounts) -> float:
     """Padding among the prompt places of all rows that had a slot."""
-    places = sum(length * bucket.num_rows for length, bucket in counts.buckets.items())
-    tokens = sum(bucket.num_prompt_tokens for bucket in counts.buckets.values())
+    places = sum(length * bucket.num_rows for length, bucket in counts.slots.buckets.items())
+    tokens = sum(bucket.num_prompt_tokens for bucket in counts.slots.buckets.values())
     return 1 - tokens / places if places else 0.0

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from pipeline.report.counting import Counts
+from pipeline.output.run_records import Run
+from pipeline.report.counting import ReportCounts
 from pipeline.report.curves import (
     DECODING,
     MIN_ROWS,
@@ -21,7 +22,6 @@ from pipeline.report.curves import (
     stopped_by,
 )
 from pipeline.report.figure import Figure, stop_look, stop_order
-from pipeline.report.reading import Run
 from pipeline.report.samples import Row
 from pipeline.report.svg import Axis, Chart
 
@@ -31,7 +31,7 @@ LEAST_KL = 1e-8
 """Where a logarithmic axis ends at the latest, nats."""
 
 
-def pass_figures(run: Run, counts: Counts, rows: Sequence[Row]) -> list[Figure]:
+def pass_figures(run: Run, counts: ReportCounts, rows: Sequence[Row]) -> list[Figure]:
     """Figures over passes; rows: the ok rows that curves are drawn from. Empty without any."""
     if not rows:
         return []
@@ -139,7 +139,7 @@ def _span(pair: tuple[float, float], text: Callable[[float], str]) -> str:
     return "" if math.isnan(pair[0]) else f"{text(pair[0])} to {text(pair[1])}"
 
 
-def _stopped(counts: Counts) -> Figure:
+def _stopped(counts: ReportCounts) -> Figure:
     shares = stopped_by(counts.forwards)
     last = len(next(iter(shares.values()))) - 1
     passes = list(range(last + 1))

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from pipeline.output.run_folder import DATA, read_run
 from pipeline.report import facts
-from pipeline.report.counting import Counts, count
+from pipeline.report.counting import ReportCounts, count
 from pipeline.report.figure import Figure
 from pipeline.report.histograms import histograms
 from pipeline.report.machine import padding, throughput
 from pipeline.report.page import Section, page, paragraph
 from pipeline.report.passes import pass_figures
-from pipeline.report.reading import read_run
 from pipeline.report.samples import read_rows
 from pipeline.report.timeline import Timeline, timeline
 from pipeline.report.tokens import Tokens, token_texts
@@ -34,7 +34,7 @@ class Report:
 
     html: str
     figures: list[Figure]
-    counts: Counts
+    counts: ReportCounts
     is_whole: bool
     """Whether every shard of the run is committed."""
 
@@ -45,6 +45,11 @@ def make_report(output: Storage, num_viewer_rows: int = 200) -> Report:
     Raises ValueError, with the file and what to do, where there is nothing to report on.
     """
     run = read_run(output)
+    if not run.shards:
+        raise ValueError(
+            f"{output.path(DATA)}: no committed shards yet; wait for the first one, or continue "
+            "the run with the `lrd generate` that began it"
+        )
     counts, chosen = count(run, num_viewer_rows)
     rows = read_rows(run, {*chosen.curves, *chosen.viewer})
     shown = {place: rows[place] for place in chosen.viewer}
@@ -74,7 +79,7 @@ def make_report(output: Storage, num_viewer_rows: int = 200) -> Report:
     return Report(html, [*by_pass, *by_row, *by_time], counts, run.is_whole)
 
 
-def _viewer(counts: Counts, num_shown: int, tokens: Tokens) -> str:
+def _viewer(counts: ReportCounts, num_shown: int, tokens: Tokens) -> str:
     """The viewer's HTML, and how its rows were sampled."""
     sampled = (
         f"All {num_shown:,} rows."
@@ -87,15 +92,15 @@ def _viewer(counts: Counts, num_shown: int, tokens: Tokens) -> str:
     return paragraph(sampled + why_not) + html
 
 
-def _numbers(counts: Counts, course: Timeline) -> dict[str, Any]:
+def _numbers(counts: ReportCounts, course: Timeline) -> dict[str, Any]:
     """The counts behind the page, for programs that read it."""
     return {
         "num_rows": counts.num_rows,
         "num_failed": counts.num_failed,
-        "reasons": dict(counts.reasons.most_common()),
+        "reasons": dict(counts.errors.most_common()),
         "stops": dict(counts.stops.most_common()),
         "forwards": dict(sorted(counts.all_forwards.items())),
         "output_tokens": dict(sorted(counts.output_tokens.items())),
-        "num_unsure": counts.num_unsure,
+        "num_unsure": counts.num_unsure_stops,
         "occupancy": course.occupancy,
     }

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.output.result_shards import batches
+from pipeline.output.run_records import Run
 from pipeline.report.counting import Place
-from pipeline.report.reading import Run, batches
 
 BATCH_ROWS = 256
 """Rows read at a time: with canvases and traces of a thousand entries a few megabytes."""
@@ -71,7 +72,8 @@ def read_rows(run: Run, places: Iterable[Place]) -> dict[Place, Row]:
     rows = {}
     for shard, numbers in sorted(wanted.items()):
         first = 0
-        for batch in batches(run, run.shards[shard], [prompt, *FACTS, *LISTS], BATCH_ROWS):
+        name = run.shards[shard].name
+        for batch in batches(run.output, name, [prompt, *FACTS, *LISTS], BATCH_ROWS):
             inside = sorted(n for n in numbers if first <= n < first + batch.num_rows)
             if inside:
                 taken = batch.take(pa.array([n - first for n in inside]))

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from pipeline.report.counting import Counts
-from pipeline.report.reading import Run
+from pipeline.output.run_records import Run
+from pipeline.report.counting import ReportCounts
 
 SLACK = timedelta(seconds=10)
 """How far a storage's clock may be from the driver's."""
@@ -52,7 +52,7 @@ class Timeline:
     notes: list[str] = field(default_factory=list)
 
 
-def timeline(run: Run, counts: Counts) -> Timeline:
+def timeline(run: Run, counts: ReportCounts) -> Timeline:
     """The course of a run from its events and its files' times."""
     found = Timeline(sessions=_sessions(run))
     if not found.sessions:
@@ -77,7 +77,7 @@ def _sessions(run: Run) -> list[Session]:
     return sessions
 
 
-def _place_shards(run: Run, counts: Counts, found: Timeline) -> None:
+def _place_shards(run: Run, counts: ReportCounts, found: Timeline) -> None:
     """Each shard to the driver that was at work when its file was written."""
     placed = []
     for shard, num_rows in zip(run.shards, counts.shard_rows, strict=True):
@@ -108,7 +108,7 @@ def _session_at(sessions: list[Session], time: datetime | None) -> Session | Non
     return None if at_work.ended and time > at_work.ended + SLACK else at_work
 
 
-def _occupancy(run: Run, counts: Counts, found: Timeline) -> None:
+def _occupancy(run: Run, counts: ReportCounts, found: Timeline) -> None:
     """Time of rows in slots over time that slots were there, for a run in one undisturbed piece.
 
     A row's `seconds` count from its slot's filling to its end. Of attempts that a death or a
@@ -121,12 +121,12 @@ def _occupancy(run: Run, counts: Counts, found: Timeline) -> None:
         why = "replicas died, and what their slots held then is not stored"
     elif any(event.what == NOTICE for event in run.events):
         why = "a replica changed its number of slots"
-    elif not counts.seconds or not run.settings.get("slots"):
+    elif not counts.slot_seconds or not run.settings.get("slots"):
         why = "no row says how long it was in a slot"
     if why is None:
-        num_replicas = run.settings.get("replicas") or len(counts.replicas)
+        num_replicas = run.settings.get("replicas") or len(counts.slots.replicas)
         available = num_replicas * run.settings["slots"] * found.sessions[0].seconds
-        share = counts.seconds / available if available else 2.0
+        share = counts.slot_seconds / available if available else 2.0
         if share <= 1:
             found.occupancy = share
             return

@@ -1,7 +1,7 @@
-"""Finished result shards → a score for each row, and what they come to.
+"""Scores every row of finished result shards, and sums the scores up.
 
 Reads OUT/data alone (the manifest only says how many shards there will be), decodes nothing
-and can be run again. Knows nothing of any single task, of models or of Ray.
+and can be run again.
 """
 
 from __future__ import annotations
@@ -9,25 +9,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.output.result_shards import parquet_bytes
-from pipeline.output.run_folder import MANIFEST
+from pipeline.output.result_shards import opened, parquet_bytes
+from pipeline.output.run_folder import SCORES, finished_shards
+from pipeline.output.statistics import COUNTED
 from pipeline.rows import RESULT_SCHEMA
 from pipeline.scoring.summary import Evaluation, summarize
 from pipeline.scoring.task import Score, Task
 from pipeline.scoring.workers import Answer, score_answers
-from pipeline.storage import retry, uris
+from pipeline.storage import uris
 from pipeline.storage.storage import Storage
 
-SCORES = ".scores"
-"""Folder of scores under an output: pandas and datasets take any other Parquet there for data."""
-_RESULTS = ["row_id", "status", "error", "stop_reason", "num_output_tokens", "num_forwards"]
+_RESULTS = ["row_id", *COUNTED]
 _SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),
@@ -57,7 +54,8 @@ def evaluate(
     a core where 0. partial: score a run that is not finished.
     Raises ValueError where there is nothing to score or a column is missing.
     """
-    names, num_planned = finished_shards(output, partial)
+    shards, num_planned = finished_shards(output, "score", partial)
+    names = [shard.name for shard in shards]
     folder, file = _scores_place(output, task, scores)
     reference, columns = _columns(output, names, task, reference_column)
     tables: list[pa.Table] = []
@@ -73,32 +71,6 @@ def evaluate(
     result = summarize(task.name, rows, table, len(names), num_planned, folder.path(file))
     folder.write(file, parquet_bytes(table, {"lrd.evaluation": json.dumps(asdict(result))}))
     return result
-
-
-def finished_shards(output: Storage, partial: bool = False) -> tuple[list[str], int]:
-    """The result shards and how many there will be.
-
-    Raises ValueError where there are none or, without `partial`, not all.
-    """
-    if output.kind() != "folder":
-        raise ValueError(f"{output.uri}: no such folder; give the --output of lrd generate")
-    names = [f"data/{name}" for name in output.names("data") if name.endswith(".parquet")]
-    if output.kind(MANIFEST) == "file":
-        num_planned = len(json.loads(output.read(MANIFEST))["files"])
-    elif names:
-        # A dataset that was copied without its run: train-00000-of-00012.parquet.
-        count = names[0].removesuffix(".parquet").rpartition("-of-")[2]
-        num_planned = int(count) if count.isdigit() else len(names)
-    else:
-        raise ValueError(f"{output.uri}: holds no run; give the --output of lrd generate")
-    if not names:
-        raise ValueError(f"{output.uri}: 0 of {num_planned} shards are finished; continue the run")
-    if len(names) < num_planned and not partial:
-        raise ValueError(
-            f"{output.uri}: {len(names)} of {num_planned} shards are finished; continue the "
-            "run, or score what is there with --partial"
-        )
-    return names, num_planned
 
 
 def _scores_place(output: Storage, task: Task, scores: str | None) -> tuple[Storage, str]:
@@ -122,7 +94,7 @@ def _columns(
     output: Storage, names: Sequence[str], task: Task, reference_column: str | None
 ) -> tuple[str, list[str]]:
     """The reference's column, and the columns to read beside the results'."""
-    with _shard(output, names[0]) as parquet:
+    with opened(output, names[0]) as parquet:
         there = parquet.schema_arrow.names
     wanted = (reference_column,) if reference_column else task.reference_columns
     reference = next((name for name in wanted if name in there), None)
@@ -149,7 +121,7 @@ def _answers(
     """Decoded rows, shard by shard; what scores need of every row is kept in `tables`."""
     first = 0
     for name in names:
-        with _shard(output, name) as parquet:
+        with opened(output, name) as parquet:
             table = parquet.read(columns=[*_RESULTS, "output_text", *columns])
         references = [_written(value) for value in table[reference].to_pylist()]
         kept = table.select(_RESULTS).append_column(_SCHEMA.field("reference"), [references])
@@ -159,22 +131,6 @@ def _answers(
                 example = {column: row[column] for column in columns}
                 yield Answer(first + number, row["output_text"], row[reference], example)
         first += table.num_rows
-
-
-@contextmanager
-def _shard(output: Storage, name: str) -> Iterator[pq.ParquetFile]:
-    """An open shard. Raises ValueError naming a file that is not whole."""
-    try:
-        with output.open(name) as source:
-            yield pq.ParquetFile(source)
-    except retry.StorageError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{output.path(name)}: not a whole Parquet file ({reason}); remove it and continue "
-            "the run, which decodes it again"
-        ) from error
 
 
 def _written(reference: Any) -> str | None:

@@ -1,7 +1,4 @@
-"""What the scores of one dataset come to: accuracy with its interval, tokens, forwards, stops.
-
-Knows nothing of files or of any single task.
-"""
+"""Sums up the scores of one dataset: accuracy with its interval, tokens, forwards, stops."""
 
 from __future__ import annotations
 
@@ -11,6 +8,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from pipeline.output.statistics import Counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +48,22 @@ def summarize(
     task: str, rows: pa.Table, scores: pa.Table, num_shards: int, num_planned: int, where: str
 ) -> Evaluation:
     """Sum up `scores` (correct, reason) of `rows` (the results' columns), row by row the same."""
-    decoded = rows.filter(pc.equal(rows["status"], "ok"))
+    counts = Counts()
+    counts.add(rows)
     num_correct = pc.sum(scores["correct"]).as_py()
-    low, high = wilson(num_correct, rows.num_rows)
+    low, high = wilson(num_correct, counts.num_rows)
     reasons = [reason for reason in scores["reason"].to_pylist() if reason]
     return Evaluation(
         task=task,
-        num_rows=rows.num_rows,
-        num_failed=rows.num_rows - decoded.num_rows,
+        num_rows=counts.num_rows,
+        num_failed=counts.num_failed,
         num_correct=num_correct,
-        accuracy=num_correct / rows.num_rows,
+        accuracy=num_correct / counts.num_rows,
         accuracy_low=low,
         accuracy_high=high,
-        mean_output_tokens=pc.mean(decoded["num_output_tokens"]).as_py(),
-        mean_forwards=pc.mean(decoded["num_forwards"]).as_py(),
-        stop_reasons=dict(Counter(rows["stop_reason"].to_pylist()).most_common()),
+        mean_output_tokens=counts.num_output_tokens / counts.num_ok if counts.num_ok else None,
+        mean_forwards=counts.num_forwards / counts.num_ok if counts.num_ok else None,
+        stop_reasons=dict(counts.all_stops.most_common()),
         wrong=dict(Counter(reason.partition(":")[0] for reason in reasons).most_common()),
         num_shards=num_shards,
         num_shards_planned=num_planned,

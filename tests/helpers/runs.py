@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from pipeline.input import prompt_shards
 from pipeline.output import result_shards
 from pipeline.output.ledger import Ledger, Plan
 from pipeline.output.open_shard import OpenShard
-from pipeline.output.run_folder import Commit, commit_name, shard_name
-from pipeline.rows import Result, results_batch, row_id
+from pipeline.output.run_folder import commit_name, shard_name
+from pipeline.output.run_records import Commit
+from pipeline.rows import InputFile, Result, results_batch, row_id
 from pipeline.storage.storage import Storage
 
-FINGERPRINT = {"model": "m", "decoding": {"gen_length": 3}}
+DECODING = {"gen_length": 3}
+FINGERPRINT = {"model": "m", "dtype": "float32", "decoding": DECODING}
 FAILURE = "non-finite logits in pass 1"
 
 
@@ -49,6 +51,27 @@ def bad(shard: int, index: int) -> Result:
     return Result.failed(row_id(shard, index), FAILURE, num_prompt_tokens=5, bucket=8, attempts=1)
 
 
+def begun(
+    output: Storage,
+    source: Path,
+    prompts: Sequence[pa.Table],
+    prompt_column: str,
+    fingerprint: Callable[[list[InputFile]], dict[str, Any]],
+    settings: dict[str, Any],
+) -> Ledger:
+    """A run's ledger, which holds its lease; the prompts are written first where they are not
+    there yet."""
+    if not source.exists():
+        source.mkdir(parents=True)
+        for number, table in enumerate(prompts):
+            pq.write_table(table, source / f"{number}.parquet")
+    inputs, names = prompt_shards.input_storage(str(source))
+    files, _ = prompt_shards.inspect_inputs(inputs, names, prompt_column)
+    ledger = Ledger(output, Plan(files, fingerprint(files), settings))
+    ledger.begin()
+    return ledger
+
+
 @dataclass
 class MadeRun:
     """Shards of `num_rows` rows under a folder, and their ledger."""
@@ -69,18 +92,19 @@ class MadeRun:
     def begin(self) -> MadeRun:
         """Write prompts and manifest; the driver holds its lease until `end`."""
         source = self.folder / "in"
-        if not source.exists():
-            source.mkdir(parents=True)
-            for number in range(self.num_shards):
-                texts = [f"prompt {number} {index}" for index in range(self.num_rows)]
-                weights = [float("nan"), *range(1, self.num_rows)]
-                table = pa.table({"prompt": texts, "weight": pa.array(weights, pa.float64())})
-                pq.write_table(table, source / f"{number}.parquet")
-        inputs, names = prompt_shards.input_storage(str(source))
-        files, _ = prompt_shards.inspect_inputs(inputs, names, "prompt")
-        settings = {"input": str(source), "model": "m", "slots": 2}
-        self.ledger = Ledger(self.storage, Plan(files, FINGERPRINT, settings))
-        self.ledger.begin()
+        prompts = [
+            pa.table(
+                {
+                    "prompt": [f"prompt {number} {index}" for index in range(self.num_rows)],
+                    "weight": pa.array([float("nan"), *range(1, self.num_rows)], pa.float64()),
+                }
+            )
+            for number in range(self.num_shards)
+        ]
+        settings = {"input": str(source), "model": "m", "slots": 2, "decoding": DECODING}
+        self.ledger = begun(
+            self.storage, source, prompts, "prompt", lambda files: FINGERPRINT, settings
+        )
         return self
 
     def open_shard(self, number: int) -> OpenShard:

@@ -1,40 +1,44 @@
-"""A run's folder made up from a seed: canvases, traces and events as a decoder would leave them.
+"""A run's folder made up from a seed: canvases, traces and events as a driver would leave them.
 
-For tests of what reads results; decodes nothing.
+The ledger writes it, so that it is a run that a driver could have written; nothing is decoded.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lrd.models.checkpoint import TINY
+from helpers.runs import begun
+from lrd import DecodingConfig
+from lrd.models.checkpoint import TINY, fingerprint
 from lrd.models.tokenizer import load_tokenizer
-from pipeline.rows import RESULT_SCHEMA
+from pipeline.config import RunConfig
+from pipeline.input.prompt_shards import read_shard
+from pipeline.output.ledger import Ledger
+from pipeline.output.open_shard import OpenShard
+from pipeline.output.run_folder import EVENTS, shard_name
+from pipeline.output.run_records import Event
+from pipeline.preflight import fingerprint_of
+from pipeline.rows import Result, results_batch, row_id
+from pipeline.storage.storage import Storage
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LENGTH, BLOCK = 64, 32
-DECODING = {
-    "gen_length": LENGTH,
-    "block_length": BLOCK,
-    "r_f": 0.15,
-    "top_p": 0.9,
-    "tau_refine": 0.1,
-    "tau_decode": 0.05,
-    "max_refine_steps": 20,
-    "refinement": "initial",
-    "early_stop": True,
-    "stop_max_entropy": 0.1,
-}
+DECODING = DecodingConfig.preset("fast", gen_length=LENGTH, block_length=BLOCK)
 PROMPT = "Nina has {} pens & {} cups. How many <b>things</b> does she have?"
+SHARD_SECONDS = 60
+"""Between the times of two shards' files."""
 
 
 def write_run(
@@ -43,89 +47,116 @@ def write_run(
     num_committed: int | None = None,
     failed_every: int = 17,
     seed: int = 0,
+    decoding: DecodingConfig = DECODING,
     **changes: Any,
 ) -> pa.Table:
-    """Write a run; its committed rows, in order.
+    """Write a run, its prompts beside it; its committed rows, in order.
 
     num_committed: shards that are there, all without it. failed_every: each n-th row failed; 1:
-    all did. changes: columns → values that every row has instead.
+    all did. changes: a column and its value in every row that has one, or a function that makes
+    it from the row's number; columns that are not results are the input's.
     """
     rng = np.random.default_rng(seed)
-    tokenizer = load_tokenizer(TINY)
+    changes = {name: v if callable(v) else _always(v) for name, v in changes.items()}
     num_committed = len(shard_rows) if num_committed is None else num_committed
-    files = [
-        {"name": f"p-{n}.parquet", "num_rows": m, "sha256": "0"} for n, m in enumerate(shard_rows)
-    ]
-    manifest = {
-        "created": START.isoformat(),
-        "fingerprint": {"version": "0", "model": "abc", "dtype": "float32", "input": {"p-0": "0"}},
-        "settings": {
-            "input": "in",
-            "output": str(folder),
-            "prompt_column": "question",
-            "model": "tiny",
-            "revision": None,
-            "replicas": 2,
-            "slots": 4,
-            "decoding": DECODING,
-        },
-        "files": files,
-    }
-    (folder / ".run").mkdir(parents=True)
-    (folder / "data").mkdir()
-    (folder / ".run/manifest.json").write_text(json.dumps(manifest))
-    is_whole = num_committed == len(shard_rows)
-    events = [(0, "driver started")] + (
-        [(60 * num_committed, "driver finished")] if is_whole else []
-    )
+    events = [(0.0, "driver started")]
+    if num_committed == len(shard_rows):
+        events.append((SHARD_SECONDS * num_committed, "driver finished"))
+    with _quickly():
+        ledger = _begun(folder, [_prompts(rng, n, changes) for n in shard_rows], decoding)
+        for number, num_rows in enumerate(shard_rows[:num_committed]):
+            inputs = Storage(f"{folder}-prompts")
+            shard = OpenShard(number, read_shard(inputs, ledger.plan.files[number].name))
+            ledger.open(shard)
+            rows = [_row(rng, number, n, failed_every, changes) for n in range(num_rows)]
+            ledger.add(number, results_batch(rows))
+            ledger.commit_complete()
+        ledger.end()
     write_events(folder, events)
-    shards = []
-    for number, num_rows in enumerate(shard_rows[:num_committed]):
-        rows = [_row(rng, tokenizer, number, n, failed_every) for n in range(num_rows)]
-        shard = _table([{**row, **changes} for row in rows], rng)
-        path = folder / f"data/train-{number:05d}-of-{len(shard_rows):05d}.parquet"
-        pq.write_table(shard, path, row_group_size=16)
-        written = (START + timedelta(seconds=60 * (number + 1))).timestamp()
+    paths = [folder / shard_name(n, len(shard_rows)) for n in range(num_committed)]
+    for number, path in enumerate(paths, 1):
+        written = (START + timedelta(seconds=SHARD_SECONDS * number)).timestamp()
         os.utime(path, (written, written))
-        shards.append(shard)
-    return pa.concat_tables(shards)
+    return pa.concat_tables([pq.ParquetFile(path).read() for path in paths])
 
 
 def write_events(folder: Path, events: Sequence[tuple[float, str]], **facts: Any) -> None:
-    """events: seconds after `START`, and what happened."""
-    lines = [
-        json.dumps({"time": (START + timedelta(seconds=s)).isoformat(), "event": what, **facts})
-        for s, what in events
-    ]
-    (folder / ".run/events.jsonl").write_text("\n".join(lines) + "\n")
+    """Events in place of the run's. events: seconds after `START`, and what happened."""
+    told = [Event(START + timedelta(seconds=s), what, facts) for s, what in events]
+    lines = [json.dumps(event.to_json()) for event in told]
+    (folder / EVENTS).write_text("\n".join(lines) + "\n")
 
 
-def _table(rows: list[dict[str, Any]], rng: np.random.Generator) -> pa.Table:
-    numbers = rng.integers(2, 40, (len(rows), 2)).tolist()
-    prompts = [
-        row.get("question", PROMPT.format(a, b)) for row, (a, b) in zip(rows, numbers, strict=True)
-    ]
-    columns = [pa.array([row.get(f.name) for row in rows], f.type) for f in RESULT_SCHEMA]
-    schema = pa.schema([("question", pa.string()), *RESULT_SCHEMA])
-    return pa.table([pa.array(prompts), *columns], schema=schema)
+@contextmanager
+def _quickly() -> Iterator[None]:
+    """A driver's clock that stands at `START`, small row groups, and no wait for rivals."""
+    with (
+        patch("pipeline.output.ledger._now", lambda: START),
+        patch("pipeline.output.result_shards.ROW_GROUP_ROWS", 16),
+        patch("pipeline.output.lease.LOCAL_SETTLE_SECONDS", 0),
+    ):
+        yield
+
+
+def _begun(folder: Path, prompts: list[pa.Table], decoding: DecodingConfig) -> Ledger:
+    source = Path(f"{folder}-prompts")
+    config = RunConfig(
+        input=str(source),
+        output=str(folder),
+        prompt_column="question",
+        replicas=2,
+        slots=4,
+        decoding=decoding,
+    )
+    with patch("pipeline.preflight.fingerprint", lambda model, revision: _tiny()[1]):
+        return begun(
+            Storage(str(folder)),
+            source,
+            prompts,
+            "question",
+            lambda files: fingerprint_of(config, files, "float32"),
+            config.model_dump(),
+        )
+
+
+@cache
+def _tiny() -> tuple[Any, str]:
+    """The embedded model's tokenizer and fingerprint."""
+    return load_tokenizer(TINY), fingerprint("tiny")
+
+
+def _always(value: Any) -> Any:
+    return lambda row: value
+
+
+def _prompts(rng: np.random.Generator, num_rows: int, changes: dict[str, Any]) -> pa.Table:
+    numbers = rng.integers(2, 40, (num_rows, 2)).tolist()
+    columns: dict[str, list[Any]] = {"question": [PROMPT.format(a, b) for a, b in numbers]}
+    names = [name for name in changes if name not in Result.__dataclass_fields__]
+    columns |= {name: [changes[name](n) for n in range(num_rows)] for name in names}
+    return pa.table(columns)
 
 
 def _row(
-    rng: np.random.Generator, tokenizer: Any, shard: int, index: int, failed_every: int
-) -> dict[str, Any]:
-    name = {"row_id": f"{shard:05d}-{index:08d}", "attempts": 1}
+    rng: np.random.Generator, shard: int, index: int, failed_every: int, changes: dict[str, Any]
+) -> Result:
+    name = row_id(shard, index)
     if index % failed_every == failed_every - 1:
         error = f"the prompt has {500 + index} tokens, 448 fit"
-        return {**name, "status": "failed", "stop_reason": "failed", "error": error, "attempts": 0}
+        if "error" in changes:
+            error = changes["error"](index)
+        return Result.failed(name, error, num_prompt_tokens=500 + index)
+    tokenizer, _ = _tiny()
     a, b = rng.integers(2, 40, 2).tolist()
     ids = tokenizer.encode(f"{a}+{b}={a + b}\n#### {a + b}", add_special_tokens=False)
     num_tokens = len(ids)
     text = tokenizer.decode(ids, skip_special_tokens=True)
     ids += [tokenizer.eos_token_id] * (LENGTH - num_tokens)
-    commit, phases = _passes(rng)
+    own = {name: value(index) for name, value in changes.items()}
+    commit, phases = _passes(rng, own.get("num_forwards"))
     length = int(rng.integers(20, 60))
-    return {
-        **name,
+    values = {
+        "row_id": name,
         "status": "ok",
         "output_text": text,
         "output_token_ids": ids,
@@ -146,19 +177,27 @@ def _row(
         "bucket": 32 if length <= 32 else 64,
         "seconds": 0.09 * len(phases),
         "replica": f"replica-{index % 2}",
+        "attempts": 1,
     }
+    results = {k: v for k, v in own.items() if k in Result.__dataclass_fields__ and k != "error"}
+    return Result(**{**values, **results})
 
 
-def _passes(rng: np.random.Generator) -> tuple[list[int], str]:
-    """The pass that committed each position, and each pass's phase; blocks marked by case."""
+def _passes(rng: np.random.Generator, num_passes: int | None) -> tuple[list[int], str]:
+    """The pass that committed each position, and each pass's phase: r or d.
+
+    num_passes: how many there are in all; drawn without it.
+    """
     commit: list[int] = []
     phases = ""
-    for _ in range(LENGTH // BLOCK):
+    for block in range(LENGTH // BLOCK):
         refining = int(rng.integers(1, 5))
         deciding = int(rng.integers(4, 16))
+        if num_passes is not None:
+            refining, deciding = 2, (num_passes + block) // 2 - 2
         first = len(phases) + refining
-        block = rng.permutation(np.arange(BLOCK) % deciding) + first + 1
-        commit += block.tolist()
+        steps = rng.permutation(np.arange(BLOCK) % deciding) + first + 1
+        commit += steps.tolist()
         phases += "r" * refining + "d" * deciding
     return commit, phases
 

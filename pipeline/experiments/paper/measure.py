@@ -1,4 +1,4 @@
-"""A run's folder → the numbers of a table's cell: accuracy, forwards, tokens, time.
+"""Measures a finished run for a table's cell: accuracy, forwards, tokens, time.
 
 Reads files alone. Time is only what it can honestly be: that of one undisturbed driver.
 """
@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.compute as pc
-
-from pipeline.output.statistics import UNSURE_ENTROPY
-from pipeline.report.reading import Event, Run, batches, read_run
+from pipeline.output.run_folder import read_run
+from pipeline.output.run_records import Event
+from pipeline.output.statistics import Counts, count_rows
 from pipeline.scoring.evaluate import evaluate
 from pipeline.scoring.tasks import task_named
 from pipeline.storage.storage import Storage
@@ -59,7 +58,7 @@ def measure(output: Storage, task: str) -> Measured:
     Raises ValueError where it is not whole, or cannot be scored.
     """
     scored = evaluate(output, task_named(task), num_workers=1)
-    run = read_run(output)
+    run, counts = read_run(output), count_rows(output)
     seconds = decoding_seconds(run.events)
     return Measured(
         num_rows=scored.num_rows,
@@ -69,8 +68,8 @@ def measure(output: Storage, task: str) -> Measured:
         high=scored.accuracy_high,
         forwards=scored.mean_forwards,
         tokens=scored.mean_output_tokens,
-        num_unsure=_num_unsure(run),
-        pass_ms=_pass_ms(run),
+        num_unsure=counts.num_unsure_stops,
+        pass_ms=_pass_ms(counts),
         seconds=seconds if isinstance(seconds, float) else None,
         why_no_seconds=seconds if isinstance(seconds, str) else None,
         machine={name: run.settings.get(name) for name in MACHINE},
@@ -124,22 +123,8 @@ def fewer_forwards(baseline: Measured | None, measured: Measured | None) -> floa
 
 
 def _began_work(event: Event) -> bool:
-    return event.what == "driver started" and event.facts.get("owed_shards", 1) > 0
+    return event.what == "driver started" and event.facts.get("owed_shards") != 0
 
 
-def _pass_ms(run: Run) -> float | None:
-    seconds = forwards = 0.0
-    for shard in run.shards:
-        for batch in batches(run, shard, ["status", "seconds", "num_forwards"], 16384):
-            ok = batch.filter(pc.equal(batch.column(0), "ok"))
-            seconds += pc.sum(ok.column(1)).as_py() or 0.0
-            forwards += pc.sum(ok.column(2)).as_py() or 0
-    return 1000 * seconds / forwards if forwards else None
-
-
-def _num_unsure(run: Run) -> int:
-    return sum(
-        pc.sum(pc.greater(batch.column(0), UNSURE_ENTROPY)).as_py() or 0
-        for shard in run.shards
-        for batch in batches(run, shard, ["max_entropy_at_stop"], 16384)
-    )
+def _pass_ms(counts: Counts) -> float | None:
+    return 1000 * counts.seconds / counts.num_forwards if counts.num_forwards else None

@@ -15,13 +15,11 @@ from pipeline.experiments.paper.measure import Measured, measure
 from pipeline.experiments.paper.replays import read_replays
 from pipeline.experiments.paper.study import Group, Study
 from pipeline.markdown import table
-from pipeline.output.run_folder import MANIFEST, read_manifest
+from pipeline.output.run_folder import MANIFEST, finished_shards, read_manifest, read_run
 from pipeline.report.counting import count
 from pipeline.report.curves import refined_by
 from pipeline.report.export import export
-from pipeline.report.reading import read_run
 from pipeline.report.samples import read_rows
-from pipeline.scoring.evaluate import finished_shards
 from pipeline.storage.storage import Storage
 
 REPLAYED = {"figure2": ("fixed",), "figure5": tuple(point("top_p", s) for s in SHARES if s > 0)}
@@ -154,7 +152,7 @@ def is_whole(output: Storage) -> bool:
     if output.kind(MANIFEST) == "missing":
         return False
     try:
-        finished_shards(output)
+        finished_shards(output, "show")
     except ValueError:
         return False
     return True
@@ -162,14 +160,14 @@ def is_whole(output: Storage) -> bool:
 
 def _run_line(output: Storage) -> tuple[str, ...]:
     manifest = read_manifest(output)
-    settings = manifest["settings"]
+    settings = manifest.settings
     shown = ("r_f", "top_p", "tau_refine", "tau_decode", "max_refine_steps", "refinement")
     rest = ("early_stop", "stop_max_entropy", "entropy_threshold", "tokens_per_step")
     decoding = settings["decoding"]
     words = [f"{name}={decoding[name]}" for name in (*shown, *rest) if decoding[name] is not None]
     return (
         output.root.rpartition("/")[2],
-        str(manifest["created"])[:16],
+        manifest.created[:16],
         str(settings["replicas"] or "by the cluster"),
         str(settings["slots"]),
         ", ".join(words),

@@ -22,10 +22,10 @@ from lrd.prompts import encode_prompts, fit_prompt
 from lrd.replay import Replay, replay
 from pipeline.config import RunConfig
 from pipeline.output.result_shards import parquet_bytes
+from pipeline.output.run_folder import read_run
 from pipeline.replicas import nodes
 from pipeline.replicas.placement import place
 from pipeline.report.counting import count
-from pipeline.report.reading import read_run
 from pipeline.report.samples import Row, read_rows
 from pipeline.run import connect
 from pipeline.storage.model_files import local_model, node_folder

@@ -10,27 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lrd import DecodingConfig
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
 from pipeline.experiments.paired import Outcomes
 from pipeline.experiments.tuning.grid import run_name
-from pipeline.inspection.status import whole_manifest
-from pipeline.output.statistics import UNSURE_ENTROPY
+from pipeline.output.result_shards import opened
+from pipeline.output.run_folder import SCORES, finished_shards, read_manifest
+from pipeline.output.statistics import COUNTED, Counts
 from pipeline.run import generate
-from pipeline.scoring.evaluate import SCORES, evaluate, finished_shards
+from pipeline.scoring.evaluate import evaluate
 from pipeline.scoring.task import Task
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import child
 
 RUNS = "runs"
-_READ = ["row_id", "status", "num_forwards", "max_entropy_at_stop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,23 +81,25 @@ def all_trials(sweep: Storage, task: str) -> list[Trial]:
 
 def read_trial(output: Storage, task: str) -> Trial:
     """A scored run as outcomes."""
-    manifest: dict[str, Any] = whole_manifest(output)
-    names, _ = finished_shards(output)
-    results = pa.concat_tables([_read(output, name, _READ) for name in names])
+    manifest = read_manifest(output)
+    shards, _ = finished_shards(output, "compare")
+    columns = ["row_id", *COUNTED]
+    results = pa.concat_tables([_read(output, shard.name, columns) for shard in shards])
+    counts = Counts()
+    counts.add(results)
     scores = _read(output, f"{SCORES}/{task}.parquet", ["row_id", "correct"])
     assert scores["row_id"].equals(results["row_id"]), "scores are of other rows"
-    unsure = pc.greater(results["max_entropy_at_stop"], UNSURE_ENTROPY)
     return Trial(
         name=output.root.rpartition("/")[2],
         correct=tuple(scores["correct"].to_pylist()),
         forwards=tuple(count or 0 for count in results["num_forwards"].to_pylist()),
-        num_unsure=pc.sum(unsure).as_py() or 0,
-        num_failed=results["status"].to_pylist().count("failed"),
-        config=DecodingConfig(**manifest["settings"]["decoding"]),
-        model_digest=str(manifest["fingerprint"]["model"]),
+        num_unsure=counts.num_unsure_stops,
+        num_failed=counts.num_failed,
+        config=DecodingConfig(**manifest.settings["decoding"]),
+        model_digest=manifest.fingerprint["model"],
     )
 
 
 def _read(output: Storage, name: str, columns: list[str]) -> pa.Table:
-    with output.open(name) as source:
-        return pq.ParquetFile(source).read(columns=columns).replace_schema_metadata(None)
+    with opened(output, name) as parquet:
+        return parquet.read(columns=columns).replace_schema_metadata(None)

@@ -1,0 +1,128 @@
+"""What the files of a run hold, as dataclasses; `run_folder` reads them.
+
+The checks are those that reading makes: of every part that any caller uses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+from pipeline.rows import InputFile
+from pipeline.storage.storage import Storage
+
+
+def _with(**kinds: type) -> AfterValidator:
+    """Entries that an object has to have, and their types."""
+
+    def check(found: dict[str, Any]) -> dict[str, Any]:
+        lacking = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
+        if lacking:
+            raise ValueError(f"lacks {', '.join(lacking)}")
+        return found
+
+    return AfterValidator(check)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a run was started with."""
+
+    created: str
+    fingerprint: Annotated[dict[str, Any], _with(model=str, dtype=str, decoding=dict)]
+    """All that results depend on."""
+    settings: Annotated[dict[str, Any], _with(model=str, input=str, decoding=dict)]
+    files: list[InputFile]
+    """The prompt shards, in order: as many result shards will there be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The record of a shard, written before the shard: what its file must hold."""
+
+    sha256: str
+    replaces: str | None
+    """Digest of the file that was there before, which stays good until the new one is whole."""
+    rows: int
+    failed: int
+    num_forwards: int
+    num_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRecord:
+    """What a driver says of itself in its lease."""
+
+    id: str
+    host: str
+    machine: str
+    """The host, this boot of it, and the container's view of its processes."""
+    pid: int
+    process_began: float
+    beat: int
+    """Counted up while the driver is at work."""
+    time: str
+    """Of the beat, by the driver's own clock; not to be compared with another machine's."""
+    released: bool
+    """Whether the driver has ended in good order."""
+    progress: dict[str, Any]
+    """`Progress.to_json()` as of then; empty before the first, or where it cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of events.jsonl."""
+
+    time: datetime
+    what: str
+    facts: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        time = self.time.isoformat(timespec="milliseconds")
+        return {"time": time, "event": self.what, **self.facts}
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A result shard that is written."""
+
+    number: int
+    name: str
+    """Under OUT."""
+    written: datetime | None
+    """Its file's time; None where the storage keeps none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything under an output folder but the rows."""
+
+    output: Storage
+    manifest: Manifest
+    shards: list[Shard]
+    """Those that are written, in order."""
+    events: list[Event]
+    num_bad_events: int
+    """Lines of events.jsonl that are not events, such as the last of a file cut short."""
+    driver: LeaseRecord | None
+    """The driver that wrote here last; None where that is not known."""
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.shards) == len(self.manifest.files)
+
+    @property
+    def num_planned_rows(self) -> int:
+        return sum(file.num_rows for file in self.manifest.files)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.manifest.settings
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.manifest.settings["decoding"]
+        return found
