@@ -10,6 +10,11 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+PromptFormat = Literal["auto", "chat", "raw"]
+Truncation = Literal["fail", "keep_last"]
+Compile = Literal["none", "compile", "graphs"]
+"""graphs: compiled, and each shape captured once as a CUDA graph and replayed."""
+
 COMMIT_RULES = ("entropy_threshold", "entropy_bound", "confidence_threshold")
 """Rules that replace `tokens_per_step`; at most one may be set. `steps` replaces it too."""
 

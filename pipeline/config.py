@@ -9,11 +9,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lrd import DecodingConfig
-from lrd.models.compiled import Compile
-from lrd.prompts import PromptFormat
-
-Truncation = Literal["fail", "keep_last"]
+from lrd.config import Compile, DecodingConfig, PromptFormat, Truncation
 
 
 class RunConfig(BaseModel):

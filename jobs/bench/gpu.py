@@ -25,7 +25,7 @@ from jobs.bench.step import BASELINE, REFINED
 from lrd import DecodingConfig, Engine, Request
 from lrd.memory import memory_of
 from lrd.models.checkpoint import LoadedModel
-from lrd.models.compiled import Compile
+from lrd.config import Compile
 from lrd.models.transformer import Transformer, TransformerConfig
 
 MODELS = {

@@ -6,9 +6,10 @@ Nothing listens by default, and then a record costs nothing. Knows no format (`j
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 LOG = logging.getLogger("lrd")
 

@@ -19,7 +19,7 @@ import torch
 from lrd import DecodingConfig, Engine, Request, load_model
 from lrd.engine import row_seed
 from lrd.memory import probe_slots
-from lrd.models.compiled import Compile
+from lrd.config import Compile
 from pipeline import faults
 from pipeline.replicas.pass_loop import Batch, PassLoop
 from pipeline.rows import Finished, Heartbeat, Prompt, ReplicaEvent, Result, Returned
