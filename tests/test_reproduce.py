@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from jobs.reproduce_prompts import OWN_TASK, prompts_of, write
 
 from jobs import reproduce
-from jobs.reproduce_prompts import OWN_TASK, prompts_of, write
 
 
 def parse(*words: str) -> argparse.Namespace:

@@ -23,9 +23,9 @@ import torch
 
 from jobs.bench.step import BASELINE, REFINED
 from lrd import DecodingConfig, Engine, Request
+from lrd.config import Compile
 from lrd.memory import memory_of
 from lrd.models.checkpoint import LoadedModel
-from lrd.config import Compile
 from lrd.models.transformer import Transformer, TransformerConfig
 
 MODELS = {

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from lrd import DecodingConfig, Engine, Request, load_model
+from lrd.config import Compile
 from lrd.engine import row_seed
 from lrd.memory import probe_slots
-from lrd.config import Compile
 from pipeline import faults
 from pipeline.replicas.pass_loop import Batch, PassLoop
 from pipeline.rows import Finished, Heartbeat, Prompt, ReplicaEvent, Result, Returned
