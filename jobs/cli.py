@@ -6,7 +6,6 @@ Only the module of the command that was named is imported, so that help and refu
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -50,11 +49,11 @@ def run(words: Sequence[str]) -> int:
 
 def _run(words: Sequence[str]) -> int:
     for word in words:
-        if word != word.encode(errors="replace").decode():
-            locale = sys.getfilesystemencoding()
-            fix = "rename the file" if locale == "utf-8" else "set PYTHONUTF8=1"
-            raise ValueError(f"{os.fsencode(word)!r} is not {locale}; {fix}")
-    args = parser(words).parse_args(words)
+        if word != word.encode(errors="replace").decode():  # Bytes that cannot be decoded.
+            raise ValueError(output.not_a_name(word))
+    args, rest = parser(words).parse_known_args(words)
+    if rest:
+        raise ValueError(f"unrecognized arguments: {' '.join(rest)}; see lrd {args.command} --help")
     code: int = args.run(args)
     return code
 
@@ -85,7 +84,7 @@ def _asked_format(words: Sequence[str]) -> str | None:
     """What `--log-format` names, before the other words are read, so that what is wrong with them
     is said in that format; None where that is wrong itself."""
     asked = None
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         flag, equals, value = word.partition("=")
         if flag == "--log-format":
             asked = (value if equals else following).lower()

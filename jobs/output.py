@@ -102,12 +102,15 @@ class Stream(io.TextIOWrapper):
 
 
 def take_streams() -> None:
-    """Put streams that never fail in the place of this process's stdout and stderr."""
+    """Replace this process's stdout and stderr by streams that never fail."""
     # A descriptor that is closed would be given to the next file that is opened, and what
     # libraries and child processes print would end up in it.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
+    columns = os.environ.get("COLUMNS", "1")
+    if not columns.isdecimal() or int(columns) == 0:
+        del os.environ["COLUMNS"]  # Rich would draw nothing.
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is getattr(sys, f"__{name}__"):  # Else a test has put its own there.
@@ -239,7 +242,7 @@ def command(
                 set_log_format(getattr(args, "log_format", None))
                 return run(args)
             except UnicodeEncodeError as error:
-                return refuse(job, f"{error.object!r}: holds bytes that are not UTF-8; rename it")
+                return refuse(job, not_a_name(error.object))
             except ValueError as error:
                 return refuse(job, str(error))
             except OSError as error:
@@ -272,6 +275,13 @@ def refuse(job: str, reason: str, code: int = BAD_SETTINGS) -> int:
     """Say in one line why a command ended; its exit code."""
     tell(f"{job}: {reason}")
     return code
+
+
+def not_a_name(path: str) -> str:
+    """Why a path with undecodable bytes is refused: storage names files in UTF-8."""
+    encoding = sys.getfilesystemencoding()
+    fix = "rename it" if encoding == "utf-8" else "set PYTHONUTF8=1, or a locale of UTF-8"
+    return f"{os.fsencode(path)!r}: is not a name in {encoding}; {fix}"
 
 
 def _run_stopped() -> type[Exception]:

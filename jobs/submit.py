@@ -119,8 +119,7 @@ def entrypoint_of(config: RunConfig, log_format: str | None = None) -> str:
     Ray tells the driver which cluster it is in. Raises ValueError for settings that flags cannot
     say.
     """
-    words = [f"--log-format={log_format}"] if log_format else []
-    words += _flags(config, RunConfig.model_fields.keys() - {"decoding", "address"}, _defaults())
+    words = _flags(config, RunConfig.model_fields.keys() - {"decoding", "address"}, _defaults())
     choices = [_preset_flags(config.decoding, preset) for preset in PRESETS]
     shortest: list[str] = min(choices, key=len)
     words += shortest
@@ -128,7 +127,8 @@ def entrypoint_of(config: RunConfig, log_format: str | None = None) -> str:
     add_run_flags(parser)
     if run_config(parser.parse_args(words)) != config.model_copy(update={"address": None}):
         raise ValueError("a setting is the text 'none', which flags cannot say; change it")
-    return shlex.join(["python", "-m", "jobs.generate", *words])
+    shown_as = [f"--log-format={log_format}"] if log_format else []
+    return shlex.join(["python", "-m", "jobs.generate", *shown_as, *words])
 
 
 def _defaults() -> dict[str, Any]:

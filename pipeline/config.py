@@ -25,8 +25,8 @@ class RunConfig(BaseModel):
     prompt_column: str = Field("prompt", description="input column that holds the prompt text")
     prompt_format: PromptFormat = Field(
         "auto",
-        description="chat: by the chat template; raw: the text as it is; auto: chat where the model has a "
-        "template",
+        description="chat: by the chat template; raw: the text as it is; auto: chat where the "
+        "model has a template",
     )
     system_prompt: str | None = Field(None, description="system message of every prompt")
     truncation: Truncation = Field(
@@ -73,7 +73,8 @@ class RunConfig(BaseModel):
     max_attempts: int = Field(
         3,
         ge=1,
-        description="quarantine a row after this many replica deaths while it was the only row in flight",
+        description="quarantine a row after this many replica deaths while it was the only row in "
+        "flight",
     )
     max_restarts: int = Field(
         20,
@@ -83,7 +84,8 @@ class RunConfig(BaseModel):
     hang_seconds: float = Field(
         60.0,
         gt=0,
-        description="replace a replica that sent no heartbeat for this long and for 20 of its longest passes",
+        description="replace a replica that sent no heartbeat for this long and for the time of 20 "
+        "passes, the longest seen",
     )
     start_seconds: float = Field(
         1800.0, gt=0, description="replace a replica that has not loaded its model after this long"

@@ -24,6 +24,7 @@ import pytest
 from pydantic import ValidationError
 
 from jobs import generate, tune
+from jobs.flags import run_config
 from jobs.tiny.problems import problems
 from lrd import DecodingConfig
 from pipeline.config import RunConfig
@@ -95,7 +96,7 @@ def test_a_settings_file_gives_the_same_decoding(
     parser = argparse.ArgumentParser()
     generate.add_arguments(parser)
     words = ["--config", str(tmp_path / "best.toml"), "--input", "in", "--output", "out"]
-    read = generate.settings_from(parser.parse_args(words))
+    read = run_config(parser.parse_args(words))
     assert read.decoding == config
     assert read.model_dump(include=set(run)) == run
     assert text.startswith("# why\n# it is so\n")
@@ -282,7 +283,7 @@ def test_a_stop_reaches_the_driver_at_work_and_the_next(
     assert at_work.stopped
     assert late.stopped
     assert not ended.stopped
-    assert "lrd tune: keeping what is finished" in capfd.readouterr().err
+    assert "lrd tune: storing finished rows" in capfd.readouterr().err
 
 
 @pytest.fixture
