@@ -14,7 +14,6 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticUndefined
 
 from lrd.config import PRESETS, DecodingConfig
 from pipeline.config import RunConfig
@@ -82,7 +81,8 @@ def add_model_flags(
         kinds = _kinds(field.annotation)
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": f"{model.__name__}.{name}"}
         help_text = (field.description or "").replace("%", "%%")
-        if field.default not in (None, PydanticUndefined) and field.default_factory is None:
+        has_default = not field.is_required() and field.default_factory is None
+        if has_default and field.default is not None:
             help_text += f" [{field.default}]"
         if bool in kinds:
             options["action"] = argparse.BooleanOptionalAction
