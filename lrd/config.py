@@ -1,6 +1,6 @@
 """Decoding settings: what a user writes, checked before anything runs.
 
-Knows nothing of models or tensors. The baseline, the paper's method, its ablations and the
+The baseline, the paper's method, its ablations and the
 commit rules of other samplers are all settings of one procedure (`lrd/decoding.py`).
 """
 

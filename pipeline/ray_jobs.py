@@ -176,7 +176,7 @@ def job_name(output: str) -> str:
 def submit(
     client: JobSubmissionClient, name: str, entrypoint: str, runtime_env: dict[str, Any]
 ) -> tuple[str, bool]:
-    """Submit a run, or find its job that is at work: its id, and whether it is new.
+    """Submit a run, or find its job that is running: its id, and whether it is new.
 
     Raises what the client raises where the server refuses, or takes no job in three minutes.
     """
@@ -192,7 +192,7 @@ def submit(
                 entrypoint=entrypoint, submission_id=job_id, runtime_env=dict(runtime_env)
             )
         except RuntimeError as error:
-            # Someone else was faster, and theirs is at work now; or the cluster has just begun.
+            # Someone else was faster, and theirs is running now; or the cluster has just started.
             passes = any(words in str(error) for words in ("already exists", "No available agent"))
             if not passes or time.monotonic() > give_up_at:
                 raise
@@ -238,7 +238,7 @@ def follow(
                 return
             heard_at = time.monotonic()
         except (AuthenticationError, BrokenPipeError):
-            # Of the token, or of whoever reads our output: the server is not to blame.
+            # The token's fault, or that of the reader of `on_text`: trying again does not help.
             raise
         except LOST:
             if time.monotonic() - heard_at > patience:

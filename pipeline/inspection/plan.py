@@ -1,7 +1,7 @@
 """What a run would do, before it does it: rows, lengths, buckets, padding, time.
 
-Writes nothing and starts no Ray. Prompts go through the driver's own reader, so that what is
-foretold of them is what will happen.
+Writes nothing and starts no Ray. Prompts go through the driver's own reader, so that the
+plan says what will happen to them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class BucketRows:
 
 @dataclass(slots=True)
 class Forecast:
-    """What the prompts that were looked at are like."""
+    """Lengths of the prompts that were read, and what is wrong with them."""
 
     num_rows: int
     """Of the whole input."""
@@ -63,7 +63,7 @@ def forecast(
 ) -> Forecast:
     """Tokenise the input, shard by shard; sample: so many rows of each at most.
 
-    on_shard is told of every shard that has been looked at.
+    on_shard is called with the number of every shard that has been read.
     """
     found = Forecast(sum(file.num_rows for file in run.files))
     reader = Reader(config, run.inputs, run.files, run.face, run.face.max_length)
