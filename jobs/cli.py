@@ -1,62 +1,94 @@
-"""`lrd NAME`: one command for each job. Knows only their names."""
+"""`lrd NAME`: finds a command by its name and runs it.
+
+Only the module of the command that was named is imported, so that help and refusals come at once.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
 
-from jobs import (
-    evaluate,
-    generate,
-    models,
-    plan,
-    prepare,
-    publish,
-    report,
-    reproduce,
-    retry_failed,
-    status,
-    submit,
-    tune,
-    verify,
-)
+from jobs import output
 
-JOBS = {
-    "generate": (generate, "decode prompt shards into a result dataset"),
-    "submit": (submit, "run generate as a job on a Ray cluster, and follow it"),
-    "plan": (plan, "tell what generate would do, without doing it"),
-    "status": (status, "tell where a run stands, from its files alone"),
-    "verify": (verify, "read a whole result dataset and name all that is wrong with it"),
-    "retry-failed": (retry_failed, "decode a run's failed rows once more"),
-    "prepare": (prepare, "make prompt shards from Parquet, JSONL, CSV or a hub dataset"),
-    "evaluate": (evaluate, "score a result dataset against its references"),
-    "tune": (tune, "find a checkpoint's settings: sweep them over a sample of a task"),
-    "report": (report, "write a report on a run: one HTML file, and figures for papers"),
-    "reproduce": (reproduce, "make the paper's tables and figures, decoded through the pipeline"),
-    "publish": (publish, "make a dataset in the hub's layout of a finished run"),
-    "models": (models, "list the models that are known by name"),
+COMMANDS = {
+    "generate": "decode prompt shards into a result dataset",
+    "submit": "run generate as a job on a Ray cluster, and follow it",
+    "plan": "say what generate would do, without doing it",
+    "status": "say where a run stands, from its files alone",
+    "verify": "read a whole result dataset and name all that is wrong with it",
+    "retry-failed": "decode a run's failed rows once more",
+    "prepare": "make prompt shards from Parquet, JSONL, CSV or a hub dataset",
+    "evaluate": "score a result dataset against its references",
+    "tune": "find a checkpoint's settings: sweep them over a sample of a task",
+    "report": "write a report on a run: one HTML file, and figures for papers",
+    "reproduce": "make the paper's tables and figures, decoded through the pipeline",
+    "publish": "make a dataset in the hub's layout from a finished run",
+    "models": "list the models that are known by name",
 }
+"""What each command does; `retry-failed` is the module `jobs.retry_failed`."""
 
 
-def main() -> None:
-    """The console script."""
-    parser = argparse.ArgumentParser(
+def main(*before: str) -> None:
+    """The console script. before: words in front of the command line's own."""
+    output.take_streams()
+    code = run([*before, *sys.argv[1:]])
+    output.flush()
+    sys.exit(code)
+
+
+def run(words: Sequence[str]) -> int:
+    """Run `lrd WORDS`; its exit code. Raises SystemExit for --help and for a wrong call."""
+    name = next((word for word in words if not word.startswith("-")), "")
+    job = f"lrd {name}" if name in COMMANDS else "lrd"
+    asked = argparse.Namespace(log_format=_asked_format(words))
+    return output.command(job)(lambda _: _run(words))(asked)
+
+
+def _run(words: Sequence[str]) -> int:
+    for word in words:
+        if word != word.encode(errors="replace").decode():  # Bytes that cannot be decoded.
+            raise ValueError(output.not_a_name(word))
+    args, rest = parser(words).parse_known_args(words)
+    if rest:
+        raise ValueError(f"unrecognized arguments: {' '.join(rest)}; see lrd {args.command} --help")
+    code: int = args.run(args)
+    return code
+
+
+def parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of a command line, whose first word that is not a flag names the command."""
+    made = output.Parser(
         prog="lrd", description="Latent Refinement Decoding as a batch-generation pipeline."
     )
-    commands = parser.add_subparsers(dest="job", required=True, metavar="JOB")
-    for name, (job, what) in JOBS.items():
-        command = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
-        job.add_arguments(command)
-        command.set_defaults(run=job.run)
-    args = parser.parse_args()
-    code = args.run(args)
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read it has left; what is buffered goes nowhere instead of failing at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    name = next((word for word in words if not word.startswith("-")), "")
+    for known, what in COMMANDS.items():
+        command = commands.add_parser(known, help=what, description=f"{what[0].upper()}{what[1:]}.")
+        if known == name:
+            module = module_of(name)
+            module.add_arguments(command)
+            output.add_log_format(command)
+            command.set_defaults(run=module.run)
+    return made
+
+
+def module_of(name: str) -> Any:
+    """The module of a command: `add_arguments(parser)` and `run(args) -> exit code`."""
+    return import_module(f"jobs.{name.replace('-', '_')}")
+
+
+def _asked_format(words: Sequence[str]) -> str | None:
+    """What `--log-format` names, before the other words are read, so that what is wrong with them
+    is said in that format; None where that is wrong itself."""
+    asked = None
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        flag, equals, value = word.partition("=")
+        if flag == "--log-format":
+            asked = (value if equals else following).lower()
+    return asked if asked in output.FORMATS else None
 
 
 if __name__ == "__main__":

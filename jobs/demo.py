@@ -11,29 +11,28 @@ import shutil
 import sys
 from pathlib import Path
 
-from jobs import generate
+from jobs import cli, output
 from pipeline.scoring.word_problems import final_answer
 
 EXAMPLES = Path(__file__).parent / "examples"
 
 
 def main() -> int:
-    """Run, check, print; the run's exit code."""
+    """Run, check, print; the exit code of the run."""
     parser = argparse.ArgumentParser(prog="python -m jobs.demo", description=__doc__)
-    parser.add_argument("--output", default="runs/demo", help="replaced if it is there")
+    parser.add_argument("--output", default="runs/demo", help="replaced if it exists")
     parser.add_argument("--replicas", default="2")
     args = parser.parse_args()
     shutil.rmtree(args.output, ignore_errors=True)
 
-    flags = argparse.ArgumentParser()
-    generate.add_arguments(flags)
-    code = generate.run(
-        flags.parse_args(
-            f"--input {EXAMPLES} --output {args.output} --gen-length 64 "
-            f"--replicas {args.replicas}".split()
-        )
-    )
-    if code not in (generate.OK, generate.FAILED_ROWS):
+    flags = {
+        "--input": str(EXAMPLES),
+        "--output": args.output,
+        "--gen-length": "64",
+        "--replicas": args.replicas,
+    }
+    code = cli.run(["generate", *(word for pair in flags.items() for word in pair)])
+    if code not in (output.OK, output.FAILED_ROWS):
         return code
 
     import datasets

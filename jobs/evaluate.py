@@ -1,69 +1,71 @@
 """Score a result dataset against its references: `lrd evaluate OUT --task gsm8k`.
 
-Works on finished shards alone, on the CPU, and can be run again; the last line is the result
-as JSON. Knows nothing of how a task is scored.
+Reads finished shards alone, on the CPU, and can be run again; the last line is the result as
+JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
+from collections.abc import Callable
 from dataclasses import asdict
 
+from jobs import output
 from pipeline.scoring import math500, sandbox
 from pipeline.scoring.evaluate import evaluate
 from pipeline.scoring.summary import Evaluation
 from pipeline.scoring.tasks import TASKS, task_named
 from pipeline.storage.storage import Storage
 
-OK, BAD_INPUT, INTERRUPTED = 0, 2, 75
-LINE_SECONDS = 5.0
-"""How often a terminal is told where it stands."""
 RUNS_PROGRAMS = ("humaneval", "mbpp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The job's flags."""
+    """The command's flags."""
     parser.add_argument("output_of_run", metavar="OUT", help="the --output of lrd generate")
     parser.add_argument("--task", required=True, metavar="|".join(TASKS), help="how to score")
     parser.add_argument("--reference-column", help="column of the references [the task's own]")
     parser.add_argument(
         "--output", metavar="FILE.parquet", help="the rows' scores [OUT/.scores/TASK.parquet]"
     )
-    parser.add_argument("--workers", type=int, default=0, help="processes [one a core]")
+    parser.add_argument("--workers", type=int, default=0, help="processes [one per core]")
     parser.add_argument(
         "--partial", action="store_true", help="score the finished shards of an unfinished run"
     )
 
 
+@output.command("lrd evaluate", interrupt=(output.INTERRUPTED, "interrupted; nothing was written"))
 def run(args: argparse.Namespace) -> int:
-    """The job; its exit code."""
-    try:
-        task = task_named(args.task)
-        if args.workers < 0:
-            raise ValueError(f"--workers is {args.workers}; 0 is one a core")
-        for line in _requirements(task.name):
-            print(line)
-        result = evaluate(
-            Storage(args.output_of_run),
-            task,
-            reference_column=args.reference_column,
-            scores=args.output,
-            num_workers=args.workers,
-            partial=args.partial,
-            on_progress=Progress(),
-        )
-    except (ValueError, OSError) as error:
-        print(f"lrd evaluate: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("lrd evaluate: interrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
+    """Score the rows; the exit code."""
+    task = task_named(args.task)
+    if args.workers < 0:
+        raise ValueError(f"--workers is {args.workers}; 0 is one per core")
+    for line in _requirements(task.name):
+        print(line)
+    result = evaluate(
+        Storage(args.output_of_run),
+        task,
+        reference_column=args.reference_column,
+        scores=args.output,
+        num_workers=args.workers,
+        partial=args.partial,
+        on_progress=_tell_progress(),
+    )
     print(describe(result))
     print(json.dumps(asdict(result)))
-    return OK
+    return output.OK
+
+
+def _tell_progress() -> Callable[[int], None]:
+    """Writes a line now and then on how many rows are scored."""
+    ticker = output.Ticker()
+
+    def tell(num_scored: int) -> None:
+        if ticker.ready():
+            output.tell(f"{num_scored} rows scored")
+
+    return tell
 
 
 def describe(result: Evaluation) -> str:
@@ -78,47 +80,20 @@ def describe(result: Evaluation) -> str:
         lines.append(f"{result.num_failed} failed rows, counted as wrong")
     if result.mean_forwards is not None:
         lines.append(
-            f"effective tokens a row: {result.mean_output_tokens:.1f} mean; "
-            f"forwards a row: {result.mean_forwards:.1f} mean"
+            f"effective tokens per row: {result.mean_output_tokens:.1f} mean; "
+            f"forwards per row: {result.mean_forwards:.1f} mean"
         )
-    lines.append("stops: " + _counts(result.stop_reasons))
+    lines.append(f"stop reasons: {output.counts(result.stop_reasons)}")
     if result.wrong:
-        lines.append("wrong: " + _counts(result.wrong))
+        lines.append(f"wrong: {output.counts(result.wrong)}")
     lines.append(f"scores: {result.scores}")
     return "\n".join(lines)
 
 
-class Progress:
-    """Says now and then how many rows are scored."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def __call__(self, num_scored: int) -> None:
-        if time.monotonic() - self._last >= LINE_SECONDS:
-            self._last = time.monotonic()
-            print(f"{num_scored} rows scored", file=sys.stderr, flush=True)
-
-
 def _requirements(task: str) -> list[str]:
-    """Check what a task needs before all rows fail for the lack of it; what to say of it."""
+    """Check what a task needs before all rows fail for the lack of it; lines about it."""
     if task == math500.TASK.name:
         math500.require()
     if task in RUNS_PROGRAMS:
         return [f"programs run confined by: {', '.join(sandbox.walls())}"]
     return []
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in counts.items())
-
-
-def main() -> None:
-    """`python -m jobs.evaluate`."""
-    parser = argparse.ArgumentParser(prog="lrd evaluate", description="Score a result dataset.")
-    add_arguments(parser)
-    sys.exit(run(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,16 +1,74 @@
-"""Command-line flags read off pydantic models, so that no setting is written down twice.
-
-Knows nothing of what the settings mean.
+"""The settings of a run from the command line: flags made from the pydantic models, so that no
+setting is written down twice, and the TOML file of `--config`.
 """
 
 from __future__ import annotations
 
 import argparse
+import codecs
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticUndefined
+
+from lrd.config import PRESETS, DecodingConfig
+from pipeline.config import RunConfig
+
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """`--config`, `--preset`, and a flag for every field of RunConfig and DecodingConfig."""
+    parser.add_argument(
+        "--config", metavar="RUN.toml", help="file of settings; those of [decoding] as a table"
+    )
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="decoding preset [fast]")
+    add_model_flags(parser, RunConfig, exclude={"decoding"})
+    add_model_flags(parser.add_argument_group("decoding"), DecodingConfig)
+
+
+def run_config(args: argparse.Namespace) -> RunConfig:
+    """The settings of preset, file and flags; each overrides the one before.
+
+    Raises ValueError for an unknown or impossible setting, and a file that cannot be read.
+    """
+    settings = read_run_file(args.config) if args.config else {}
+    decoding = settings.pop("decoding", {})
+    if not isinstance(decoding, dict):
+        raise ValueError(
+            f"{args.config}: decoding is not a table; write its settings below [decoding]"
+        )
+    preset = settings.pop("preset", "fast")
+    if not isinstance(preset, str):
+        raise ValueError(
+            f"{args.config}: preset is {preset!r}; expected a name in quotes: {', '.join(PRESETS)}"
+        )
+    with in_one_line():
+        settings["decoding"] = DecodingConfig.preset(
+            args.preset or preset, **{**decoding, **given(args, DecodingConfig)}
+        )
+        return RunConfig(**{**settings, **given(args, RunConfig)})
+
+
+def read_run_file(path: str) -> dict[str, Any]:
+    """The settings of a TOML file in UTF-8, with or without a byte-order mark.
+
+    Raises ValueError that names the file where it cannot be read.
+    """
+    try:
+        content = Path(path).read_bytes()
+        if content.startswith(UTF_16):
+            raise ValueError(f"{path}: is UTF-16; save it as UTF-8")
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}: line {line} is not UTF-8; save the file as UTF-8") from error
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def add_model_flags(
@@ -23,7 +81,8 @@ def add_model_flags(
         kinds = _kinds(field.annotation)
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": f"{model.__name__}.{name}"}
         help_text = (field.description or "").replace("%", "%%")
-        if field.default not in (None, PydanticUndefined) and field.default_factory is None:
+        has_default = not field.is_required() and field.default_factory is None
+        if has_default and field.default is not None:
             help_text += f" [{field.default}]"
         if bool in kinds:
             options["action"] = argparse.BooleanOptionalAction
@@ -47,6 +106,15 @@ def given(args: argparse.Namespace, model: type[BaseModel]) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Pydantic's ValidationError as a ValueError of one line that names each setting."""
+    try:
+        yield
+    except ValidationError as error:
+        raise ValueError(one_line(error)) from error
+
+
 def one_line(error: ValidationError) -> str:
     """Pydantic's findings as one line that names each setting."""
     parts = []
@@ -57,6 +125,8 @@ def one_line(error: ValidationError) -> str:
             message = "no such setting; see lrd generate --help"
         elif finding["type"] == "missing":
             message = f"is needed; give --{where.replace('_', '-')}"
+        elif finding["type"] == "string_unicode":
+            message = f"{finding['input']!r} holds bytes that are not UTF-8; rename it"
         elif where:
             message = f"{message}, not {finding['input']!r}"
         parts.append(f"{where}: {message}" if where else message)

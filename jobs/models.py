@@ -1,20 +1,21 @@
 """List the models that are known by name, with the canvases their authors published.
 
-Knows nothing of loading them: any LLaDA or Dream checkpoint loads, listed or not.
+Any LLaDA or Dream checkpoint loads, listed or not.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 
+from jobs import output
 from lrd.models.registry import KNOWN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The job has no flags."""
+    """The command has no flags of its own."""
 
 
+@output.command("lrd models")
 def run(args: argparse.Namespace) -> int:
     """Print the list; exit code 0."""
     print(f"{'model':42} {'family':7} {'kind':5} published gen_length/block_length")
@@ -27,13 +28,4 @@ def run(args: argparse.Namespace) -> int:
         kind = "chat" if known.chat else "base"
         print(f"{known.hub_id:42} {known.family:7} {kind:5} {tasks or known.canvas or ''}")
     print("Any folder or hub id with a LLaDA or Dream config.json works: --model FOLDER|OWNER/NAME")
-    return 0
-
-
-def main() -> None:
-    """`python -m jobs.models`."""
-    sys.exit(run(argparse.Namespace()))
-
-
-if __name__ == "__main__":
-    main()
+    return output.OK

@@ -1,30 +1,25 @@
-"""Tell where a run stands, from its files alone: while it is on, after it died, from anywhere.
+"""Say where a run stands, from its files alone: while it runs, after it died, from any machine.
 
     lrd status OUT [--watch] [--all] [--json]
 
-Knows nothing of how the state is read (`pipeline/inspection/status.py`).
+`pipeline/inspection/status.py` reads the state.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
-
+from jobs import output
 from pipeline.inspection.run_state import DriverState, RunState, ShardState
 from pipeline.inspection.status import Inspector
 from pipeline.storage.retry import RefusedError
 from pipeline.storage.storage import Storage
 
-OK, NO_RUN, STORAGE_FAILED = 0, 2, 75
 WATCH_SECONDS = 3.0
 FACT_WIDTH, LINE_WIDTH = 80, 160
 
@@ -32,36 +27,33 @@ FACT_WIDTH, LINE_WIDTH = 80, 160
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The job's flags."""
     parser.add_argument("output", metavar="OUT", help="the run's output folder")
-    parser.add_argument("--watch", action="store_true", help="again and again until the run ends")
+    parser.add_argument("--watch", action="store_true", help="refresh until the run ends")
     parser.add_argument("--all", action="store_true", help="list every shard")
-    parser.add_argument("--json", action="store_true", help="one JSON object a look")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per refresh")
 
 
+@output.command(
+    "lrd status",
+    storage=(output.INTERRUPTED, "storage does not answer: {}"),
+    interrupt=(output.OK, None),
+)
 def run(args: argparse.Namespace) -> int:
-    """The job; its exit code."""
+    """Show the state; the exit code."""
     try:
         inspector = Inspector(Storage(args.output))
         with _shown(live=args.watch and not args.json) as show:
             while True:
                 state = inspector.look()
                 show(json.dumps(state.to_json()) if args.json else describe(state, args.all))
-                if not args.watch or is_over(state):
-                    return OK
+                if not args.watch or is_over(state) or output.reader_is_gone():
+                    return output.OK
                 time.sleep(WATCH_SECONDS)
-    except (ValueError, RefusedError) as error:
-        print(f"lrd status: {error}", file=sys.stderr)
-        return NO_RUN
-    except BrokenPipeError:
-        return OK  # Whoever read it (`| head`) has seen enough.
-    except OSError as error:
-        print(f"lrd status: storage does not answer: {error}", file=sys.stderr)
-        return STORAGE_FAILED
-    except KeyboardInterrupt:
-        return OK
+    except RefusedError as error:
+        raise ValueError(str(error)) from error
 
 
 def is_over(state: RunState) -> bool:
-    """Whether nothing more will happen: nobody is at work, as far as files can tell."""
+    """Whether nothing more will happen: no driver is running, as far as files can tell."""
     driver = state.driver
     return driver is None or driver.over or (state.whole and driver.state == "silent")
 
@@ -97,30 +89,32 @@ def _rows(state: RunState) -> str:
 
 def _driver(driver: DriverState | None) -> str:
     if driver is None:
-        return "none has left word here"
-    who, heard = f"process {driver.pid} on {driver.host}", f"last heard at {_utc(driver.heard_at)}"
+        return "none has written its lease here"
+    who = f"process {driver.pid} on {driver.host}"
+    beat = f"last heartbeat at {_utc(driver.heard_at)}"
     return {
-        "ended": f"none is at work; the last one ended at {_utc(driver.heard_at)}",
-        "dead": f"none is at work; {who} is dead, {heard}: the same command continues",
-        "beating": f"at work: {who}, {heard}",
-        "silent": f"{who} has been silent while watched, {heard}: it may be gone",
-        "unknown": f"{who}, {heard}; --watch tells whether it is at work",
+        "ended": f"none is running; the last one ended at {_utc(driver.heard_at)}",
+        "dead": f"none is running; {who} is dead, {beat}: the same command continues",
+        "beating": f"running: {who}, {beat}",
+        "silent": f"{who} sent no heartbeat while watched, {beat}: it may be gone",
+        "unknown": f"{who}, {beat}; --watch shows whether it is running",
     }[driver.state]
 
 
 def _progress(driver: DriverState) -> list[str]:
-    """Speed, buckets and replicas as that driver last told of them."""
-    told = driver.progress
-    if not told:
+    """Speed, buckets and replicas as that driver last reported them."""
+    reported = driver.progress
+    if not reported:
         return []
-    num_now, seconds = told["num_done"] - told["num_done_before"], told["seconds"]
+    num_now = reported["num_done"] - reported["num_done_before"]
+    seconds = reported["seconds"]
     lines = []
     if num_now and seconds:
-        left = told["seconds_left"]
-        spent = f"{num_now} rows in {duration(seconds)}"
-        ahead = "" if left is None or driver.over else f", {duration(left)} left"
+        left = reported["seconds_left"]
+        spent = f"{num_now} rows in {output.duration(seconds)}"
+        ahead = "" if left is None or driver.over else f", {output.duration(left)} left"
         lines.append(f"speed     {num_now / seconds:.2f} rows/s, {spent}{ahead}")
-    done = [(int(name), b) for name, b in told["buckets"].items() if b["done"]]
+    done = [(int(name), b) for name, b in reported["buckets"].items() if b["done"]]
     if done:
         lines.append("bucket    rows done     of read  forwards/row  seconds/row")
         lines += [
@@ -128,8 +122,8 @@ def _progress(driver: DriverState) -> list[str]:
             f"{b['seconds'] / b['done']:12.2f}"
             for length, b in sorted(done)
         ]
-    if told["replicas"] and not driver.over:
-        replicas = ", ".join(f"{name} {word}" for name, word in told["replicas"].items())
+    if reported["replicas"] and not driver.over:
+        replicas = ", ".join(f"{name} {word}" for name, word in reported["replicas"].items())
         lines.append(f"replicas  {replicas}")
     return lines
 
@@ -157,10 +151,10 @@ def _event(event: dict[str, Any]) -> str:
     facts = {key: value for key, value in event.items() if key not in ("time", "event")}
     if isinstance(facts.get("rows"), list):
         facts["rows"] = len(facts["rows"])
-    told = " ".join(
+    words = " ".join(
         f"{key}={_cut(str(value), FACT_WIDTH)}" for key, value in facts.items() if value is not None
     )
-    line = f"{_utc(str(event.get('time', '?')))}  {event.get('event', '?')}  {told}"
+    line = f"{_utc(str(event.get('time', '?')))}  {event.get('event', '?')}  {words}"
     return _cut(line.rstrip(), LINE_WIDTH)
 
 
@@ -172,36 +166,16 @@ def _utc(stamp: str) -> str:
     return stamp.partition("+")[0].partition(".")[0].replace("T", " ") + " UTC"
 
 
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 120:
-        return f"{minutes} min"
-    hours = round(minutes / 60)
-    if hours < 48:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{hours // 24} d {hours % 24} h"
-
-
 @contextmanager
 def _shown(live: bool) -> Iterator[Callable[[str], None]]:
     """Where text goes: over the last one on a terminal that is watched, else below it."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
     console = Console()
     if live and console.is_terminal:
         with Live(console=console, auto_refresh=False, vertical_overflow="crop") as display:
             yield lambda text: display.update(Text(text), refresh=True)
     else:
         yield lambda text: print(text + "\n" if live else text, flush=True)
-
-
-def main() -> None:
-    """`python -m jobs.status`."""
-    parser = argparse.ArgumentParser(prog="lrd status", description="Tell where a run stands.")
-    add_arguments(parser)
-    sys.exit(run(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,33 +4,27 @@
 
 Every setting is a run of the pipeline under SWEEP/runs, all in one Ray session; the same command
 continues, and another grid into the same SWEEP adds to it. Writes settings.csv, tune.md,
-pareto.svg and best.toml. `jobs/TUNING.md` tells what to sweep first and how to read the outcome.
-Knows nothing of decoding or of how a task is scored.
+pareto.svg and best.toml. `jobs/TUNING.md` says what to sweep first and how to read the outcome.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jobs import logs
-from jobs.flags import add_model_flags, given
-from jobs.generate import OK, Stoppable, ended, handle_signals
-from lrd import DecodingConfig
-from lrd.config import PRESETS
+from jobs import output
+from jobs.flags import add_model_flags, given, in_one_line
+from lrd.config import PRESETS, DecodingConfig
 from pipeline.config import RunConfig
-from pipeline.experiments.tuning import task_sample, tuning_page
-from pipeline.experiments.tuning.choice import choose
 from pipeline.experiments.tuning.grid import SWEPT, Grid
 from pipeline.experiments.tuning.monitor import FIELDS, FORM
-from pipeline.experiments.tuning.trials import Trial, all_trials, measure
-from pipeline.preflight import check
-from pipeline.replicas.deaths import RunStoppedError
-from pipeline.scoring.task import Task
 from pipeline.scoring.tasks import TASKS, task_named
-from pipeline.storage.storage import Storage
+
+if TYPE_CHECKING:
+    from pipeline.experiments.tuning.trials import Trial
+    from pipeline.scoring.task import Task
+    from pipeline.storage.storage import Storage
 
 JOB = "lrd tune"
 MONITORS = ("none", "mean", "max", "mean:patience=2", "mean:gate=0.2", "mean:gate=1")
@@ -43,20 +37,20 @@ NEAR = 1.5
 
 
 class Current:
-    """The driver that is at work, and whether the sweep was asked to stop."""
+    """The driver that is running, and whether the sweep was asked to stop."""
 
     def __init__(self) -> None:
         self.stopped = False
-        self._driver: Stoppable | None = None
+        self._driver: output.Stoppable | None = None
 
-    def take(self, driver: Stoppable) -> None:
+    def take(self, driver: output.Stoppable) -> None:
         """The next driver. Signals are ours from here on: Ray, which has started by now, puts
         handlers of its own in their place."""
         self._driver = driver
         if self.stopped:
             driver.stop()
         else:
-            handle_signals(JOB, self)
+            output.handle_signals(JOB, self)
 
     def stop(self) -> None:
         self.stopped = True
@@ -65,11 +59,13 @@ class Current:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The job's flags: the sample, the grid, and those of a run and its decoding."""
+    """The command's flags: the sample, the grid, and those of a run and its decoding."""
     parser.add_argument("--task", required=True, metavar="|".join(TASKS), help="how to score")
     parser.add_argument("--reference-column", help="column of the references [the task's own]")
-    parser.add_argument("--limit", type=int, default=300, help="problems to draw [300]")
-    parser.add_argument("--sample-seed", type=int, default=0, help="of the draw [0]")
+    parser.add_argument(
+        "--limit", type=int, default=300, help="problems in the random sample [300]"
+    )
+    parser.add_argument("--sample-seed", type=int, default=0, help="seed of the random sample [0]")
     parser.add_argument(
         "--max-loss",
         type=float,
@@ -77,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how far below the best accuracy the recommended setting may be, beside the test "
         "[0.02]",
     )
-    grid = parser.add_argument_group("grid", "all combinations; several values a flag")
+    grid = parser.add_argument_group("grid", "all combinations; a flag takes several values")
     grid.add_argument("--preset", choices=sorted(PRESETS), default="fast", help="start [fast]")
     for name in SWEPT:
         preset = " ".join(map(str, GRID.get(name, ()))) or "the preset's"
@@ -92,31 +88,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         choices=sorted(PRESETS),
         default=["fast", "paper"],
-        help="presets to measure as they are; `baseline` takes a pass a token [fast paper]",
+        help="presets to measure as they are; `baseline` takes one pass per token [fast paper]",
     )
-    logs.add_argument(parser)
     add_model_flags(parser.add_argument_group("run"), RunConfig, exclude={"decoding"})
     swept = {*SWEPT, *FIELDS}
     add_model_flags(parser.add_argument_group("decoding"), DecodingConfig, exclude=swept)
 
 
+@output.decoding_command(JOB)
 def run(args: argparse.Namespace) -> int:
-    """The job; its exit code, as `lrd generate` has them."""
-    return ended(JOB, lambda: sweep(args), args.log_format)
+    """Measure the settings that are not measured yet and write the outcome; the exit code."""
+    from pipeline.experiments.tuning import task_sample
+    from pipeline.experiments.tuning.trials import measure
+    from pipeline.preflight import check
+    from pipeline.replicas.deaths import RunStoppedError
+    from pipeline.storage.storage import Storage
 
-
-def sweep(args: argparse.Namespace) -> int:
-    """Measure what is owed and write the outcome. Raises as `ended` catches."""
     task = task_named(args.task)
     if args.limit < 1:
         raise ValueError(f"--limit is {args.limit}; at least 1 is needed")
     if not 0 <= args.max_loss <= 1:
-        raise ValueError(f"--max-loss is {args.max_loss}; a share from 0 to 1 is due")
-    configs = grid_from(args).configs()
-    config = RunConfig(**{**given(args, RunConfig), "decoding": configs[0]})
+        raise ValueError(f"--max-loss is {args.max_loss}; expected a share from 0 to 1")
+    with in_one_line():
+        configs = grid_from(args).configs()
+        config = RunConfig(**{**given(args, RunConfig), "decoding": configs[0]})
     check(config)
-    output = Storage(config.output)
-    prompts = task_sample.draw(output, config, task.name, args.limit, args.sample_seed)
+    store = Storage(config.output)
+    prompts = task_sample.draw(store, config, task.name, args.limit, args.sample_seed)
     config = RunConfig(**{**dict(config), "input": prompts})
     current = Current()
     for number, decoding in enumerate(configs, 1):
@@ -124,15 +122,15 @@ def sweep(args: argparse.Namespace) -> int:
             raise RunStoppedError("interrupted")
         trial = measure(
             config,
-            output,
+            store,
             task,
             decoding,
             on_driver=current.take,
             reference_column=args.reference_column,
         )
-        logs.tell(f"{number}/{len(configs)} {described(trial, configs)}")
-    write(config, task, output, args.max_loss)
-    return OK
+        output.tell(f"{number}/{len(configs)} {described(trial, configs)}")
+    write(config, task, store, args.max_loss)
+    return output.OK
 
 
 def grid_from(args: argparse.Namespace) -> Grid:
@@ -152,18 +150,24 @@ def grid_from(args: argparse.Namespace) -> Grid:
 
 
 def described(trial: Trial, configs: Sequence[DecodingConfig]) -> str:
-    """A setting and what it is worth, on one line."""
+    """A setting and its result, on one line."""
+    from pipeline.experiments.tuning import tuning_page
+
     words = tuning_page.settings(trial.config, tuning_page.columns(configs))
     return (
         ", ".join(f"{name} {value}" for name, value in words.items())
         + f": {trial.accuracy:.1%} in {trial.mean_forwards:.2f} forwards"
-        + (f", {trial.num_unsure} unsure stops" if trial.num_unsure else "")
+        + (f", {trial.num_unsure} uncertain stops" if trial.num_unsure else "")
     )
 
 
-def write(config: RunConfig, task: Task, output: Storage, max_loss: float) -> None:
-    """The files of all that is measured in `output`, and the recommendation on stdout."""
-    trials = all_trials(output, task.name)
+def write(config: RunConfig, task: Task, store: Storage, max_loss: float) -> None:
+    """The files of all that is measured in `store`, and the recommendation on stdout."""
+    from pipeline.experiments.tuning import tuning_page
+    from pipeline.experiments.tuning.choice import choose
+    from pipeline.experiments.tuning.trials import all_trials
+
+    trials = all_trials(store, task.name)
     said = config.model_dump(include=SAID, exclude_defaults=True)
     run = {"model": config.model, **said}
     found = tuning_page.Sweep(run, task.name, trials, choose(trials, max_loss))
@@ -175,17 +179,6 @@ def write(config: RunConfig, task: Task, output: Storage, max_loss: float) -> No
         "best.toml": tuning_page.as_toml(found),
     }
     for name, text in files.items():
-        output.write(name, text.encode())
+        store.write(name, text.encode())
     print(f"recommended: {tuning_page.recommendation(found)}")
-    print(f"{', '.join(files)}: {output.uri}")
-
-
-def main() -> None:
-    """`python -m jobs.tune`."""
-    parser = argparse.ArgumentParser(prog=JOB, description="Find the settings for a checkpoint.")
-    add_arguments(parser)
-    sys.exit(run(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    main()
+    print(f"{', '.join(files)}: {store.uri}")

@@ -1,63 +1,61 @@
-"""Read a whole result dataset and name all that is not as it should be, and what to do.
+"""Read a whole result dataset and name all that is wrong with it, and what to do.
 
     lrd verify OUT [--partial] [--no-input | --input PROMPTS]
 
-A line a finding, then one line that sums up. Knows nothing of what is checked
-(`pipeline/inspection/verify.py`).
+One line per finding, then one line that sums up. `pipeline/inspection/verify.py` has the checks.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 
+from jobs import output
 from pipeline.input import prompt_shards
 from pipeline.inspection.verify import Verification
 from pipeline.output.run_folder import MANIFEST, read_manifest
 from pipeline.storage.retry import RefusedError
 from pipeline.storage.storage import Storage
 
-OK, WRONG, NO_RUN = 0, 1, 2
+JOB = "lrd verify"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The job's flags."""
+    """The command's flags."""
     parser.add_argument("output", metavar="OUT", help="the run's output folder")
     parser.add_argument(
-        "--partial", action="store_true", help="shards that are not written yet are no error"
+        "--partial", action="store_true", help="shards that are not written yet are not an error"
     )
     places = parser.add_mutually_exclusive_group()
-    places.add_argument("--no-input", action="store_true", help="leave the prompts alone")
+    places.add_argument("--no-input", action="store_true", help="do not read the prompts")
     places.add_argument("--input", help="where the prompts are now [as the run has it]")
 
 
+@output.command(JOB, storage=(output.WRONG, "storage does not answer: {}"))
 def run(args: argparse.Namespace) -> int:
-    """The job; its exit code."""
-    output = None
+    """Check everything; the exit code."""
     try:
-        output = Storage(args.output)
-        if output.kind(MANIFEST) == "missing":
-            print(f"lrd verify: {args.output}: holds no run; check the folder", file=sys.stderr)
-            return NO_RUN
-        inputs = None if args.no_input else _inputs(output, args.input)
-        return report(Verification(output, inputs), args.partial)
-    except ValueError as error:
-        print(f"lrd verify: {error}", file=sys.stderr)
-        return WRONG if output is not None else NO_RUN
+        return verify(Storage(args.output), args)
     except RefusedError as error:
-        print(f"lrd verify: {error}", file=sys.stderr)
-        return NO_RUN
-    except OSError as error:
-        print(f"lrd verify: storage does not answer: {error}", file=sys.stderr)
-        return WRONG
+        return output.refuse(JOB, str(error))
 
 
-def _inputs(output: Storage, moved_to: str | None) -> Storage | None:
+def verify(storage: Storage, args: argparse.Namespace) -> int:
+    """Check the run in `storage`, and print what was found; the exit code."""
+    if storage.kind(MANIFEST) == "missing":
+        return output.refuse(JOB, f"{args.output}: holds no run; check the folder")
+    try:
+        inputs = None if args.no_input else _inputs(storage, args.input)
+        return report(Verification(storage, inputs), args.partial)
+    except ValueError as error:
+        return output.refuse(JOB, str(error), output.WRONG)
+
+
+def _inputs(storage: Storage, moved_to: str | None) -> Storage | None:
     """Where the prompts are; None, and a note, where they cannot be reached.
 
     Raises ValueError where a place was named and holds none.
     """
-    uri = moved_to or read_manifest(output).settings["input"]
+    uri = moved_to or read_manifest(storage).settings["input"]
     try:
         return prompt_shards.input_storage(uri)[0]
     except (ValueError, OSError) as error:
@@ -89,20 +87,9 @@ def report(verification: Verification, partial: bool) -> int:
     )
     if num_wrong:
         print(f"WRONG: {num_wrong} findings in {len(wrong_files)} files; {counts}")
-        return WRONG
+        return output.WRONG
     if unfinished and not partial:
         print(f"not finished, nothing wrong so far: {counts}")
-        return WRONG
+        return output.WRONG
     print(f"whole: {counts}" if not unfinished else f"nothing wrong so far: {counts}")
-    return OK
-
-
-def main() -> None:
-    """`python -m jobs.verify`."""
-    parser = argparse.ArgumentParser(prog="lrd verify", description="Check a result dataset.")
-    add_arguments(parser)
-    sys.exit(run(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    main()
+    return output.OK

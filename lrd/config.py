@@ -1,6 +1,6 @@
 """Decoding settings: what a user writes, checked before anything runs.
 
-Knows nothing of models or tensors. The baseline, the paper's method, its ablations and the
+The baseline, the paper's method, its ablations and the
 commit rules of other samplers are all settings of one procedure (`lrd/decoding.py`).
 """
 
@@ -9,6 +9,11 @@ from __future__ import annotations
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PromptFormat = Literal["auto", "chat", "raw"]
+Truncation = Literal["fail", "keep_last"]
+Compile = Literal["none", "compile", "graphs"]
+"""graphs: compiled, and each shape captured once as a CUDA graph and replayed."""
 
 COMMIT_RULES = ("entropy_threshold", "entropy_bound", "confidence_threshold")
 """Rules that replace `tokens_per_step`; at most one may be set. `steps` replaces it too."""

@@ -7,12 +7,10 @@ tokenizer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
+from lrd.config import PromptFormat, Truncation
 from lrd.models.protocol import DiffusionModel
-
-PromptFormat = Literal["auto", "chat", "raw"]
-Truncation = Literal["fail", "keep_last"]
 
 
 def encode_prompt(

@@ -25,29 +25,40 @@ replicas. A rule says where, what for, and what happens:
 | `log` | a line with the subject is appended to the file `path` |
 
 `chance` (default 1) and `times` (default: no limit; counted in one process) bound how often.
+The variable is read when the first of these points is passed; what is wrong with it is a
+ValueError there.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import random
 import signal
 import time
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VARIABLE = "LRD_FAULTS"
 
 
 @dataclass(slots=True)
 class _Rule:
-    at: str
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    at: Literal[
+        "replica.start",
+        "replica.place",
+        "replica.pass",
+        "storage.read",
+        "storage.write",
+        "storage.partial",
+        "storage.written",
+    ]
     do: Literal["kill", "hang", "slow", "raise", "nan", "log"]
     match: str = "*"
     chance: float = 1.0
@@ -66,26 +77,54 @@ class _Rule:
         return True
 
 
-_rules: list[_Rule] = []
+_rules: list[_Rule] | None = None
+"""None: the environment has not been read yet."""
 
 
 def load(text: str | None) -> None:
-    """Take the rules of `LRD_FAULTS`; None or empty: no faults."""
-    _rules[:] = [_Rule(**rule) for rule in json.loads(text or "[]")]
+    """Take the rules of `LRD_FAULTS`; None or empty: no faults.
+
+    Raises ValueError in one line for text that is not a list of rules.
+    """
+    global _rules
+    _rules = _parsed(text) if text else []
 
 
-load(os.environ.get(VARIABLE))
+def _parsed(text: str) -> list[_Rule]:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        rules = TypeAdapter(list[_Rule]).validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        raise ValueError(
+            f"{VARIABLE}: not a list of rules ({reason}); pipeline/faults.py says how to write "
+            "one, or unset it"
+        ) from error
+    for rule in rules:
+        if not hasattr(errno, rule.error):
+            raise ValueError(f"{VARIABLE}: {rule.error!r} is not the name of an errno, such as EIO")
+    return rules
+
+
+def _loaded() -> list[_Rule]:
+    if _rules is None:
+        load(os.environ.get(VARIABLE))
+    assert _rules is not None
+    return _rules
 
 
 def wanted() -> bool:
     """Whether any fault may happen."""
-    return bool(_rules)
+    return bool(_loaded())
 
 
 def at(point: str, subject: str) -> bool:
     """Let happen here what the rules say; True where the caller is to make NaN of its numbers."""
     make_nan = False
-    for rule in _rules:
+    for rule in _loaded():
         if not rule.applies(point, subject):
             continue
         if rule.do == "kill":
@@ -124,4 +163,6 @@ class WatchedModel:
         empty = (self._model.pad_id, self._model.mask_id)
         prompt = [token for token in ids.flatten().tolist() if token not in empty]
         text = self._model.tokenizer.decode(prompt)
+        import torch
+
         return torch.full_like(embeds, torch.nan) if at("replica.place", text) else embeds

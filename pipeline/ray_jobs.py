@@ -1,14 +1,14 @@
 """A run as a job of Ray's job server: submitted, followed, and the driver's own exit code.
 
 Ray keeps every submission's id for good, so a run's ids are its name and a number that counts up.
-A name belongs to one output: while its job is at work there is nothing to submit. Prints nothing
-and knows no command line.
+A name belongs to one output: while its job is running there is nothing to submit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import re
 import socket
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,7 +25,10 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-OK, INTERRUPTED = 0, 75
+from pipeline.config import RunConfig
+from pipeline.storage.uri_secrets import hidden
+
+INTERRUPTED = 75
 PATIENCE_SECONDS = 60.0
 """How long a job server that has answered before may be silent."""
 BEGIN_SECONDS = 180.0
@@ -37,6 +41,16 @@ LOST = (
 """What the job client raises where the server does not answer, or not as it should."""
 TOKEN = "set RAY_AUTH_MODE=token, and the token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
 
+EXCLUDES = [
+    *("/.git", "/.ci", "/runs", "/tests", "/OUT", "/shared"),
+    *(".venv", "venv", "__pycache__", "*.egg-info", ".pytest_cache", ".mypy_cache", ".ruff_cache"),
+    *(".env*", "*.pem", "*.key", "*.part"),
+]
+"""What is not uploaded, as in a .gitignore; Ray leaves out what .gitignore names, too."""
+STOP_SECONDS = "60"
+"""What a driver has to flush its rows when its job is stopped; Ray's own three are too few."""
+SECRET = re.compile(r"secret|passw|(access|api|private)_?key|(^|_)token($|_)", re.IGNORECASE)
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -48,14 +62,64 @@ class Outcome:
     """Why there is none."""
 
 
+def address_from(given: str | None) -> str:
+    """The job server's address, from the environment where none is given; ValueError where there
+    is none."""
+    names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+    address = given or next((os.environ[name] for name in names if os.environ.get(name)), None)
+    if not address:
+        raise ValueError("no job server is named; give --address http://HEAD:8265")
+    return address if "://" in address or address == "auto" else f"http://{address}"
+
+
+def check_places(config: RunConfig) -> None:
+    """ValueError for paths that mean something else, or nothing, where the job runs."""
+    for name, value in (("input", config.input), ("output", config.output)):
+        if "://" not in value and not value.startswith("/"):
+            raise ValueError(
+                f"{name} {value}: a job runs in a folder of its own; give an absolute path on "
+                "storage that all nodes share, or a URI"
+            )
+    model = config.model
+    if model.startswith((".", "~")) or (not model.startswith("/") and Path(model).is_dir()):
+        raise ValueError(f"model {model}: give an absolute path that all nodes have, or a hub id")
+
+
+def runtime_env(working_dir: str, environment: list[str]) -> dict[str, Any]:
+    """What the job runs in. environment: `NAME=VALUE`, or `NAME` for its value here.
+
+    Raises ValueError for a folder that does not exist, and for secrets: Ray shows a job's
+    environment to whoever may see the job.
+    """
+    if not Path(working_dir).is_dir():
+        raise ValueError(f"--working-dir {working_dir}: no such folder")
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS}
+    for word in environment:
+        name, equals, value = word.partition("=")
+        if not equals and name not in os.environ:
+            raise ValueError(f"--env {name}: is not set here; write {name}=VALUE")
+        variables[name] = value if equals else os.environ[name]
+        if SECRET.search(name) or hidden(variables[name]) != variables[name]:
+            raise ValueError(
+                f"--env {name}: a job's environment is not a place for secrets; set them in the "
+                "environment of the cluster's nodes"
+            )
+    return {"working_dir": working_dir, "excludes": EXCLUDES, "env_vars": variables}
+
+
 def connect(address: str) -> JobSubmissionClient:
     """A client of the job server at http://HOST:PORT.
 
     Raises ValueError in one line where there is none or it wants another token.
     """
+    # Ray logs every file that it does not upload; what goes wrong is raised.
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.CRITICAL)
     url = urlsplit(address)
     if url.scheme not in ("http", "https") or not url.hostname:
-        raise ValueError(f"{address!r} is no address of a job server; http://HEAD:8265 is due")
+        raise ValueError(
+            f"{address!r} is not the address of a job server; expected http://HEAD:8265"
+        )
     if url.username or url.password:
         raise ValueError(f"the address carries a password; leave it out and {TOKEN}")
     port = url.port or (443 if url.scheme == "https" else 80)
@@ -112,7 +176,7 @@ def job_name(output: str) -> str:
 def submit(
     client: JobSubmissionClient, name: str, entrypoint: str, runtime_env: dict[str, Any]
 ) -> tuple[str, bool]:
-    """Submit a run, or find its job that is at work: its id, and whether it is new.
+    """Submit a run, or find its job that is running: its id, and whether it is new.
 
     Raises what the client raises where the server refuses, or takes no job in three minutes.
     """
@@ -128,7 +192,7 @@ def submit(
                 entrypoint=entrypoint, submission_id=job_id, runtime_env=dict(runtime_env)
             )
         except RuntimeError as error:
-            # Someone else was faster, and theirs is at work now; or the cluster has just begun.
+            # Someone else was faster, and theirs is running now; or the cluster has just started.
             passes = any(words in str(error) for words in ("already exists", "No available agent"))
             if not passes or time.monotonic() > give_up_at:
                 raise
@@ -174,7 +238,7 @@ def follow(
                 return
             heard_at = time.monotonic()
         except (AuthenticationError, BrokenPipeError):
-            # Of the token, or of whoever reads our output: the server is not to blame.
+            # The token's fault, or that of the reader of `on_text`: trying again does not help.
             raise
         except LOST:
             if time.monotonic() - heard_at > patience:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from lrd import Sample
+if TYPE_CHECKING:
+    from lrd import Sample
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import ray
 import torch
+from ray.exceptions import RayError
 
 from lrd.models.compiled import check_compile
 from pipeline import faults
@@ -35,6 +36,17 @@ from pipeline.storage.uris import servers
 LAST_TRY_SECONDS = 5.0
 
 
+@contextmanager
+def _failures_of_ray() -> Iterator[None]:
+    """A failure of Ray itself stops the run, which can be continued: RunStoppedError."""
+    try:
+        yield
+    except RayError as error:
+        reason = str(error).strip().rpartition("\n")[2] or type(error).__name__
+        raise RunStoppedError(f"Ray failed: {reason}") from error
+
+
+@_failures_of_ray()
 def generate(
     config: RunConfig,
     on_progress: Callable[[Progress], None] = lambda progress: None,

@@ -16,7 +16,7 @@ import ray
 from safetensors.torch import load_file, save_file
 
 from jobs import generate, prepare
-from jobs.generate import settings_from
+from jobs.flags import run_config
 from lrd import DecodingConfig
 from lrd.models.checkpoint import TINY
 from pipeline.config import RunConfig
@@ -244,7 +244,7 @@ def test_flags_override_the_file_and_the_file_the_preset(tmp_path: Path) -> None
         'input = "a"\noutput = "b"\nslots = 3\npreset = "fast"\n'
         "[decoding]\ngen_length = 64\nr_f = 0.3\n"
     )
-    config = settings_from(
+    config = run_config(
         parse("--config", str(tmp_path / "run.toml"), "--slots", "5", "--r-f", "0.2")
     )
     expected = DecodingConfig.preset("fast", gen_length=64, r_f=0.2)
@@ -253,7 +253,7 @@ def test_flags_override_the_file_and_the_file_the_preset(tmp_path: Path) -> None
 
 def test_every_setting_has_a_flag_and_reads_back() -> None:
     words = ["--input", "a", "--output", "b"]
-    config = settings_from(
+    config = run_config(
         parse(
             *words,
             "--preset",
@@ -274,7 +274,7 @@ def test_every_setting_has_a_flag_and_reads_back() -> None:
     assert (decoding.early_stop, decoding.stop_at_eos, decoding.refinement) == (False, True, 3)
     assert (decoding.tokens_per_step, decoding.stop_max_entropy) == (2, None)
     assert config.replicas == 2
-    assert settings_from(parse(*words)).decoding == DecodingConfig.preset("fast")
+    assert run_config(parse(*words)).decoding == DecodingConfig.preset("fast")
     flags = {action.dest for action in _actions()}
     for model in (RunConfig, DecodingConfig):
         for name in set(model.model_fields) - {"decoding"}:

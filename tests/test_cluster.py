@@ -23,8 +23,8 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli
 
-from jobs.cli import JOBS
-from jobs.generate import settings_from
+from jobs.cli import parser as parser_of
+from jobs.flags import run_config
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
@@ -247,7 +247,7 @@ def test_a_job_is_tried_again_from_shared_storage_and_leaves_no_cluster() -> Non
     assert spec["backoffLimit"] > 0
     (head, *_) = [spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]]
     (mount,) = head["containers"][0]["volumeMounts"]
-    config = settings_from(parsed(spec["entrypoint"].partition("||")[0]))
+    config = run_config(parsed(spec["entrypoint"].partition("||")[0]))
     assert config.input.startswith(f"{mount['mountPath']}/")
     assert config.output.startswith(f"{mount['mountPath']}/")
     assert config.address == "auto"
@@ -489,9 +489,7 @@ def parsed(command: str) -> argparse.Namespace:
     else:
         assert words[:2] == ["sbatch", "cluster/slurm.sh"]
         name, flags = "generate", words[2:]
-    parser = argparse.ArgumentParser()
-    JOBS[name][0].add_arguments(parser)
-    return parser.parse_args(flags)
+    return parser_of([name]).parse_args([name, *flags])
 
 
 def commands() -> list[str]:
@@ -517,8 +515,8 @@ def test_there_are_commands_to_check() -> None:
 @pytest.mark.parametrize("command", commands())
 def test_a_written_command_has_flags_that_exist(command: str) -> None:
     args = parsed(command)
-    if hasattr(args, "config") and args.config is None:
-        settings_from(args)
+    if hasattr(args, "preset") and args.config is None:
+        run_config(args)
 
 
 def rays_own(text: str) -> Iterator[tuple[str, list[str]]]:

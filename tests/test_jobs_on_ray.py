@@ -203,7 +203,7 @@ def test_a_job_that_is_stopped_is_75_and_submitted_again_continues(
     assert ran.returncode == 75, log + lines
     assert "stopping the job" in lines
     assert "the job was stopped" in lines
-    assert "keeping what is finished" in log, "the driver had the time to flush"
+    assert "storing finished rows" in log, "the driver had the time to flush"
     kept = sum(
         pq.read_metadata(path).num_rows for path in (tmp_path / "out").glob(".run/segments/*/*")
     )
@@ -237,7 +237,7 @@ def test_a_killed_driver_and_a_follower_that_leaves(
         driver.kill()
     log, lines = second.communicate(timeout=60)
     assert second.returncode == 75, log + lines
-    assert "at work already" in said + lines
+    assert "running already" in said + lines
     assert "signal 9" in lines
     code, log, lines = submit(cluster, toml)
     assert code == 0, log + lines

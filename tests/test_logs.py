@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -15,7 +14,7 @@ import pytest
 import ray
 from helpers.runs import FAILURE, MadeRun, bad, good
 
-from jobs import generate, logs, retry_failed
+from jobs import cli, output
 from pipeline.observe.events import LOG, record, record_rows
 from pipeline.rows import results_batch
 
@@ -23,7 +22,7 @@ from pipeline.rows import results_batch
 @pytest.fixture(autouse=True)
 def quiet_again() -> Iterator[None]:
     yield
-    logs.set_up("text")
+    output.set_log_format("text")
 
 
 def lines(text: str) -> list[dict[str, Any]]:
@@ -33,7 +32,7 @@ def lines(text: str) -> list[dict[str, Any]]:
 def test_events_and_row_ids_are_json_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logs.set_up("json")
+    output.set_log_format("json")
     made = MadeRun(tmp_path).begin()
     made.ledger.event("row quarantined", row="00000-00000001", error="line one\nline two \u2028 ü")
     record_rows(2, results_batch([good(2, 0), bad(2, 1), good(2, 3)]))
@@ -55,15 +54,15 @@ def test_events_and_row_ids_are_json_lines(
 
 
 def test_text_says_nothing_of_records(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.set_up("text")
+    output.set_log_format("text")
     record("replica died", replica="replica-0")
-    logs.tell("lrd generate: a line")
+    output.tell("lrd generate: a line")
     assert capsys.readouterr().err == "lrd generate: a line\n"
 
 
 def test_setting_up_again_replaces(capsys: pytest.CaptureFixture[str]) -> None:
     for log_format in ("json", "text", "json", "json"):
-        logs.set_up(log_format)
+        output.set_log_format(log_format)
     record("once")
     assert len(lines(capsys.readouterr().err)) == 1
     assert len(LOG.handlers) == 1
@@ -72,31 +71,29 @@ def test_setting_up_again_replaces(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_environment_chooses_and_the_flag_beats_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(logs.VARIABLE, "json")
+    monkeypatch.setenv(output.VARIABLE, "json")
     assert job("--input", "nowhere") == 2
     (line,) = lines(capsys.readouterr().err)
     assert line["event"] == "message"
     assert line["text"].startswith("lrd generate: output: is needed")
     assert job("--input", "nowhere", "--log-format", "text") == 2
     assert capsys.readouterr().err.startswith("lrd generate: output: is needed")
-    parser = argparse.ArgumentParser()
-    retry_failed.add_arguments(parser)
-    assert retry_failed.run(parser.parse_args(["nowhere"])) == 2
+    assert cli.run(["retry-failed", "nowhere"]) == 2
     assert "holds no run" in lines(capsys.readouterr().err)[0]["text"]
 
 
 def test_a_format_that_there_is_not(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(logs.VARIABLE, "xml")
+    monkeypatch.setenv(output.VARIABLE, "xml")
     assert job("--input", "nowhere", "--output", "out") == 2
-    assert capsys.readouterr().err == "lrd generate: LRD_LOG_FORMAT is 'xml'; text or json is due\n"
+    assert (
+        capsys.readouterr().err == "lrd generate: LRD_LOG_FORMAT is 'xml'; expected text or json\n"
+    )
 
 
 def job(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    generate.add_arguments(parser)
-    return generate.run(parser.parse_args(words))
+    return cli.run(["generate", *words])
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -104,7 +101,7 @@ def test_a_run_says_everything_as_json(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing else reaches the streams, and the rows are those of the dataset."""
-    monkeypatch.setattr(generate, "LINE_SECONDS", 0.5)
+    monkeypatch.setattr(output, "LINE_SECONDS", 0.5)
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
     capfd.readouterr()
     (tmp_path / "in").mkdir()

@@ -158,8 +158,8 @@ def test_with_an_autoscaler_replicas_may_wait_for_nodes_that_are_not_there() -> 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"gpus_per_replica": 1.5}, "above 1 only whole GPUs"),
-        ({"accelerator_type": "A100", "device": "cpu"}, "drop it, or device cpu"),
+        ({"gpus_per_replica": 1.5}, "expected a whole number above 1"),
+        ({"accelerator_type": "A100", "device": "cpu"}, "drop one of them"),
         ({"autoscale": True}, "autoscale needs replicas"),
     ],
 )

@@ -18,7 +18,7 @@ from helpers.runs import MadeRun, good
 
 import lrd
 from jobs import plan
-from jobs.generate import settings_from
+from jobs.flags import run_config
 from lrd import DecodingConfig
 from lrd.models.checkpoint import TINY, LoadedModel
 from lrd.models.families import family_of
@@ -58,7 +58,7 @@ def args(source: Path, *words: str) -> argparse.Namespace:
 
 
 def checked(source: Path, *words: str) -> tuple[Checked, Any]:
-    config = settings_from(args(source, *words))
+    config = run_config(args(source, *words))
     return check(config), config
 
 

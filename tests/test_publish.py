@@ -26,6 +26,7 @@ from markdown_it import MarkdownIt
 from jobs import publish as job
 from pipeline.markdown import code, escaped, table
 from pipeline.publishing.dataset_card import COLUMNS, About, Facts, _last_part, card
+from pipeline.publishing.destinations import destination
 from pipeline.rows import RESULT_SCHEMA
 
 SECRET = "hf_a-token-that-nobody-may-see"
@@ -188,12 +189,12 @@ def test_a_name_that_is_both_is_asked_about(
     monkeypatch.chdir(tmp_path)
 
     def hub_id(to: str) -> str | None:
-        return getattr(job.destination(to, public=False), "keywords", {}).get("hub_id")
+        return getattr(destination(to, public=False), "keywords", {}).get("hub_id")
 
     assert hub_id("owner/name") == "owner/name"
     assert hub_id("hf://datasets/owner/name") == "owner/name"
     for folder in ("./owner/name", "published", f"file://{tmp_path}/published"):
-        assert job.destination(folder, public=False) is None
+        assert destination(folder, public=False) is None
     (tmp_path / "owner").mkdir()
     with pytest.raises(ValueError, match=r"write \./owner/name"):
         hub_id("owner/name")

@@ -12,7 +12,11 @@ from helpers.commands import parse
 from helpers.shards import events
 
 from jobs import reproduce
-from jobs.reproduce_prompts import OWN_TASK, prompts_of, write
+from pipeline.experiments.paper.task_prompts import OWN_TASK, Prompts, prompts_of, write
+
+
+def prompts(words: list[str], limit: int | None, output: str) -> dict[str, Prompts]:
+    return prompts_of(words, limit, output, reproduce.test_problems)
 
 
 @pytest.mark.parametrize(
@@ -49,16 +53,16 @@ def test_a_wrong_call_is_one_line(
 def test_given_prompts_have_what_their_task_is_scored_by(tmp_path: Path) -> None:
     pq.write_table(pa.table({"question": ["a"], "answer": ["1"]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="no column 'prompt'"):
-        prompts_of([f"gsm8k={tmp_path}"], None, "out")
+        prompts([f"gsm8k={tmp_path}"], None, "out")
     pq.write_table(pa.table({"prompt": ["a"], "id": ["1"]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="no column final_answer or answer"):
-        prompts_of([f"gsm8k={tmp_path}"], None, "out")
+        prompts([f"gsm8k={tmp_path}"], None, "out")
 
 
 def test_own_problems_are_distinct_and_the_same_every_time(tmp_path: Path) -> None:
-    made = prompts_of([OWN_TASK], 30, str(tmp_path))
+    made = prompts([OWN_TASK.name], 30, str(tmp_path))
     write(made)
-    write(prompts_of(["word_problems"], 30, str(tmp_path)))
+    write(prompts(["word_problems"], 30, str(tmp_path)))
     table = pq.read_table(f"{tmp_path}/prompts/word-problems-30")
     assert len(set(table["prompt"].to_pylist())) == table.num_rows == 30
     folder = tmp_path / "prompts/word-problems-30"
@@ -75,9 +79,9 @@ def test_given_prompts_are_cut_to_the_first_rows(tmp_path: Path) -> None:
         table = pa.table({"prompt": rows, "answer": rows})
         pq.write_table(table, source / f"part-{number}.parquet")
     out = str(tmp_path / "out")
-    assert prompts_of([f"gsm8k={source}"], None, out)["gsm8k"].uri == str(source)
-    assert prompts_of([f"gsm8k={source}"], 6, out)["gsm8k"].table is None
-    cut = prompts_of([f"gsm8k={source}"], 4, out)["gsm8k"]
+    assert prompts([f"gsm8k={source}"], None, out)["gsm8k"].uri == str(source)
+    assert prompts([f"gsm8k={source}"], 6, out)["gsm8k"].table is None
+    cut = prompts([f"gsm8k={source}"], 4, out)["gsm8k"]
     assert cut.uri == f"{out}/prompts/gsm8k-4"
     assert cut.table["prompt"].to_pylist() == ["0-0", "0-1", "0-2", "1-0"]
 

@@ -20,6 +20,7 @@ from helpers.runs import MadeRun
 from helpers.shards import OF_THE_RUN, distinct_questions, write_shards
 
 from jobs import generate, plan, retry_failed, verify
+from jobs.flags import run_config
 from pipeline.faults import VARIABLE
 from pipeline.replicas.deaths import RunStoppedError
 from pipeline.run import generate as run_generate
@@ -67,7 +68,7 @@ def test_failures_are_replaced_and_successes_stay(
         if progress.num_done > progress.num_done_before:
             drivers[0].stop()
 
-    config = retry_failed.settings_from(parse(retry_failed, str(output), "--slots", "1"))
+    config = retry_failed.run_config(parse(retry_failed, str(output), "--slots", "1"))
     with pytest.raises(RunStoppedError):
         run_generate(config, stop_early, drivers.append, retry_failed=True)
     kept = list((output / ".run" / "segments").rglob("*.parquet"))
@@ -106,7 +107,7 @@ def made(tmp_path: Path) -> MadeRun:
     """A run with the settings of a real one, and a failed row in each shard."""
     run = MadeRun(tmp_path).begin().whole(failed=[0]).end()
     words = ["--input", str(tmp_path / "in"), "--output", "elsewhere", *FLAGS]
-    change_manifest(run, generate.settings_from(parse(generate, *words)).model_dump())
+    change_manifest(run, run_config(parse(generate, *words)).model_dump())
     return run
 
 
@@ -120,7 +121,7 @@ def change_manifest(run: MadeRun, settings: dict[str, Any]) -> None:
 
 def test_settings_are_the_manifests_under_the_flags(made: MadeRun) -> None:
     output = str(made.output)
-    config = retry_failed.settings_from(
+    config = retry_failed.run_config(
         parse(retry_failed, output, "--replicas", "none", "--max-attempts", "5")
     )
     assert config.output == output
@@ -143,7 +144,7 @@ def test_an_input_that_is_not_there(made: MadeRun, capsys: pytest.CaptureFixture
     assert "--input" in line
     assert len(line.splitlines()) == 1
     words = [str(made.output), "--input", str(made.folder / "in")]
-    assert retry_failed.settings_from(parse(retry_failed, *words)).input == words[2]
+    assert retry_failed.run_config(parse(retry_failed, *words)).input == words[2]
 
 
 def test_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,11 +183,11 @@ def test_the_second_signal_leaves_at_once_and_leaves_nothing_behind(tmp_path: Pa
         family = driver.children(recursive=True)
         assert any("raylet" in process.name() for process in family)
         driver.send_signal(signal.SIGINT)
-        wait_for(lambda: "keeping what is finished" in said.read_text(), 20, said.read_text)
+        wait_for(lambda: "storing finished rows" in said.read_text(), 20, said.read_text)
         assert driver.poll() is None
         driver.send_signal(signal.SIGTERM)
         assert driver.wait(10) == 75
-        assert "left at once" in said.read_text()
+        assert "ended at once" in said.read_text()
         wait_for(lambda: not any(map(lives, family)), 60, lambda: list(filter(lives, family)))
     finally:
         if driver.poll() is None:

@@ -15,7 +15,8 @@ import pytest
 from helpers.runs import MadeRun, good
 
 from jobs import status
-from jobs.status import describe, duration
+from jobs.output import duration
+from jobs.status import describe
 from pipeline.inspection import run_state
 from pipeline.inspection.status import Inspector
 from pipeline.observe.eta import ProgressTracker
@@ -137,7 +138,7 @@ def test_the_driver_as_its_lease_tells(run: MadeRun) -> None:
 def test_a_lease_that_stands_still_is_silent(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     rewrite_lease(run, machine="another")
     inspector = Inspector(run.storage)
-    assert "--watch tells" in describe(inspector.look())
+    assert "--watch shows" in describe(inspector.look())
     monkeypatch.setattr("pipeline.inspection.status.SILENT_SECONDS", 0.0)
     found = inspector.look()
     assert found.driver is not None

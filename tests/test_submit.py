@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 from ray.job_submission import JobStatus
 
-from jobs import generate
+from jobs import cli
 from jobs import submit as job
+from jobs.flags import run_config
 from lrd.config import PRESETS, DecodingConfig
 from pipeline import ray_jobs
 from pipeline.config import RunConfig
@@ -86,9 +87,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parse(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    job.add_arguments(parser)
-    return parser.parse_args(words)
+    return cli.parser(["submit"]).parse_args(["submit", *words])
 
 
 def config(**settings: Any) -> RunConfig:
@@ -115,9 +114,9 @@ def config(**settings: Any) -> RunConfig:
 def test_the_command_says_the_same_settings(settings: dict[str, Any]) -> None:
     words = shlex.split(job.entrypoint_of(config(**settings)))
     assert words[:3] == ["python", "-m", "jobs.generate"]
-    parser = argparse.ArgumentParser()
-    generate.add_arguments(parser)
-    assert generate.settings_from(parser.parse_args(words[3:])) == config(**settings)
+    assert run_config(cli.parser(["generate"]).parse_args(["generate", *words[3:]])) == config(
+        **settings
+    )
 
 
 def test_the_command_is_short() -> None:
@@ -134,7 +133,9 @@ def test_a_setting_that_flags_cannot_say() -> None:
 
 def test_what_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
-    sent = job.runtime_env(str(tmp_path), ["NCCL_DEBUG", "TOKENIZERS_PARALLELISM=false", "A=b=c"])
+    sent = ray_jobs.runtime_env(
+        str(tmp_path), ["NCCL_DEBUG", "TOKENIZERS_PARALLELISM=false", "A=b=c"]
+    )
     assert sent["working_dir"] == str(tmp_path)
     assert {"/.git", ".venv", "/runs", "/tests", ".env*"} <= set(sent["excludes"])
     variables = sent["env_vars"]
@@ -151,8 +152,8 @@ def test_secrets_stay_out_of_the_environment(
     value = f"http://user:{SECRET}@proxy" if word == "PROXY" else SECRET
     monkeypatch.setenv(word, value)
     for given in (word, f"{word}={value}"):
-        with pytest.raises(ValueError, match="no place for secrets") as refused:
-            job.runtime_env(str(tmp_path), [given])
+        with pytest.raises(ValueError, match="not a place for secrets") as refused:
+            ray_jobs.runtime_env(str(tmp_path), [given])
         assert SECRET not in str(refused.value)
 
 
@@ -276,8 +277,8 @@ def toml(tmp_path: Path) -> str:
         (["--env", "NOT_SET_ANYWHERE"], "is not set here"),
         (["--output", f"s3://AKIA:{SECRET}@bucket/out"], "output: s3://***@bucket/out carries"),
         ([], "no job server is named"),
-        (["--address", "ray://head:10001"], "no address of a job server"),
-        (["--address", "auto"], "no address of a job server"),
+        (["--address", "ray://head:10001"], "not the address of a job server"),
+        (["--address", "auto"], "not the address of a job server"),
         (["--address", f"http://me:{SECRET}@head:8265"], "the address carries a password"),
         (["--address", "http://no-such-host.invalid:8265"], "no job server answers"),
     ],

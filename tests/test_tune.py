@@ -24,6 +24,7 @@ from helpers.commands import parse
 from pydantic import ValidationError
 
 from jobs import generate, tune
+from jobs.flags import run_config
 from jobs.tiny.problems import problems
 from lrd import DecodingConfig
 from pipeline.config import RunConfig
@@ -93,7 +94,7 @@ def test_a_settings_file_gives_the_same_decoding(
     text = settings_file(config, run, "why\nit is so")
     (tmp_path / "best.toml").write_text(text)
     words = ["--config", str(tmp_path / "best.toml"), "--input", "in", "--output", "out"]
-    read = generate.settings_from(parse(generate, *words))
+    read = run_config(parse(generate, *words))
     assert read.decoding == config
     assert read.model_dump(include=set(run)) == run
     assert text.startswith("# why\n# it is so\n")
@@ -278,7 +279,7 @@ def test_a_stop_reaches_the_driver_at_work_and_the_next(
     assert at_work.stopped
     assert late.stopped
     assert not ended.stopped
-    assert "lrd tune: keeping what is finished" in capfd.readouterr().err
+    assert "lrd tune: storing finished rows" in capfd.readouterr().err
 
 
 @pytest.fixture

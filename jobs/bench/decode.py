@@ -4,7 +4,7 @@
 
 Everything in one run, on the same prompts and settings, in alternating turns; medians. Prints
 a table, then as its last line one JSON object. On a machine that does other work, threads wait
-for each other: give it cores of its own, or --threads 1. Knows nothing of Ray.
+for each other: give it cores of its own, or --threads 1.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 For every model, canvas and number of slots: a forward pass and its share of the device's peak,
 an LRD step against a baseline step, tokens a second at one token a pass, peak memory beside the
-formula's. Prints a table, then as its last line one JSON object. Knows nothing of Ray or files.
+formula's. Prints a table, then as its last line one JSON object.
 
 Legend: S slots, L positions of a slot, N positions that the head is asked for, V columns,
 D width, M the MLP's width.
@@ -23,9 +23,9 @@ import torch
 
 from jobs.bench.step import BASELINE, REFINED
 from lrd import DecodingConfig, Engine, Request
+from lrd.config import Compile
 from lrd.memory import memory_of
 from lrd.models.checkpoint import LoadedModel
-from lrd.models.compiled import Compile
 from lrd.models.transformer import Transformer, TransformerConfig
 
 MODELS = {

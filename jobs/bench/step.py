@@ -1,7 +1,6 @@
 """What latent refinement costs beside the model: one step's time, and the beliefs' memory.
 
-Random weights at the shapes of real vocabularies; used by `jobs.bench.decode`. Knows nothing of
-prompts or files.
+Random weights at the shapes of real vocabularies; used by `jobs.bench.decode`.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class Kept:
 def measure_model(
     place: str, kept: Kept, tested: list[Problem], decoders: Sequence[Decoder], gen_length: int
 ) -> dict[str, Outcomes]:
-    """Outcomes by decoder key; the model is loaded only where something is owed."""
+    """Outcomes by decoder key; the model is loaded only if something is left to measure."""
     model: DiffusionModel | None = None
     found: dict[str, Outcomes] = {}
     for decoder in decoders:

@@ -1,7 +1,7 @@
 """What `jobs.tiny.compare_models` measured, as Markdown blocks of a page and as a plot.
 
 A page holds `<!-- measured: NAME -->` … `<!-- end -->`; what stands between them is replaced, all
-else is its author's. Knows nothing of decoding.
+else is its author's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Templated word problems in GSM8K's manner: what the tiny model is trained and tested on.
 
-Knows nothing of models or files. A problem is a question, the bare equations that solve it
+A problem is a question, the bare equations that solve it
 and the answer. Train and test problems are kept apart by a hash of structure and numbers,
 so a test problem never differs from a training one in names or phrasing alone.
 """

@@ -8,8 +8,7 @@ on, every second batch puts soft embeddings of the model's own predictions (Eq. 
 extra pass without gradient) at the masked positions, which is what latent refinement will
 feed the model when it decodes; from `--drills-from` on part of the samples are bare sums.
 Writes OUTPUT/plain (the weights where soft batches begin) and OUTPUT/final in LLaDA's on-disk
-format, and a checkpoint every few minutes: the same command continues. Knows nothing of Ray or
-Parquet.
+format, and a checkpoint every few minutes: the same command continues.
 """
 
 from __future__ import annotations

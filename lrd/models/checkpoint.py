@@ -16,17 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrd.models.compiled import Compile, check_compile, hidden_of
+from lrd.config import Compile
+from lrd.models.compiled import check_compile, hidden_of
 from lrd.models.families import family_of
 from lrd.models.hub import download, is_hub_id
 from lrd.models.int8 import int8_packer
 from lrd.models.plugin import is_plug, load_plug, plug_fingerprint
 from lrd.models.protocol import DiffusionModel
+from lrd.models.registry import TINY
 from lrd.models.tokenizer import load_tokenizer, token_id
 from lrd.models.transformer import Transformer
 from lrd.models.weights import load_weights, weight_files
 
-TINY = Path(__file__).parent / "tiny"
 """Folder of the embedded model, known as `tiny` everywhere."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
 """What is computed in; int8 keeps the blocks' weights in int8 and the rest in bfloat16."""

@@ -7,15 +7,14 @@ padding, so there are few of them, and each is compiled for itself.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lrd.config import Compile
 from lrd.models.transformer import Transformer
 
-Compile = Literal["none", "compile", "graphs"]
-"""graphs: compiled, and each shape captured once as a CUDA graph and replayed."""
 MODES: dict[Compile, str] = {"compile": "default", "graphs": "reduce-overhead"}
 MOST_SHAPES = 64
 """torch gives up compiling after 8 shapes."""

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
+
+TINY = Path(__file__).parent / "tiny"
+"""The embedded model, `tiny` by name."""
 
 
 @dataclass(frozen=True, slots=True)

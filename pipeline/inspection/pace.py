@@ -18,10 +18,10 @@ class Pace:
     seconds: dict[int, float]
     """Mean of a row in its slot, by bucket."""
     busy_slots: float
-    """Slots that were at work together, over all replicas."""
+    """Mean number of slots in use, over all replicas."""
     num_replicas: int
     source: str
-    """Where it was read from, for whoever is told."""
+    """Where it was read from."""
 
 
 def seconds_for(left: dict[int, float], pace: Pace, num_replicas: int | None) -> float:
@@ -47,7 +47,7 @@ def pace_of(output: Storage) -> Pace | None:
             seconds={length: b["seconds"] / b["done"] for length, b in seen.items()},
             busy_slots=spent / progress["seconds"],
             num_replicas=max(1, len(progress["replicas"])),
-            source=f"{output.uri}: what its driver last told",
+            source=f"{output.uri}: its driver's last report",
         )
     return _pace_of_shards(output, state.settings.get("slots", 1))
 

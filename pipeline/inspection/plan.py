@@ -1,7 +1,7 @@
 """Tells what a run would do, before it does it: rows, lengths, buckets, padding.
 
-Writes nothing and starts no Ray. Prompts go through the driver's own reader, so that what is
-foretold of them is what will happen.
+Writes nothing and starts no Ray. Prompts go through the driver's own reader, so that the
+plan says what will happen to them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pipeline.config import RunConfig
 from pipeline.input import prompt_shards
 from pipeline.input.reader import Reader
+from pipeline.inspection.pace import pace_of, seconds_for
 from pipeline.inspection.status import Inspector
 from pipeline.output.ledger import Ledger, Plan
 from pipeline.output.open_shard import OpenShard
-from pipeline.output.run_folder import MANIFEST
+from pipeline.output.run_folder import MANIFEST, read_manifest
 from pipeline.output.statistics import reason_of
 from pipeline.preflight import Checked, fingerprint_of
+from pipeline.storage.storage import Storage
 
 
 @dataclass(slots=True)
@@ -32,7 +34,7 @@ class BucketRows:
 
 @dataclass(slots=True)
 class Forecast:
-    """What the prompts that were looked at are like."""
+    """Lengths of the prompts that were read, and what is wrong with them."""
 
     num_rows: int
     """Of the whole input."""
@@ -46,10 +48,11 @@ class Forecast:
     shards: list[Counter[int]] = field(default_factory=list)
     """Prompts seen of each shard, by bucket."""
 
-    def padding(self, num_more: int = 0) -> float:
-        """Share of the prompts' columns that hold nothing, 0 to 1; num_more: other columns of a
-        slot, to be counted as full."""
-        return padding(list(self.buckets.items()), num_more)
+    def padding(self, num_more: int = 0, bucket: int | None = None) -> float:
+        """Share of the prompts' columns that are padding, 0 to 1; num_more: other columns of a
+        slot, counted as full. bucket: of this one alone."""
+        buckets = self.buckets if bucket is None else {bucket: self.buckets[bucket]}
+        return padding(list(buckets.items()), num_more)
 
 
 def forecast(
@@ -60,7 +63,7 @@ def forecast(
 ) -> Forecast:
     """Tokenise the input, shard by shard; sample: so many rows of each at most.
 
-    on_shard is told of every shard that has been looked at.
+    on_shard is called with the number of every shard that has been read.
     """
     found = Forecast(sum(file.num_rows for file in run.files))
     reader = Reader(config, run.inputs, run.files, run.face, run.face.max_length)
@@ -115,3 +118,44 @@ def rows_left(found: Forecast, inspector: Inspector | None) -> dict[int, float]:
         for bucket, count in by_bucket.items():
             left[bucket] += share * count * scale
     return left
+
+
+def expected_dtype(config: RunConfig, output: Storage) -> str:
+    """The dtype of the run. What `auto` will be is known on the cluster alone, so it is estimated:
+    that of the run that is there, else a GPU's."""
+    if config.dtype != "auto":
+        return config.dtype
+    if output.kind(MANIFEST) == "file":
+        return str(read_manifest(output).fingerprint["dtype"])
+    return "float32" if config.device == "cpu" else "bfloat16"
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """How long the rows that are left will take."""
+
+    seconds: float
+    num_rows: float
+    num_replicas: int
+    source: str
+    """The run whose pace was taken."""
+
+
+def duration_of(
+    config: RunConfig, left: dict[int, float], inspector: Inspector | None, like: str | None
+) -> Duration | str:
+    """How long the rows left will take, or why that is unknown.
+
+    like: output of a run whose pace is taken; None: that of the run that is there.
+    """
+    num_left = sum(left.values())
+    if round(num_left) == 0:
+        return "nothing is left to decode"
+    source = like or (config.output if inspector is not None else None)
+    if source is None:
+        return "unknown: nothing was decoded with these settings yet; --like OUT takes a run's pace"
+    pace = pace_of(Storage(source))
+    if pace is None:
+        return f"unknown: {source} has decoded no row yet"
+    replicas = config.replicas or pace.num_replicas
+    return Duration(seconds_for(left, pace, config.replicas), num_left, replicas, pace.source)

@@ -1,14 +1,15 @@
 """What happens in a run, as log records that carry facts; whoever runs it says where they go.
 
-Nothing listens by default, and then a record costs nothing. Knows no format (`jobs/logs.py`).
+Nothing listens by default, and then a record costs nothing. `jobs/output.py` writes them as JSON.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 LOG = logging.getLogger("lrd")
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from lrd import DecodingConfig, Engine, Request, Sample, load_model
+from lrd.config import Compile
 from lrd.engine import row_seed
 from lrd.memory import probe_slots
-from lrd.models.compiled import Compile
 from pipeline import faults
 from pipeline.replicas.pass_loop import PassLoop
 from pipeline.rows import Key, Prompt, Report, Result

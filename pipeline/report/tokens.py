@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrd.models.checkpoint import TINY
 from lrd.models.hub import TOKENIZER_FILES, download, is_hub_id
 from lrd.models.plugin import is_plug
+from lrd.models.registry import TINY
 from lrd.models.tokenizer import load_tokenizer
 from pipeline.report.samples import Row
 from pipeline.storage.model_files import fetch

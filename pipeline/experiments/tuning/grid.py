@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from lrd import DecodingConfig
+from lrd.config import DecodingConfig
 from pipeline.experiments.tuning.monitor import FIELDS, monitor_settings
 
 SWEPT = ("r_f", "top_p", "tau_refine", "tau_decode", "entropy_threshold")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lrd import DecodingConfig
+from lrd.config import DecodingConfig
 
 OPTIONS = {"scope": "scope", "patience": "patience", "gate": "stop_max_entropy"}
 """What may follow the reduction, and the field of DecodingConfig that it sets."""

@@ -1,28 +1,22 @@
-"""Where `lrd reproduce` has its prompts from: the embedded model's test problems, or shards that
+"""The prompts of the paper's tables: the embedded model's test problems, or shards that
 `lrd prepare --task` made, all of them or the first rows.
-
-Knows nothing of decodings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from jobs.tiny.accuracy import distinct
 from pipeline.input import prompt_shards
 from pipeline.output import result_shards
 from pipeline.scoring.tasks import TASKS, task_named
+from pipeline.scoring.word_problems import TASK as OWN_TASK
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import child
 
-OWN_TASK = "word-problems"
-"""The task whose problems are made here."""
 OWN_ROWS = 500
-SEED = 7
-"""Of the test problems, as in the embedded model's card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +26,20 @@ class Prompts:
     uri: str
     """Their folder, as runs take it."""
     table: pa.Table | None
-    """What is to be written there; None where they lie there already."""
+    """What has to be written there; None where it is there already."""
 
 
-def prompts_of(words: Sequence[str], limit: int | None, output: str) -> dict[str, Prompts]:
+def prompts_of(
+    words: Sequence[str],
+    limit: int | None,
+    output: str,
+    make_problems: Callable[[int], pa.Table],
+) -> dict[str, Prompts]:
     """`--task NAME[=PROMPTS]` → each task's prompts, read but not written.
 
-    Raises ValueError for an unknown task, shards that are not there or not a task's, and a
+    make_problems: so many rows of the embedded model's task, columns prompt and answer.
+
+    Raises ValueError for an unknown task, shards that are missing or not a task's, and a
     limit that leaves no row.
     """
     if limit is not None and limit < 1:
@@ -49,17 +50,22 @@ def prompts_of(words: Sequence[str], limit: int | None, output: str) -> dict[str
         name = task_named(name.replace("_", "-")).name
         if name in found:
             raise ValueError(f"--task {name} is given twice; one set of prompts a task")
-        if not source and name != OWN_TASK:
+        if not source and name != OWN_TASK.name:
             raise ValueError(
                 f"--task {name} needs its prompts: --task {name}=FOLDER, made by "
                 f"lrd prepare --task {name} SOURCE --output FOLDER"
             )
-        found[name] = _given(name, source, limit, output) if source else _made(limit, output)
+        if source:
+            found[name] = _given(name, source, limit, output)
+        else:
+            count = limit or OWN_ROWS
+            uri = child(output, f"prompts/{OWN_TASK.name}-{count}")
+            found[name] = Prompts(uri, make_problems(count))
     return found
 
 
 def write(prompts: Mapping[str, Prompts]) -> None:
-    """Write what is not there yet. Raises ValueError where other prompts lie."""
+    """Write what is not there yet. Raises ValueError where other prompts are."""
     for found in prompts.values():
         if found.table is None:
             continue
@@ -68,18 +74,6 @@ def write(prompts: Mapping[str, Prompts]) -> None:
             folder.write(name, result_shards.parquet_bytes(found.table))
         elif not prompt_shards.read_shard(folder, name).equals(found.table):
             raise ValueError(f"{found.uri}: holds other prompts; name another --output")
-
-
-def _made(limit: int | None, output: str) -> Prompts:
-    count = limit or OWN_ROWS
-    tested = distinct(count, SEED)
-    table = pa.table(
-        {
-            "prompt": [problem.question for problem in tested],
-            "answer": [str(problem.answer) for problem in tested],
-        }
-    )
-    return Prompts(child(output, f"prompts/{OWN_TASK}-{count}"), table)
 
 
 def _given(name: str, source: str, limit: int | None, output: str) -> Prompts:
