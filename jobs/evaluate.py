@@ -16,6 +16,7 @@ from pipeline.scoring import math500, sandbox
 from pipeline.scoring.evaluate import evaluate
 from pipeline.scoring.summary import Evaluation
 from pipeline.scoring.tasks import TASKS, task_named
+from pipeline.scoring.workers import ScorerError
 from pipeline.storage.storage import Storage
 
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 75
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             partial=args.partial,
             on_progress=Progress(),
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ScorerError) as error:
         print(f"lrd evaluate: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:

@@ -79,6 +79,12 @@ def require() -> None:
         ) from error
 
 
+def check() -> None:
+    """Raises ValueError with the fix where math-verify does not work."""
+    if not same_mathematics("\\frac{1}{2}", "0.5"):
+        raise ValueError("math-verify finds 1/2 and 0.5 different; install it anew")
+
+
 def score(text: str, reference: Any, example: Example) -> Score:
     """reference: the answer in LaTeX, without a box."""
     found = final_answer(before(text, "\nProblem:"))
@@ -106,4 +112,5 @@ TASK = Task(
     score_columns=(),
     optional_columns=(),
     score=score,
+    check=check,
 )

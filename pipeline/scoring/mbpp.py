@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.scoring import extract_code
-from pipeline.scoring.sandbox import run_program
+from pipeline.scoring.sandbox import run_program, walls
 from pipeline.scoring.task import Example, Score, Task, before
 
 
@@ -59,4 +59,5 @@ TASK = Task(
     score_columns=(),
     optional_columns=("test_setup_code",),
     score=score,
+    check=walls,
 )
