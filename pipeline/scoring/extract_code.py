@@ -10,6 +10,7 @@ import ast
 import itertools
 import re
 import symtable
+import sys
 import textwrap
 import warnings
 
@@ -124,24 +125,35 @@ def parsing_part(code: str, before: str = "") -> str:
 
     An answer that ran out of tokens ends in half a statement, an unfenced one in prose.
     """
+    head = f"{before.rstrip()}\n" if before else ""
     lines = code.splitlines()
-    for count in range(len(lines), 0, -1):
+    count = len(lines)
+    while count > 0:
         part = "\n".join(lines[:count]) + "\n"
-        if parses(f"{before.rstrip()}\n{part}" if before else part):
+        broken = _broken_line(head + part, ast.PyCF_ONLY_AST)
+        if broken is None:
             return part
+        # What is wrong in a line is wrong in every longer part.
+        count = min(count, broken - head.count("\n")) - 1
     return code
 
 
 def parses(code: str, compiles: bool = False) -> bool:
     """Whether `code` is Python; `compiles`: with nothing that belongs into a function."""
-    flags = 0 if compiles else ast.PyCF_ONLY_AST
+    return _broken_line(code, 0 if compiles else ast.PyCF_ONLY_AST) is None
+
+
+def _broken_line(code: str, flags: int) -> int | None:
+    """The first line, from 1, that is no Python; a large number where it is not known."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             compile(code, "answer", "exec", flags, dont_inherit=True)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+    except SyntaxError as error:
+        return error.lineno or sys.maxsize
+    except (ValueError, RecursionError, MemoryError):
+        return sys.maxsize
+    return None
 
 
 def _lines(code: str) -> list[str]:

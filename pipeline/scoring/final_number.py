@@ -23,10 +23,10 @@ _NUMBER = re.compile(
     rf"|(?P<over>{_DIGITS})\s?/\s?(?P<under>{_DIGITS})"
     rf"|(?P<plain>{_DIGITS}))"
 )
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*\{?|[{}]")
 # Without braces, as TeX allows for one token and models write for more: up to the end of the
 # formula in its line, else one word.
-_BARE = re.compile(r"[^{$\n]+?(?=\s*(?:\$|\\\)|\\\]))|[^\s{]\S*")
+_BARE = re.compile(r"[^$\n]+?(?=\s*(?:\$|\\\)|\\\]))|[^\s{]\S*")
 _REWRITTEN = (
     (re.compile(r"[−–﹣－]"), "-"),
     (re.compile(r"\bRs\.?\s*(?=[\d.])"), "₹"),
@@ -59,23 +59,20 @@ def number_value(text: str) -> Fraction | None:
 
 def boxed(text: str) -> list[str]:
     """What `\\boxed{…}`, `\\fbox{…}` and `\\boxed …` hold, in order; not the empty and the open."""
-    found = []
-    for box in _BOX.finditer(text):
-        if text.startswith("{", box.end()):
-            found.append(_braced(text, box.end()))
-        elif bare := _BARE.match(text, box.end()):
-            found.append(bare.group().rstrip(".,"))
-    return [content for content in found if content.strip()]
-
-
-def _braced(text: str, opening: int) -> str:
-    """What stands between the brace at `opening` and its partner; nothing where it has none."""
-    depth = 0
-    for place in range(opening, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        if not depth:
-            return text[opening + 1 : place]
-    return ""
+    found: dict[int, str] = {}
+    opened: list[tuple[int, bool]] = []
+    for token in _BOX_OR_BRACE.finditer(text):
+        start, written = token.end(), token.group()
+        if written.endswith("{"):
+            opened.append((start, written != "{"))
+        elif written != "}":
+            if bare := _BARE.match(text, start):
+                found[start] = bare.group().rstrip(".,")
+        elif opened:
+            start, is_box = opened.pop()
+            if is_box:
+                found[start] = text[start : token.start()]
+    return [content for _, content in sorted(found.items()) if content.strip()]
 
 
 def _rewritten(text: str) -> str:
