@@ -6,9 +6,9 @@ of the table in pipeline/scoring/README.md with the reason; the tests hold the t
 The official rules are written here from their definitions:
 
 * lm-eval: gsm8k (`flexible-extract`), minerva_math, humaneval_instruct, mbpp
-  (github.com/EleutherAI/lm-evaluation-harness, which LLaDA's and Dream's own evaluations call).
+  (github.com/EleutherAI/lm-evaluation-harness; LLaDA evaluates its base model with it).
 * OpenCompass: gsm8k, math_postprocess_v2, humaneval_postprocess_v2, MBPPEvaluator
-  (github.com/open-compass/opencompass, which LLaDA's evaluation of its chat models calls).
+  (github.com/open-compass/opencompass; LLaDA's repository has a copy).
 """
 
 from __future__ import annotations
