@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from helpers.runs import begun
 from jobs import evaluate, prepare
 from pipeline.output.open_shard import OpenShard
 from pipeline.rows import Result, results_batch, row_id
-from pipeline.scoring import math500
+from pipeline.scoring import math500, workers
 from pipeline.scoring.summary import wilson
 from pipeline.scoring.tasks import TASKS
 from pipeline.scoring.workers import Answer, score_answers
@@ -273,6 +276,167 @@ def test_workers_end_with_the_pool() -> None:
     scores.close()  # type: ignore[attr-defined]
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+SHADOWS = [
+    "random", "pipeline", "numpy", "json", "lrd", "jobs", "pickle", "socket", "typing", "enum",
+    "types", "tempfile", "subprocess", "signal", "resource", "ctypes", "struct", "sitecustomize",
+]  # fmt: skip
+"""Names of modules that a worker or a sandbox imports, or that Python looks for at its start."""
+
+
+@pytest.mark.parametrize("name", SHADOWS)
+def test_workers_import_nothing_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Neither as `python -m` nor a PYTHONPATH of the user's would have it."""
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong file')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    ((_, score),) = score_answers("word-problems", [Answer(0, "#### 1", "1", {})], 1)
+    assert score.correct, score
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "humaneval"])
+def test_the_command_in_a_folder_of_modules(tmp_path: Path, task: str) -> None:
+    for name in SHADOWS:
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong file')")
+    shard = {
+        "prompt": ['def one():\n    """One."""\n'] * 2,
+        "answer": ["1"] * 2,
+        "entry_point": ["one"] * 2,
+        "test": ["def check(f):\n    assert f() == 1\n"] * 2,
+    }
+    out = finished_run(tmp_path / "out", [shard], [["    return 1", "    return 2"]], planned=1)
+    # As the installed command: its own folder, not the working directory, is searched first.
+    words = [sys.executable, "-P", "-m", "jobs.evaluate", str(out), "--task", task]
+    environment = {**os.environ, "PYTHONPATH": str(Path(workers.__file__).parents[2])}
+    ended = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout.splitlines()[-1])["num_correct"] == 1
+
+
+WORKER = """
+import dataclasses, os, signal, sys, time
+from pathlib import Path
+{early}
+from pipeline.scoring import tasks, workers
+real = tasks.TASKS["gsm8k"]
+def score(text, reference, example):
+    dead = Path("{marks}", text.strip("# "))
+    {late}
+    return real.score(text, reference, example)
+def check():
+    {check}
+tasks.TASKS["gsm8k"] = dataclasses.replace(real, score=score, check=check)
+workers.main()
+"""
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has the pool start workers in which something goes wrong: before, in or after the check."""
+
+    def write(early: str = "", check: str = "pass", late: str = "") -> None:
+        folder = tmp_path / "modules"
+        folder.mkdir()
+        text = WORKER.format(early=early, check=check, late=late, marks=folder)
+        (folder / "other_worker.py").write_text(text)
+        monkeypatch.syspath_prepend(str(folder))
+        monkeypatch.setattr(workers, "MODULE", "other_worker")
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ({"early": "import no_such_module"}, "exit code 1, ModuleNotFoundError: No module named"),
+        ({"early": "sys.exit('no licence')"}, "exit code 1, no licence"),
+        ({"early": "os._exit(3)"}, "before its first row: exit code 3"),
+        ({"early": "os.kill(os.getpid(), signal.SIGKILL)"}, "signal 9"),
+        ({"early": "import ctypes; ctypes.string_at(0)"}, "signal 11"),
+        ({"check": "raise ValueError('no sandbox')"}, "exit code 1, ValueError: no sandbox"),
+        ({"check": "print('shared memory is full', file=sys.stderr); os.abort()"}, "signal 6, sha"),
+        ({"late": "raise OSError(28, 'No space left on device')"}, "here: OSError: [Errno 28]"),
+        ({"late": "import no_such_module"}, "here: ModuleNotFoundError: No module named"),
+        ({"early": "print('waits', file=sys.stderr, flush=True); time.sleep(99)"}, "5 s, waits"),
+    ],
+)
+def test_a_scorer_that_dies_is_an_error_of_the_run(
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    worker: Callable[..., None],
+    fault: dict[str, str],
+    reason: str,
+) -> None:
+    if "sleep" in fault.get("early", ""):
+        monkeypatch.setattr(workers, "START_SECONDS", 5.0)
+    worker(**fault)
+    assert reason in refused(capsys, str(out), "--task", "gsm8k")
+    assert not (out / ".scores").exists()
+
+
+def test_a_row_that_loses_its_worker_once_is_scored(worker: Callable[..., None]) -> None:
+    worker(late="if not dead.exists(): dead.touch(); os.kill(os.getpid(), signal.SIGKILL)")
+    answers = [Answer(index, f"#### {index}", str(index), {}) for index in range(3)]
+    assert all(score.correct for _, score in score_answers("gsm8k", answers, 2))
+
+
+@pytest.mark.parametrize("death", ["os._exit(0)", "os.abort()", "sys.exit(4)"])
+def test_a_row_that_kills_two_workers_costs_itself(worker: Callable[..., None], death: str) -> None:
+    worker(late=f"if dead.name == '1': {death}")
+    answers = [Answer(index, f"#### {index}", str(index), {}) for index in range(3)]
+    scores = dict(score_answers("gsm8k", answers, 1))
+    assert [scores[index].correct for index in range(3)] == [True, False, True]
+    assert str(scores[1].reason).startswith("scoring died: ")
+
+
+def test_a_run_of_no_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard: dict[str, list[Any]] = {"prompt": [], "answer": []}
+    out = finished_run(tmp_path / "empty", [shard], [[]], planned=1)
+    assert "has no rows to score" in refused(capsys, str(out), "--task", "gsm8k")
+    out = finished_run(tmp_path / "nothing", [], [], planned=0)
+    assert "has no rows to score" in refused(capsys, str(out), "--task", "gsm8k")
+
+
+def test_an_empty_shard_beside_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards: list[dict[str, list[Any]]] = [
+        {"prompt": [], "answer": []},
+        {"prompt": ["a"], "answer": ["1"]},
+    ]
+    out = finished_run(tmp_path / "out", shards, [[], ["#### 1"]], planned=2)
+    assert call(str(out), "--task", "gsm8k") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_correct"] == 1
+
+
+@pytest.mark.parametrize("column", ["answer", "entry_point", "test_list"])
+def test_a_cell_that_is_no_text_costs_its_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str
+) -> None:
+    task = {"answer": "gsm8k", "entry_point": "humaneval", "test_list": "mbpp"}[column]
+    shard: dict[str, Any] = {
+        "prompt": ['def one():\n    """One."""\n'] * 2,
+        "answer": ["1", "1"],
+        "entry_point": ["one", "one"],
+        "test": ["def check(f):\n    assert f() == 1\n"] * 2,
+        "test_list": [["assert one() == 1"]] * 2,
+    }
+    if column == "test_list":
+        asserts = pa.array([b"\xff", b"assert one() == 1"]).cast(pa.string(), safe=False)
+        shard[column] = pa.ListArray.from_arrays([0, 1, 2], asserts)
+    else:
+        right = b"1" if column == "answer" else b"one"
+        shard[column] = pa.array([b"\xff\xfe", right]).cast(pa.string(), safe=False)
+    text = "#### 1" if task == "gsm8k" else "def one():\n    return 1"
+    out = finished_run(tmp_path / "out", [shard], [[text, text]], planned=1)
+    assert call(str(out), "--task", task) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["num_correct"], found["wrong"]) == (1, {"no UTF-8": 1})
+    rows = pq.read_table(out / f".scores/{task}.parquet").to_pylist()
+    assert rows[0]["reason"] == f"no UTF-8: column {column}"
 
 
 def test_missing_math_verify_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

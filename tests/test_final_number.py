@@ -27,6 +27,9 @@ VARIANTS = [
     ("1,234,567.89", "1234567.89"),
     ("They are 1, 2, 3", "3"),
     ("12,000 people", "12000"),
+    ("1,00,000 rupees", "100000"),
+    ("Rs.1,50,000.50", "150000.5"),
+    ("Answer...18", "18"),
     ("$1{,}234$", "1234"),
     ("1\\,234", "1234"),
     ("1\\,234\\,000", "1234000"),
@@ -99,16 +102,18 @@ VARIANTS = [
     ("#### 3\n\n#### 4", "4"),
     ("#### 18\nThat was question 2.", "18"),
     ("#### \n7 it is", "7"),
-    # The answer is.
+    # The answer is: the last number counts, as official scorers have it.
+    ("Answer: 16 eggs less 7 are 9. She makes 9 * 2 = $18", "18"),
+    ("So the answer is 9 eggs at 2 dollars, $18", "18"),
     ("The answer is 18.", "18"),
-    ("The answer is $18, which is 2 more than 16.", "18"),
-    ("The answer is 5. Check: 5 + 2 = 7.", "5"),
+    ("The answer is $18, which is 2 more than 16.", "16"),
+    ("The answer is 5. Check: 5 + 2 = 7.", "7"),
     ("So the final answer is: **42**", "42"),
-    ("Answer: 42 (from 6 * 7)", "42"),
+    ("Answer: 42 (from 6 * 7)", "7"),
     ("**Answer:** 1,000", "1000"),
-    ("The answer to the question is 8 apples and not 9", "8"),
+    ("The answer to the question is 8 apples and not 9", "9"),
     ("The answer is 3 + 4 = 7", "7"),
-    ("THE ANSWER IS 12 FOR 3 PEOPLE", "12"),
+    ("THE ANSWER IS 12 FOR 3 PEOPLE", "3"),
     ("The answer is the following.\n6", "6"),
     ("The final answer is $\\boxed{9}$ for 10 people", "9"),
 ]
@@ -150,6 +155,27 @@ def test_an_answer_may_begin_like_an_exemplar() -> None:
 def test_boxes_are_balanced() -> None:
     text = "\\boxed{\\frac{1}{2}} and \\boxed {3} and \\boxed{4"
     assert boxed(text) == ["\\frac{1}{2}", "3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("$\\boxed 5$", "5"),
+        ("$\\boxed5$", "5"),
+        ("$\\boxed \\frac{1}{2}$ of 3", "\\frac{1}{2}"),
+        ("So \\boxed 5 is right.", "5"),
+        ("So it is \\boxed 5.", "5"),
+        ("\\(\\boxed x + 1\\)", "x + 1"),
+        ("\\fbox{5}", "5"),
+        ("\\fbox {\\sqrt{5}}", "\\sqrt{5}"),
+        ("\\boxed{5} and \\boxed{}", "5"),
+        ("\\boxed{5} and \\boxed{ }", "5"),
+        ("\\boxed{5} and \\boxed{6", "5"),
+        ("\\boxed{\\boxed{5}}", "5"),
+    ],
+)
+def test_the_last_box_that_holds_something(text: str, content: str) -> None:
+    assert boxed(text)[-1] == content
 
 
 def test_gsm8k_references() -> None:

@@ -131,6 +131,8 @@ def finished_shards(output: Storage, use: str, partial: bool = False) -> tuple[l
     use: what is to be done with them, in a word. Raises ValueError where they are not enough.
     """
     shards, num_planned = written_shards(output)
+    if not num_planned:
+        raise ValueError(f"{output.uri}: has no rows to {use}: the run's input has none")
     if not shards or (len(shards) < num_planned and not partial):
         hint = f", or {use} what is there with --partial" if shards else ""
         raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -52,15 +53,16 @@ def evaluate(
     reference_column: the input column with the reference; the task's own where None.
     scores: path of the file; OUT/.scores/TASK.parquet where None. num_workers: processes; one
     a core where 0. partial: score a run that is not finished.
-    Raises ValueError where there is nothing to score or a column is missing.
+    Raises ValueError where there is nothing to score or a column is missing, ScorerError where
+    this machine cannot score.
     """
     shards, num_planned = finished_shards(output, "score", partial)
     names = [shard.name for shard in shards]
     folder, file = _scores_place(output, task, scores)
     reference, columns = _columns(output, names, task, reference_column)
     tables: list[pa.Table] = []
-    answers = _answers(output, names, columns, reference, tables)
-    found = {}
+    found: dict[int, Score] = {}
+    answers = _answers(output, names, columns, reference, tables, found)
     for index, score in score_answers(task.name, answers, num_workers or os.cpu_count() or 1):
         found[index] = score
         on_progress(len(found))
@@ -117,20 +119,42 @@ def _answers(
     columns: list[str],
     reference: str,
     tables: list[pa.Table],
+    found: dict[int, Score],
 ) -> Iterator[Answer]:
-    """Decoded rows, shard by shard; what scores need of every row is kept in `tables`."""
+    """Decoded rows, shard by shard; what scores need of every row is kept in `tables`.
+
+    A decoded row with a cell that cannot be read has its score in `found` and is left out.
+    """
     first = 0
     for name in names:
         with opened(output, name) as parquet:
             table = parquet.read(columns=[*_RESULTS, "output_text", *columns])
-        references = [_written(value) for value in table[reference].to_pylist()]
-        kept = table.select(_RESULTS).append_column(_SCHEMA.field("reference"), [references])
+        rows = _readable_rows(table)
+        references = pa.array([_written(row.get(reference)) for row in rows], pa.string())
+        kept = table.select(_RESULTS).append_column(_SCHEMA.field("reference"), references)
         tables.append(kept.replace_schema_metadata(None))
-        for number, row in enumerate(table.to_pylist()):
-            if row["status"] == "ok" and row[reference] is not None:
+        for number, row in enumerate(rows):
+            if row["status"] != "ok":
+                continue
+            if missing := [name for name in ["output_text", *columns] if name not in row]:
+                found[first + number] = Score(False, None, f"no UTF-8: column {missing[0]}")
+            elif row[reference] is not None:
                 example = {column: row[column] for column in columns}
                 yield Answer(first + number, row["output_text"], row[reference], example)
         first += table.num_rows
+
+
+def _readable_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows by column, without the cells whose bytes are no UTF-8."""
+    try:
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except UnicodeDecodeError:
+        rows = [{} for _ in range(table.num_rows)]
+        for name in table.column_names:
+            for row, value in zip(rows, table[name], strict=True):
+                with suppress(UnicodeDecodeError):
+                    row[name] = value.as_py()
+    return rows
 
 
 def _written(reference: Any) -> str | None:

@@ -1,8 +1,7 @@
 """The code in a model's answer: out of Markdown fences, prose and broken ends.
 
 Chat models write whole functions, mostly fenced, with prose around them; base models continue
-the prompt with a function's body and then go on to other things. Knows nothing of tasks and
-runs nothing.
+the prompt with a function's body and then go on to other things. Runs nothing.
 """
 
 from __future__ import annotations
@@ -10,13 +9,21 @@ from __future__ import annotations
 import ast
 import itertools
 import re
+import symtable
+import sys
 import textwrap
 import warnings
 
-_FENCE = re.compile(r"```[ \t]*[\w+.-]*[ \t]*\r?\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
-_CODE_START = re.compile(
-    r"^(?:(?:async\s+)?def|class|import|from)\s|^@\w|^[A-Za-z_]\w*[ \t]*=[^=]", re.MULTILINE
+_FENCE = re.compile(
+    r"```[ \t]*(?:[\w+.{}-]*[ \t]*\r?\n|(?:py(?:thon)?3?\b)?[ \t]*(?=\S))(.*?)(?:```|\Z)", re.DOTALL
 )
+# Annotated too, so that `f: Callable = …` is code; prose may begin like any of these.
+_CODE_START = re.compile(
+    r"^(?:(?:async\s+)?def|class|import|from)\s|^@\w"
+    r"|^[A-Za-z_]\w*[ \t]*(?::[ \t]*[\w.]+(?:\[[^\]\n]*\])?[ \t]*)?=[^=]",
+    re.MULTILINE,
+)
+_FUTURE = re.compile(r"^from __future__ import [^\n]*\n?", re.MULTILINE)
 _TABS = re.compile(r"^\t+")
 INDENT = "    "
 
@@ -24,16 +31,15 @@ INDENT = "    "
 def module(text: str, name: str | None = None) -> str:
     """The part of an answer that is a module.
 
-    Of several fenced blocks the first that defines `name` (any function where None) is taken,
-    else the first; unfenced code starts at its first definition, import or assignment. The end
-    is cut until the rest parses.
+    The first part that defines `name` (anything where None): the code up to the first fence, a
+    fenced block, the code with prose around it; where none does, the first block. Its end is cut
+    until the rest parses.
     """
-    blocks = [textwrap.dedent(block) for block in _FENCE.findall(text)]
-    defining = [block for block in blocks if defines(block, name)]
-    if blocks:
-        return parsing_part((defining or blocks)[0])
-    start = _CODE_START.search(text)
-    return parsing_part(text[start.start() :] if start else text)
+    # Code may stand before a fence, or only end one that the prompt opened.
+    start, fence, _ = text.partition("```")
+    blocks = [parsing_part(textwrap.dedent(block)) for block in _FENCE.findall(text)]
+    candidates = [_unfenced(start, name), *blocks, *([_unfenced(text, name)] if fence else [])]
+    return next((code for code in candidates if defines(code, name)), (blocks or candidates)[0])
 
 
 def function(prompt: str, text: str, name: str) -> str:
@@ -42,18 +48,54 @@ def function(prompt: str, text: str, name: str) -> str:
     prompt: code that ends inside the function `name`, after its docstring.
     """
     text = text.lstrip("\r\n")
-    continues = text.startswith((INDENT, "\t")) and not text.lstrip().startswith("```")
-    fenced = [] if continues else _FENCE.findall(text)
-    if defines(text, name) and not continues:
-        # The prompt stays in front for its imports and helper functions.
-        return f"{prompt.rstrip()}\n\n\n{module(text, name)}"
+    if not _is_body(text) and defines(whole := module(text, name), name):
+        # The prompt stays in front for its imports and helper functions; nothing may come
+        # before imports from __future__.
+        future = "".join(_FUTURE.findall(whole))
+        return f"{future}{prompt.rstrip()}\n\n\n{_FUTURE.sub('', whole)}"
+    fenced = [] if text.startswith(INDENT) else _FENCE.findall(text)
     return prompt.rstrip() + "\n" + parsing_part(body(fenced[0] if fenced else text), prompt)
 
 
+def _is_body(text: str) -> bool:
+    """Whether an answer begins as a function's body: indented, or its first spaces eaten."""
+    if text.lstrip().startswith("```"):
+        return False
+    first, _, rest = text.partition("\n")
+    following = next((line for line in rest.splitlines() if line.strip()), "")
+    return first.startswith((INDENT, "\t")) or (
+        parses(first) and first.strip() != "" and following.startswith((INDENT, "\t"))
+    )
+
+
 def defines(code: str, name: str | None) -> bool:
-    """Whether a line of `code` starts a function `name`, or any function."""
-    wanted = re.escape(name) if name else r"\w+"
-    return bool(re.search(rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{wanted}[ \t]*\(", code, re.M))
+    """Whether `code` is a module that binds `name`; any function or class where None.
+
+    By a definition, an assignment (lambda, partial, another name) or an import. Code that
+    returns outside a function is a body, which may have a variable of its function's name.
+    """
+    if not parses(code, compiles=True):
+        return False
+    table = symtable.symtable(code, "answer", "exec")
+    names = set(table.get_identifiers())
+    if name is None:
+        return any(child.get_name() in {*names, "lambda"} for child in table.get_children())
+    return name in names and (table.lookup(name).is_assigned() or table.lookup(name).is_imported())
+
+
+def _unfenced(text: str, name: str | None) -> str:
+    """Code between prose: of its parts the first that defines `name`, else the first."""
+    parts = []
+    place = 0
+    while start := _CODE_START.search(text, place):
+        part = parsing_part(text[start.start() :])
+        place = start.end()
+        if parses(part):
+            parts.append(part)
+            place = start.start() + len(part)
+        if defines(part, name):
+            return part
+    return parts[0] if parts else parsing_part(text)
 
 
 def body(code: str) -> str:
@@ -83,23 +125,35 @@ def parsing_part(code: str, before: str = "") -> str:
 
     An answer that ran out of tokens ends in half a statement, an unfenced one in prose.
     """
+    head = f"{before.rstrip()}\n" if before else ""
     lines = code.splitlines()
-    for count in range(len(lines), 0, -1):
+    count = len(lines)
+    while count > 0:
         part = "\n".join(lines[:count]) + "\n"
-        if parses(f"{before.rstrip()}\n{part}" if before else part):
+        broken = _broken_line(head + part, ast.PyCF_ONLY_AST)
+        if broken is None:
             return part
+        # What is wrong in a line is wrong in every longer part.
+        count = min(count, broken - head.count("\n")) - 1
     return code
 
 
-def parses(code: str) -> bool:
-    """Whether `code` is a Python module."""
+def parses(code: str, compiles: bool = False) -> bool:
+    """Whether `code` is Python; `compiles`: with nothing that belongs into a function."""
+    return _broken_line(code, 0 if compiles else ast.PyCF_ONLY_AST) is None
+
+
+def _broken_line(code: str, flags: int) -> int | None:
+    """The first line, from 1, that is no Python; a large number where it is not known."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+            compile(code, "answer", "exec", flags, dont_inherit=True)
+    except SyntaxError as error:
+        return error.lineno or sys.maxsize
+    except (ValueError, RecursionError, MemoryError):
+        return sys.maxsize
+    return None
 
 
 def _lines(code: str) -> list[str]:

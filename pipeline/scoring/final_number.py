@@ -1,8 +1,7 @@
 """The final number of a worked solution, as an exact fraction.
 
-Knows nothing of tasks. Where an answer is marked (`#### x`, `\\boxed{x}`, "the answer is x")
-the mark counts, in this order, and the last mark of its kind; else the last number does.
-Units, currencies and the percent sign are dropped: 50% is 50.
+The number behind the last `####` counts, else the last one in the last box that holds one, else
+the last of all. Units, currencies and the percent sign are dropped: 50% is 50.
 """
 
 from __future__ import annotations
@@ -11,21 +10,26 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+# Thousands, then lakhs and crores (1,00,000).
+_GROUPED = r"\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)"
+_DIGITS = rf"(?:{_GROUPED}|\d+)(?:\.\d+)?|(?<!\.)\.\d+"
 _CURRENCY = r"[$€£¥₹]\s*"
 # A minus is a sign only where nothing stands before it that it could be taken from.
 _NUMBER = re.compile(
     rf"(?:(?<![\w.,)\]}}%])(?P<sign>[-+]))?(?:{_CURRENCY})?(?P<inner>(?<![\w)\]}}])-)?"
-    rf"(?<![A-Za-z\d_.])(?:"
+    rf"(?<![A-Za-z\d_])(?<!\w\.)(?:"
     rf"(?:(?P<whole>\d+)\s*)?\\frac\s*\{{?\s*(?P<top>-?\d+)\s*\}}?\s*\{{?\s*(?P<bottom>\d+)\s*\}}?"
     rf"|(?P<mixed>\d+)\s+(?P<mixed_top>\d+)\s*/\s*(?P<mixed_bottom>\d+)"
     rf"|(?P<over>{_DIGITS})\s?/\s?(?P<under>{_DIGITS})"
     rf"|(?P<plain>{_DIGITS}))"
 )
-_MARK = re.compile(r"\banswer\b(?:\s+\w+){0,4}?\s*(?:\bis\b|[:=])\s*:?(?P<tail>[^\n]*)", re.I)
-_SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
+_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*\{?|[{}]")
+# Without braces, as TeX allows for one token and models write for more: up to the end of the
+# formula in its line, else one word.
+_BARE = re.compile(r"[^$\n]+?(?=\s*(?:\$|\\\)|\\\]))|[^\s{]\S*")
 _REWRITTEN = (
     (re.compile(r"[−–﹣－]"), "-"),
+    (re.compile(r"\bRs\.?\s*(?=[\d.])"), "₹"),
     (re.compile(r"\\(?:d|t|c)frac"), r"\\frac"),
     (re.compile(r"\{,\}|(?<=\d)\\[,!;:]?\s?(?=\d{3}(?!\d))"), ","),
     (re.compile(r"\\(?:text|mathrm|mathbf|mbox|textbf)\s*\{([^{}]*)\}"), r" \1 "),
@@ -54,16 +58,21 @@ def number_value(text: str) -> Fraction | None:
 
 
 def boxed(text: str) -> list[str]:
-    """The contents of each closed `\\boxed{…}` or `\\fbox{…}`, braces balanced, in order."""
-    found = []
-    for opening in re.finditer(r"\\f?boxed?\s*\{", text):
-        depth = 1
-        for place in range(opening.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
-            if not depth:
-                found.append(text[opening.end() : place])
-                break
-    return found
+    """What `\\boxed{…}`, `\\fbox{…}` and `\\boxed …` hold, in order; not the empty and the open."""
+    found: dict[int, str] = {}
+    opened: list[tuple[int, bool]] = []
+    for token in _BOX_OR_BRACE.finditer(text):
+        start, written = token.end(), token.group()
+        if written.endswith("{"):
+            opened.append((start, written != "{"))
+        elif written != "}":
+            if bare := _BARE.match(text, start):
+                found[start] = bare.group().rstrip(".,")
+        elif opened:
+            start, is_box = opened.pop()
+            if is_box:
+                found[start] = text[start : token.start()]
+    return [content for _, content in sorted(found.items()) if content.strip()]
 
 
 def _rewritten(text: str) -> str:
@@ -74,18 +83,11 @@ def _rewritten(text: str) -> str:
 
 def _candidates(text: str) -> Iterator[re.Match[str]]:
     """Numbers, the most trusted first."""
-    hashes = [tail.split("\n")[0] for tail in text.split("####")[1:]]
-    phrases = [_first_sentence(found["tail"]) for found in _MARK.finditer(text)]
-    for marked in (hashes, boxed(text), phrases):
-        for segment in reversed(marked):
-            # "x = 18" and "3 * 6 = 18" end in what they come to.
-            yield from _NUMBER.finditer(segment.rpartition("=")[2])
-    yield from reversed(list(_NUMBER.finditer(text)))
-
-
-def _first_sentence(text: str) -> str:
-    end = _SENTENCE_END.search(text)
-    return text[: end.start()] if end else text
+    for tail in reversed(text.split("####")[1:]):
+        # "x = 18" and "3 * 6 = 18" end in what they come to.
+        yield from _NUMBER.finditer(tail.split("\n")[0].rpartition("=")[2])
+    for segment in [*reversed(boxed(text)), text]:
+        yield from reversed(list(_NUMBER.finditer(segment)))
 
 
 def _value(found: re.Match[str]) -> Fraction | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.scoring import extract_code
-from pipeline.scoring.sandbox import run_program
+from pipeline.scoring.sandbox import run_program, walls
 from pipeline.scoring.task import Example, Score, Task
 
 
@@ -51,4 +51,5 @@ TASK = Task(
     score_columns=("prompt", "entry_point"),
     optional_columns=("source_prompt",),
     score=score,
+    check=walls,
 )

@@ -18,6 +18,7 @@ from pipeline.scoring.task import Example, Score, Task, before, compared
 _PHRASE = re.compile(r"\banswer\s*(?:is|:)\s*:?\s*(?P<answer>[^\n]+)", re.IGNORECASE)
 _CLOSING = re.compile(r"\.?\s*I hope it is correct\.?\s*$|[.\s]+$")
 _MATH = re.compile(r"\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+_BRACED = re.compile(r"\A\{([^{}]*)\}\Z")
 _TYPOGRAPHY = (
     (re.compile(r"\\(?:d|t)frac"), r"\\frac"),
     (re.compile(r"\\(?:text|mathrm|mbox|textbf)\s*\{([^{}]*)\}"), r"\1"),
@@ -45,9 +46,10 @@ def exemplar_answer(example: Example) -> str:
 
 
 def final_answer(text: str) -> str | None:
-    """What the last `\\boxed{…}` holds, else what follows the last "the answer is"."""
+    """What the last box with a content holds, else what follows the last "the answer is"."""
     if found := boxed(text):
-        return found[-1].strip()
+        answer = found[-1].strip()
+        return _BRACED.sub(r"\1", answer)
     phrases = _PHRASE.findall(text)
     if not phrases:
         return None
@@ -79,6 +81,12 @@ def require() -> None:
         ) from error
 
 
+def check() -> None:
+    """Raises ValueError with the fix where math-verify does not work."""
+    if not same_mathematics("\\frac{1}{2}", "0.5"):
+        raise ValueError("math-verify finds 1/2 and 0.5 different; install it anew")
+
+
 def score(text: str, reference: Any, example: Example) -> Score:
     """reference: the answer in LaTeX, without a box."""
     found = final_answer(before(text, "\nProblem:"))
@@ -106,4 +114,5 @@ TASK = Task(
     score_columns=(),
     optional_columns=(),
     score=score,
+    check=check,
 )

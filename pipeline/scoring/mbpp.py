@@ -5,11 +5,18 @@ Knows nothing of files or of how programs are confined.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pipeline.scoring import extract_code
-from pipeline.scoring.sandbox import run_program
-from pipeline.scoring.task import Example, Score, Task, before
+from pipeline.scoring.sandbox import run_program, walls
+from pipeline.scoring.task import Example, Score, Task
+
+_BEGIN = re.compile(
+    r"\[BEGIN\]|^[ \t]*BEGIN[ \t]*:?[ \t]*(?=$|[\"'`@]|(?:def|class|import|from) )", re.MULTILINE
+)
+_DONE = re.compile(r"\[DONE\]|^[ \t]*DONE\b|(?<=[\"'`])[ \t]+DONE\b", re.MULTILINE)
+_QUOTED = re.compile(r"\s*(?P<quote>\"{3}|'{3}|[\"'`])(?P<code>.*?)(?:(?P=quote)\s*)?\Z", re.DOTALL)
 
 
 def chat_prompt(example: Example) -> str:
@@ -34,10 +41,22 @@ def exemplar_answer(example: Example) -> str:
     return f"{code}\n[DONE]"
 
 
+def program(text: str) -> str:
+    """The code of an answer: between the marks of the few-shot prompt, without quotes around it."""
+    # Markdown escapes underscores; a base model goes on with the next example.
+    answer = _DONE.split(text.replace("\\_", "_"), maxsplit=1)[0]
+    if begin := _BEGIN.search(answer):
+        answer = answer[begin.end() :]
+    answer = answer.lstrip("\r\n")
+    # A fence is no quotation.
+    quoted = None if answer.lstrip().startswith("```") else _QUOTED.match(answer)
+    unquoted = extract_code.module(quoted["code"]) if quoted else ""
+    return unquoted if extract_code.defines(unquoted, None) else extract_code.module(answer)
+
+
 def score(text: str, reference: Any, example: Example) -> Score:
     """reference: the asserts; the row's `test_setup_code`, where it has one, runs before them."""
-    answer = before(text.partition("[BEGIN]")[2] or text, "[DONE]")
-    code = extract_code.module(answer)
+    code = program(text)
     setup = example.get("test_setup_code") or ""
     outcome = run_program([code, "\n".join([setup, *reference])])
     return Score(outcome.passed, code, outcome.error)
@@ -59,4 +78,5 @@ TASK = Task(
     score_columns=(),
     optional_columns=("test_setup_code",),
     score=score,
+    check=walls,
 )

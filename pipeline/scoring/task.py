@@ -50,6 +50,8 @@ class Task:
     """What `score` also reads where the dataset has it."""
     score: Callable[[str, Any, Example], Score]
     """Answer text, reference and row → score."""
+    check: Callable[[], object] = lambda: None
+    """Raises where this machine cannot score the task: a package or a way to run programs."""
 
 
 def few_shot_prompt(task: Task, exemplars: Sequence[Example], example: Example) -> str:
