@@ -31,6 +31,9 @@ class RunConfig(BaseModel):
         "auto", description="chat template, raw text, or chat where the model has a template"
     )
     system_prompt: str | None = Field(None, description="system message before every prompt")
+    allow_special_tokens: bool = Field(
+        False, description="<|im_end|> and the like in prompts are special tokens, not text"
+    )
     truncation: Truncation = Field(
         "fail", description="prompts too long for the model: fail the row, or keep the last tokens"
     )
