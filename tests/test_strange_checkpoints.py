@@ -15,6 +15,7 @@ from helpers.checkpoints import SMALL, SMALL_DREAM, SMALL_LLADA, random_tensors,
 from helpers.made_tokenizers import tokenizer_of
 
 import lrd
+from lrd.models import weights
 from lrd.models.checkpoint import fingerprint
 from lrd.models.files import LFS_HEAD
 from lrd.models.hub import FILES
@@ -200,6 +201,19 @@ def test_an_index_does_not_lead_out_of_its_folder(
     index["weight_map"] = {k: named if v == first else v for k, v in index["weight_map"].items()}
     (folder / INDEX).write_text(json.dumps(index))
     refusal(folder, INDEX, repr(named), "leads out", read=read)
+
+
+@pytest.mark.parametrize("name", ["../../blobs/{}", "{blobs}/{}", "../../../b/{}"])
+def test_an_index_of_a_hub_cache_does_not_lead_out_either(name: str, tmp_path: Path) -> None:
+    """huggingface_hub's own links are followed, paths out of the snapshot are not."""
+    folder = write(tmp_path / "a" / "snapshots" / "0123", SMALL_LLADA, random_tensors(SMALL_LLADA))
+    blobs = tmp_path / "a" / "blobs"
+    blobs.mkdir()
+    (tmp_path / "b").symlink_to(blobs)
+    (folder / "model.safetensors").rename(blobs / "model.safetensors")
+    named = name.replace("{}", "model.safetensors").format(blobs=blobs)
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"x": named}}))
+    refusal(folder, INDEX, repr(named), "leads out")
 
 
 @pytest.mark.parametrize("way", ["plain", "dot", "below", "link inside", "folder is a link", "hub"])
@@ -438,8 +452,9 @@ def test_tensors_that_repeat_what_is_there(name: str, device: str, tmp_path: Pat
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("what", ["number", "last number", "nan", "shape", "packed", "cast"])
 def test_a_second_head_that_differs_is_refused(
-    what: str, name: str, device: str, tmp_path: Path
+    what: str, name: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(weights, "ROWS_AT_A_TIME", 7)  # of 48
     switch, head, table = HEADS[name]
     config = {**SMALL[name], switch: True}
     tensors = random_tensors(config)

@@ -172,9 +172,7 @@ def _load(
             transformer = Transformer(family.transformer_config(config))
         tokenizer = load_tokenizer(folder)
         refuse_foreign(tokenizer, transformer.config.table_rows)
-    tensors = TensorNames(
-        family.name, family.tensor_names(transformer.config), family.twins(transformer.config)
-    )
+    tensors = TensorNames(family.name, family.tensor_names(transformer.config), family.twins)
     unused = load_weights(transformer, tensors, folder, device, DTYPES[dtype], pack)
     transformer.requires_grad_(False).eval()
     if device.type == "cuda" and pack is None:

@@ -58,10 +58,10 @@ class Family:
                 names[f"blocks.{layer}.{ours}"] = theirs.format(layer)
         return names
 
-    def twins(self, config: TransformerConfig) -> dict[str, str]:
-        """Tensors that a file may hold beside these, where they equal another: a tied head."""
-        if not config.tied_head:
-            return {}
+    @property
+    def twins(self) -> dict[str, str]:
+        """Tensors that a file may hold where they are not needed → those that they must equal: the
+        head of a tied model."""
         return {self.outer["head.weight"]: self.outer["embedding.weight"]}
 
 
