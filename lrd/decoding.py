@@ -16,10 +16,10 @@ from torch import Tensor
 
 from lrd import beliefs
 from lrd.canvases import Canvases, StopReason
-from lrd.commit_rules import choose_commits, scheduled_quota
+from lrd.commit_rules import choose_commits, is_any_of, scheduled_quota
 from lrd.config import DecodingConfig
 from lrd.forward import Reading, read_block
-from lrd.models.protocol import DiffusionModel
+from lrd.models.protocol import DiffusionModel, eos_ids
 
 __all__ = ["Canvases", "StopReason", "step"]
 
@@ -208,7 +208,7 @@ def end_samples(
     reason_B = torch.where(stop_B, int(StopReason.CONVERGED), int(StopReason.COMPLETE))
     if config.stop_at_eos and config.num_blocks > 1:
         gapless_BK = still_open_BK.long().cumsum(-1) == 0
-        at_eos_B = decoding_B & ((ids_BK == model.eos_id) & gapless_BK).any(-1)
+        at_eos_B = decoding_B & (is_any_of(ids_BK, eos_ids(model)) & gapless_BK).any(-1)
         reason_B = torch.where(at_eos_B & ~ended_B, int(StopReason.EOS), reason_B)
         ended_B = ended_B | at_eos_B
         open_BG = (state.canvas_BG == model.mask_id) & at_eos_B[:, None]

@@ -21,7 +21,7 @@ from lrd.beliefs import Belief, entropy, log_beliefs
 from lrd.canvases import Canvases
 from lrd.commit_rules import choose_tokens, is_any_of, token_confidence, without_tokens
 from lrd.config import DecodingConfig
-from lrd.models.protocol import DiffusionModel, SplitModel, is_split
+from lrd.models.protocol import DiffusionModel, SplitModel, eos_ids, is_split
 
 HEAD_ELEMENTS = 1 << 24
 """Logits that the head makes at a time: enough rows that its weights are read seldom."""
@@ -95,7 +95,8 @@ def logits_in_chunks(
     for place_n in _even_parts(place_N, HEAD_ELEMENTS // num_columns):
         logits_nV = logits_of(place_n)
         if config.logits_eos_inf:
-            logits_nV[:, model.eos_id] = -torch.inf
+            for index in eos_ids(model):
+                logits_nV[:, index] = -torch.inf
         parts = (_even_parts(x, cached // num_columns) for x in (rows_N[place_n], logits_nV))
         yield from zip(*parts, strict=True)
 
@@ -204,7 +205,7 @@ def read_tokens(
     if config.reads_beliefs_alone:
         return belief.token_N, belief.entropy_N, (-belief.log_z_N).exp()
     token_n, log_r_nV = choose_tokens(config, log_beliefs(logits_nV, model.mask_id), uniform_nV)
-    late_ids = [model.eos_id] if config.confidence_eos_eot_inf else []
+    late_ids = [*eos_ids(model)] if config.confidence_eos_eot_inf else []
     if late_ids and model.eot_id is not None:
         late_ids.append(model.eot_id)
     if late_ids:

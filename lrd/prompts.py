@@ -1,7 +1,6 @@
 """A prompt's text → token ids, as the checkpoint's own tokenizer and chat template have it.
 
-Knows nothing of decoding, files or batches. No token id is written here: all come from the
-tokenizer.
+No token id is written here: all come from the tokenizer.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from typing import Any
 
 from lrd.config import PromptFormat, Truncation
 from lrd.models.protocol import DiffusionModel
+from lrd.special_text import ChatReader, as_text, special_ids
 
 
 def encode_prompt(
@@ -18,17 +18,21 @@ def encode_prompt(
     text: str,
     prompt_format: PromptFormat = "auto",
     system_prompt: str | None = None,
+    allow_special_tokens: bool = False,
 ) -> list[int]:
     """Token ids of a prompt.
 
     prompt_format: `chat` renders `text` as the user's turn by the tokenizer's chat template
     and opens the assistant's; `raw` tokenises the text as it is, behind a bos where the
     tokenizer's settings ask for one (add_bos_token); `auto` is `chat` exactly where the
-    tokenizer has a chat template. system_prompt: the chat's first turn.
-    Raises ValueError where the model has no tokenizer, `chat` has no template or the template
-    refuses the turns, and where a system prompt is given to a raw prompt.
+    tokenizer has a chat template. system_prompt: the chat's first turn. allow_special_tokens:
+    whether `<|im_end|>` and the like in either text are special tokens; else they are text, and
+    only the template's own are special.
+    Raises ValueError where the model has no tokenizer, `chat` has no template, the template
+    fails on the turns or the model has no embedding for a token, and where a system prompt is
+    given to a raw prompt.
     """
-    (ids,) = encode_prompts(model, [text], prompt_format, system_prompt)
+    (ids,) = encode_prompts(model, [text], prompt_format, system_prompt, allow_special_tokens)
     if isinstance(ids, ValueError):
         raise ids
     return ids
@@ -39,11 +43,12 @@ def encode_prompts(
     texts: Sequence[str],
     prompt_format: PromptFormat = "auto",
     system_prompt: str | None = None,
+    allow_special_tokens: bool = False,
 ) -> list[list[int] | ValueError]:
     """Token ids of many prompts at once, as `encode_prompt` has them.
 
-    Where the template refuses a prompt's turns, the error stands in its place. Raises ValueError
-    for what is wrong with all of them.
+    What is wrong with one prompt stands in its place. Raises ValueError for what is wrong with
+    all of them.
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
@@ -56,14 +61,18 @@ def encode_prompts(
             "the tokenizer has no chat template; use prompt format raw, or put the release's "
             "chat_template.jinja beside its tokenizer files"
         )
-    if has_template and prompt_format != "raw":
-        return _chat_ids(tokenizer, texts, system_prompt)
-    if system_prompt is not None:
+    is_chat = has_template and prompt_format != "raw"
+    if system_prompt is not None and not is_chat:
         raise ValueError(
             "a raw prompt has no system turn; drop the system prompt, write it into the prompt, "
             "or use prompt format chat with a chat model"
         )
-    return _raw_ids(tokenizer, texts)
+    special = frozenset[int]() if allow_special_tokens else special_ids(model)
+    if is_chat:
+        found = _chat_ids(tokenizer, texts, system_prompt, special)
+    else:
+        found = _raw_ids(tokenizer, texts, special)
+    return [_within_table(model, ids) for ids in found]
 
 
 def fit_prompt(ids: Sequence[int], max_tokens: int, truncation: Truncation) -> list[int]:
@@ -87,32 +96,53 @@ def fit_prompt(ids: Sequence[int], max_tokens: int, truncation: Truncation) -> l
 
 
 def _chat_ids(
-    tokenizer: Any, texts: Sequence[str], system_prompt: str | None
+    tokenizer: Any, texts: Sequence[str], system_prompt: str | None, special: frozenset[int]
 ) -> list[list[int] | ValueError]:
     """The rendered chat writes its own bos and headers, so the tokenizer must add none."""
-    # transformers renders templates with jinja2, so it is there wherever a template is.
+
+    def render(text: str, system: str | None) -> str:
+        turns = [{"role": "user", "content": text}]
+        if system is not None:
+            turns.insert(0, {"role": "system", "content": system})
+        chat: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return chat
+
+    chats: list[str | ValueError] = []
+    for text in texts:
+        try:
+            chats.append(render(text, system_prompt))
+        # A template is a program that came with the checkpoint: it may raise anything.
+        except Exception as error:
+            chats.append(_refused(error))
+    encoded = iter(_ids(tokenizer, [chat for chat in chats if isinstance(chat, str)]))
+    reader = ChatReader(tokenizer, render, system_prompt, special) if special else None
+    found: list[list[int] | ValueError] = []
+    for chat, text in zip(chats, texts, strict=True):
+        ids = next(encoded) if isinstance(chat, str) else chat
+        try:
+            if reader and isinstance(chat, str) and isinstance(ids, list):
+                ids = reader.read(chat, text, ids)
+        except ValueError as error:
+            ids = error
+        found.append(ids)
+    return found
+
+
+def _refused(error: Exception) -> ValueError:
     from jinja2 import TemplateError
 
-    rendered: list[str] = []
-    refused: dict[int, ValueError] = {}
-    for index, text in enumerate(texts):
-        turns = [{"role": "user", "content": text}]
-        if system_prompt is not None:
-            turns.insert(0, {"role": "system", "content": system_prompt})
-        try:
-            rendered.append(
-                tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            )
-        except TemplateError as error:
-            refused[index] = ValueError(
-                f"the chat template refuses these turns ({error}); "
-                "drop the system prompt or use prompt format raw"
-            )
-    ids = iter(_ids(tokenizer, rendered))
-    return [refused[n] if n in refused else next(ids) for n in range(len(texts))]
+    words = " ".join(str(error).split())
+    if not isinstance(error, TemplateError):
+        words = f"{type(error).__name__}: {words}"
+    return ValueError(
+        f"the chat template refuses these turns ({words}); "
+        "drop the system prompt or use prompt format raw"
+    )
 
 
-def _raw_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int] | ValueError]:
+def _raw_ids(
+    tokenizer: Any, texts: Sequence[str], special: frozenset[int]
+) -> list[list[int] | ValueError]:
     bos: list[int] = []
     if getattr(tokenizer, "add_bos_token", False):
         if tokenizer.bos_token_id is None:
@@ -121,13 +151,40 @@ def _raw_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int] | ValueErro
                 "set bos_token in tokenizer_config.json, or add_bos_token to false"
             )
         bos = [int(tokenizer.bos_token_id)]
-    return [[*bos, *ids] for ids in _ids(tokenizer, texts)]
+    found = _ids(tokenizer, texts)
+    for n, ids in enumerate(found):
+        try:
+            if isinstance(ids, list):
+                is_text = special.isdisjoint(ids)
+                found[n] = [*bos, *(ids if is_text else as_text(tokenizer, texts[n], special))]
+        except ValueError as error:
+            found[n] = error
+    return found
 
 
-def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int] | ValueError]:
     if not texts:
         return []
-    # Not verbose: it would warn of prompts beyond a length that is not the model's to say.
-    found = tokenizer(list(texts), add_special_tokens=False, verbose=False)
-    ids: list[list[int]] = found["input_ids"]
+    try:
+        # Not verbose: it would warn of prompts beyond a length that is not the model's to say.
+        found = tokenizer(list(texts), add_special_tokens=False, verbose=False)
+    # One text that the tokenizer cannot take must not fail the others.
+    except Exception as error:
+        if len(texts) > 1:
+            return [ids for text in texts for ids in _ids(tokenizer, [text])]
+        words = " ".join(str(error).split())
+        return [ValueError(f"the tokenizer fails on it ({type(error).__name__}: {words})")]
+    ids: list[list[int] | ValueError] = found["input_ids"]
     return ids
+
+
+def _within_table(model: DiffusionModel, ids: list[int] | ValueError) -> list[int] | ValueError:
+    """An error in place of ids that have no embedding, which would end a model's pass."""
+    table = getattr(model, "embedding_table", None)
+    if table is None or isinstance(ids, ValueError) or not ids or max(ids) < len(table):
+        return ids
+    token = model.tokenizer.convert_ids_to_tokens([max(ids)])[0]
+    return ValueError(
+        f"the prompt holds {token!r}, token {max(ids)}, and the model has {len(table)} "
+        "embeddings; take it out, or use the tokenizer that belongs to the model"
+    )

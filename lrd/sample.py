@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lrd.canvases import Canvases, StopReason
-from lrd.models.protocol import DiffusionModel
+from lrd.models.protocol import DiffusionModel, eos_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,8 @@ class Readout:
         """The sample of a row that has ended; `reasons` has been called."""
         of: dict[str, Any] = {name: value[row].tolist() for name, value in self._fields.items()}
         canvas = of["canvas_BG"]
-        length = canvas.index(model.eos_id) if model.eos_id in canvas else len(canvas)
+        ends = eos_ids(model)
+        length = next((n for n, token in enumerate(canvas) if token in ends), len(canvas))
         num_forwards = of["refine_steps_B"] + of["decode_steps_B"]
         num_mixed, reason = of["mix_weight_count_B"], StopReason(of["stop_B"])
         failed = reason is StopReason.FAILED

@@ -29,6 +29,9 @@ class RunConfig(BaseModel):
         "model has a template",
     )
     system_prompt: str | None = Field(None, description="system message of every prompt")
+    allow_special_tokens: bool = Field(
+        False, description="<|im_end|> and the like in prompts are special tokens, not text"
+    )
     truncation: Truncation = Field(
         "fail", description="prompt too long for the model: fail the row, or keep its last tokens"
     )

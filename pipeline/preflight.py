@@ -73,6 +73,8 @@ def refuse_secrets(config: RunConfig) -> None:
 def fingerprint_of(config: RunConfig, files: list[InputFile], dtype: str) -> dict[str, Any]:
     """All that the results of a run depend on."""
     prompts = {"prompt_column", "prompt_format", "system_prompt", "truncation"}
+    if config.allow_special_tokens:  # Runs of versions that had no such setting go on.
+        prompts.add("allow_special_tokens")
     return {
         "version": package_version(),
         "model": fingerprint(local_model(config.model), config.revision),

@@ -88,11 +88,13 @@ def generate(
         servers=servers(),
     )
     with refused_as_settings():
-        ledger.begin()
-    try:
         reader = Reader(
             config, run.inputs, run.files, run.face, run.face.max_length, ledger.restore
         )
+        ledger.begin()
+    try:
+        if unused := getattr(run.face, "unused_tensors", None):
+            ledger.event("tensors not used", names=unused)
         fleet = Fleet(
             settings,
             placement,

@@ -297,7 +297,7 @@ def test_missing_shards_and_broken_indexes_are_refused(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"mask_token_id": None}, "mask_token_id is None"),
-        ({"eos_token_id": 48}, "eos_token_id is 48; a token id below 48"),
+        ({"eos_token_id": 48}, "eos_token_id is 48; expected a token id below 48"),
         ({"pad_token_id": -1}, "pad_token_id is -1"),
         ({"d_model": None}, "no 'd_model'"),
         ({"alibi": True}, "alibi = True; only False is supported"),

@@ -310,7 +310,7 @@ def test_the_command_in_a_folder_of_modules(tmp_path: Path, task: str) -> None:
     }
     out = finished_run(tmp_path / "out", [shard], [["    return 1", "    return 2"]], planned=1)
     # As the installed command: its own folder, not the working directory, is searched first.
-    words = [sys.executable, "-P", "-m", "jobs.evaluate", str(out), "--task", task]
+    words = [sys.executable, "-P", "-m", "jobs.cli", "evaluate", str(out), "--task", task]
     environment = {**os.environ, "PYTHONPATH": str(Path(workers.__file__).parents[2])}
     ended = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

@@ -9,24 +9,26 @@ Legend: B samples, L positions, C chosen columns, D width, V rows of the embeddi
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrd.config import Compile
 from lrd.models.compiled import check_compile, hidden_of
 from lrd.models.families import family_of
+from lrd.models.files import read_object
 from lrd.models.hub import download, is_hub_id
 from lrd.models.int8 import int8_packer
 from lrd.models.plugin import is_plug, load_plug, plug_fingerprint
 from lrd.models.protocol import DiffusionModel
 from lrd.models.registry import TINY
-from lrd.models.tokenizer import load_tokenizer, token_id
+from lrd.models.tokenizer import load_tokenizer, refuse_foreign, token_id
 from lrd.models.transformer import Transformer
-from lrd.models.weights import load_weights, weight_files
+from lrd.models.weights import TensorNames, load_weights, weight_files
 
 """Folder of the embedded model, known as `tiny` everywhere."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
@@ -36,6 +38,8 @@ SIDE_FILES = (
     *("vocab.json", "merges.txt", "added_tokens.json"),
 )
 """What decides a model's results beside its weights."""
+GENERATION = "generation_config.json"
+"""May name further EOS ids; transformers and vLLM stop at these too."""
 
 
 class LoadedModel:
@@ -55,12 +59,22 @@ class LoadedModel:
         self._hidden = hidden_of(transformer, compile)
         self.tokenizer = tokenizer
         self.max_length = transformer.config.max_length
-        self.mask_id = _token_id(config, "mask_token_id", transformer.config.table_rows)
-        self.eos_id = _token_id(config, "eos_token_id", transformer.config.table_rows)
+        table_rows = transformer.config.table_rows
+        self.mask_id = _token_id(config, "mask_token_id", table_rows)
+        self.eos_ids = _eos_ids(config, table_rows)
+        """All that end an answer; the first one fills what is left open."""
+        self.eos_id = self.eos_ids[0]
+        if self.mask_id in self.eos_ids:
+            raise ValueError(
+                f"config.json: mask_token_id {self.mask_id} is an eos_token_id too; an open "
+                "position would end the answer"
+            )
         self.pad_id = self.eos_id
         if config.get("pad_token_id") is not None:
-            self.pad_id = _token_id(config, "pad_token_id", transformer.config.table_rows)
+            self.pad_id = _token_id(config, "pad_token_id", table_rows)
         self.eot_id = token_id(tokenizer, eot_token) if eot_token is not None else None
+        self.unused_tensors: list[str] = []
+        """Tensors of the files that nothing needs, since they repeat what is there."""
 
     @property
     def embedding_table(self) -> Tensor:
@@ -141,18 +155,43 @@ def load_model(
             raise ValueError(f"{path_or_id} compiles itself or not at all; drop compile {compile}")
         return load_plug(str(path_or_id), device, dtype)
     pack = int8_packer() if dtype == "int8" else None
-    folder = checkpoint_folder(path_or_id, revision)
+    return _load(checkpoint_folder(path_or_id, revision), target, dtype, pack, compile)
+
+
+def _load(
+    folder: Path,
+    device: torch.device,
+    dtype: str,
+    pack: Callable[[nn.Linear], None] | None,
+    compile: Compile,
+) -> LoadedModel:
     config = read_config(folder)
-    family = family_of(config)
-    tokenizer = load_tokenizer(folder)
-    with torch.device("meta"):
-        transformer = Transformer(family.transformer_config(config))
-    names = family.tensor_names(transformer.config)
-    load_weights(transformer, names, folder, family.name, target, DTYPES[dtype], pack)
+    config["eos_token_id"] = _all_eos(folder, config)
+    with _naming(folder):
+        family = family_of(config)
+        with torch.device("meta"):
+            transformer = Transformer(family.transformer_config(config))
+        tokenizer = load_tokenizer(folder)
+        refuse_foreign(tokenizer, transformer.config.table_rows)
+    tensors = TensorNames(family.name, family.tensor_names(transformer.config), family.twins)
+    unused = load_weights(transformer, tensors, folder, device, DTYPES[dtype], pack)
     transformer.requires_grad_(False).eval()
-    if target.type == "cuda" and pack is None:
+    if device.type == "cuda" and pack is None:
         transformer.fuse()
-    return LoadedModel(transformer, config, tokenizer, family.eot_token, compile)
+    with _naming(folder):
+        model = LoadedModel(transformer, config, tokenizer, family.eot_token, compile)
+    model.unused_tensors = unused
+    return model
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """A ValueError that names a file alone gets the folder too."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if str(folder) in text else f"{folder}: {text}") from error
 
 
 def checkpoint_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
@@ -176,13 +215,24 @@ def checkpoint_folder(path_or_id: str | Path, revision: str | None = None) -> Pa
 
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json`, parsed; ValueError where it is not a JSON object."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder / 'config.json'}: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder / 'config.json'}: not a JSON object")
-    return config
+    return read_object(folder / "config.json")
+
+
+def _all_eos(folder: Path, config: Mapping[str, Any]) -> Any:
+    """`eos_token_id` of config.json, with those that generation_config.json adds."""
+    stated = config.get("eos_token_id")
+    more = _added_eos(folder, config)
+    return [*(stated if isinstance(stated, list) else [stated]), *more] if more else stated
+
+
+def _added_eos(folder: Path, config: Mapping[str, Any]) -> list[Any]:
+    file = folder / GENERATION
+    if not file.is_file() or config.get("eos_token_id") is None:
+        return []
+    added, stated = read_object(file).get("eos_token_id"), config["eos_token_id"]
+    known = stated if isinstance(stated, list) else [stated]
+    added = added if isinstance(added, list) else [added]
+    return [index for index in added if index is not None and index not in known]
 
 
 def fingerprint(path_or_id: str | Path, revision: str | None = None) -> str:
@@ -195,7 +245,10 @@ def fingerprint(path_or_id: str | Path, revision: str | None = None) -> str:
         return plug_fingerprint(str(path_or_id))
     folder = checkpoint_folder(path_or_id, revision)
     digest = hashlib.sha256()
-    for file in [folder / name for name in SIDE_FILES] + weight_files(folder):
+    sides = [folder / name for name in SIDE_FILES]
+    if _added_eos(folder, read_config(folder)):
+        sides.append(folder / GENERATION)
+    for file in sides + weight_files(folder):
         if file.is_file():
             digest.update(file.name.encode())
             with file.open("rb") as stream:
@@ -203,13 +256,20 @@ def fingerprint(path_or_id: str | Path, revision: str | None = None) -> str:
     return digest.hexdigest()
 
 
-def _token_id(config: dict[str, Any], name: str, table_rows: int) -> int:
+def _token_id(config: Mapping[str, Any], name: str, table_rows: int) -> int:
     value = config.get(name)
-    if isinstance(value, list) and value:
-        value = value[0]
-    if not isinstance(value, int) or not 0 <= value < table_rows:
-        raise ValueError(f"config.json: {name} is {value!r}; a token id below {table_rows} is due")
+    if type(value) is not int or not 0 <= value < table_rows:
+        raise ValueError(
+            f"config.json: {name} is {value!r}; expected a token id below {table_rows}"
+        )
     return value
+
+
+def _eos_ids(config: Mapping[str, Any], table_rows: int) -> tuple[int, ...]:
+    stated = config.get("eos_token_id")
+    listed = stated if isinstance(stated, list) and stated else [stated]
+    ids = [_token_id({"eos_token_id": index}, "eos_token_id", table_rows) for index in listed]
+    return tuple(dict.fromkeys(ids))
 
 
 def _device(name: str) -> torch.device:

@@ -6,13 +6,27 @@ is told by `model_type` or `architectures`, never by a path's name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from lrd.models.files import validated
 from lrd.models.transformer import TransformerConfig
 
 Config = Mapping[str, Any]
+
+PLAIN_ROPE: Mapping[str, tuple[Any, ...]] = {
+    "rope": (True,),
+    "rope_full_precision": (True,),
+    "rope_type": ("default",),
+    "type": ("default",),
+    "partial_rotary_factor": (1,),
+}
+"""Settings of RoPE beside its base, and their values that change nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +58,62 @@ class Family:
                 names[f"blocks.{layer}.{ours}"] = theirs.format(layer)
         return names
 
+    @property
+    def twins(self) -> dict[str, str]:
+        """Tensors that a file may hold where they are not needed → those that they must equal: the
+        head of a tied model."""
+        return {self.outer["head.weight"]: self.outer["embedding.weight"]}
 
-def _field(config: Config, name: str) -> Any:
-    if config.get(name) is None:
-        raise ValueError(f"config.json has no '{name}'; it is needed to build the model")
-    return config[name]
+
+Size = Annotated[int, Field(gt=0, le=2**28)]
+Layers = Annotated[int, Field(gt=0, le=1000)]
+Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Fields(BaseModel):
+    """Fields of a `config.json` that are read, of exactly their JSON types."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class _Named(_Fields):
+    model_type: str = ""
+    architectures: list[str] = []
+
+
+class _LLaDAFields(_Fields):
+    d_model: Size
+    n_layers: Layers
+    n_heads: Size
+    n_kv_heads: Size | None = None
+    multi_query_attention: bool = False
+    mlp_hidden_size: Size | None = None
+    mlp_ratio: Size | None = None
+    embedding_size: Annotated[int, Field(ge=0, le=2**28)] = 0
+    vocab_size: Size | None = None
+    max_sequence_length: Size
+    rms_norm_eps: Epsilon
+    include_qkv_bias: bool = False
+    weight_tying: bool = False
+    scale_logits: bool = False
+
+
+class _DreamFields(_Fields):
+    hidden_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    num_key_value_heads: Size
+    intermediate_size: Size
+    vocab_size: Size
+    max_position_embeddings: Size
+    rms_norm_eps: Epsilon
+    tie_word_embeddings: bool = False
+
+
+def _needed(value: int | None, name: str) -> int:
+    if value is None:
+        raise ValueError(f"config.json: no '{name}'; it is needed to build the model")
+    return value
 
 
 def _refuse(config: Config, **expected: Any) -> None:
@@ -58,6 +123,46 @@ def _refuse(config: Config, **expected: Any) -> None:
             raise ValueError(
                 f"config.json sets {name} = {config[name]!r}; only {value!r} is supported"
             )
+
+
+def rope_theta(config: Config) -> float:
+    """RoPE's base, from `rope_theta` or from transformers 5's `rope_parameters`.
+
+    Raises ValueError where there is none, where two differ, and for every other setting of RoPE
+    (scaling, partial rotation): plain RoPE is what is built.
+    """
+    found: dict[str, Any] = {}
+    for path, value in _rope_settings(config):
+        name = path.rpartition(".")[2]
+        if name == "rope_theta":
+            found[path] = value
+        elif value not in PLAIN_ROPE.get(name, (False,)):
+            raise ValueError(
+                f"config.json sets {path} = {value!r}, which is not built: RoPE is plain here "
+                "(rope_type 'default'); use a checkpoint without it"
+            )
+    if not found:
+        raise ValueError("config.json: no 'rope_theta'; it is needed to build the model")
+    for path, value in found.items():
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise ValueError(f"config.json: {path} is {value!r}; expected a number above 0")
+    if len(set(found.values())) > 1:
+        stated = " and ".join(f"{path} = {value!r}" for path, value in found.items())
+        raise ValueError(f"config.json sets {stated}; keep the one the model was trained with")
+    return next(iter(found.values()))  # type: ignore[no-any-return]
+
+
+def _rope_settings(config: Config) -> Iterator[tuple[str, Any]]:
+    """Every setting of RoPE that is not null, by its path."""
+    for name, value in config.items():
+        if value is None or not re.search("rope|rotary", name):
+            continue
+        if name not in ("rope_parameters", "rope_scaling"):
+            yield name, value
+        elif not isinstance(value, dict):
+            raise ValueError(f"config.json: {name} is {value!r}; expected an object")
+        else:
+            yield from ((f"{name}.{key}", v) for key, v in value.items() if v is not None)
 
 
 def _llada_config(config: Config) -> TransformerConfig:
@@ -76,42 +181,40 @@ def _llada_config(config: Config) -> TransformerConfig:
         bias_for_layer_norm=False,
         input_emb_norm=False,
     )
-    width, num_heads = _field(config, "d_model"), _field(config, "n_heads")
-    num_kv_heads = config.get("n_kv_heads")
-    if num_kv_heads is None:
-        num_kv_heads = 1 if config.get("multi_query_attention") else num_heads
-    mlp_width = config.get("mlp_hidden_size")
+    c = validated(_LLaDAFields, config, "config.json")
+    num_kv_heads = c.n_kv_heads or (1 if c.multi_query_attention else c.n_heads)
     return TransformerConfig(
-        num_layers=_field(config, "n_layers"),
-        width=width,
-        num_heads=num_heads,
+        num_layers=c.n_layers,
+        width=c.d_model,
+        num_heads=c.n_heads,
         num_kv_heads=num_kv_heads,
-        mlp_width=mlp_width if mlp_width is not None else _field(config, "mlp_ratio") * width,
-        table_rows=config.get("embedding_size") or _field(config, "vocab_size"),
-        max_length=_field(config, "max_sequence_length"),
-        rope_theta=_field(config, "rope_theta"),
-        rms_norm_eps=_field(config, "rms_norm_eps"),
-        qkv_bias=bool(config.get("include_qkv_bias")),
-        tied_head=bool(config.get("weight_tying")),
+        mlp_width=c.mlp_hidden_size or _needed(c.mlp_ratio, "mlp_ratio") * c.d_model,
+        table_rows=c.embedding_size or _needed(c.vocab_size, "vocab_size"),
+        max_length=c.max_sequence_length,
+        rope_theta=rope_theta(config),
+        rms_norm_eps=c.rms_norm_eps,
+        qkv_bias=c.include_qkv_bias,
+        tied_head=c.weight_tying,
         rope_in_float32=True,
-        logit_scale=width**-0.5 if config.get("scale_logits") else 1.0,
+        logit_scale=c.d_model**-0.5 if c.scale_logits else 1.0,
     )
 
 
 def _dream_config(config: Config) -> TransformerConfig:
-    _refuse(config, hidden_act="silu", rope_scaling=None, use_sliding_window=False)
+    _refuse(config, hidden_act="silu", use_sliding_window=False)
+    c = validated(_DreamFields, config, "config.json")
     return TransformerConfig(
-        num_layers=_field(config, "num_hidden_layers"),
-        width=_field(config, "hidden_size"),
-        num_heads=_field(config, "num_attention_heads"),
-        num_kv_heads=_field(config, "num_key_value_heads"),
-        mlp_width=_field(config, "intermediate_size"),
-        table_rows=_field(config, "vocab_size"),
-        max_length=_field(config, "max_position_embeddings"),
-        rope_theta=_field(config, "rope_theta"),
-        rms_norm_eps=_field(config, "rms_norm_eps"),
+        num_layers=c.num_hidden_layers,
+        width=c.hidden_size,
+        num_heads=c.num_attention_heads,
+        num_kv_heads=c.num_key_value_heads,
+        mlp_width=c.intermediate_size,
+        table_rows=c.vocab_size,
+        max_length=c.max_position_embeddings,
+        rope_theta=rope_theta(config),
+        rms_norm_eps=c.rms_norm_eps,
         qkv_bias=True,
-        tied_head=bool(config.get("tie_word_embeddings")),
+        tied_head=c.tie_word_embeddings,
         rope_in_float32=False,
         logit_shift=True,
     )
@@ -181,9 +284,10 @@ def family_of(config: Config) -> Family:
 
     Raises ValueError for any other architecture, naming those that are supported.
     """
-    named = {str(config.get("model_type", "")).lower()}, set(config.get("architectures") or ())
+    named = validated(_Named, config, "config.json")
     for family in FAMILIES:
-        if named[0] & family.model_types or named[1] & family.architectures:
+        is_type = named.model_type.lower() in family.model_types
+        if is_type or family.architectures.intersection(named.architectures):
             return family
     supported = ", ".join(
         f"{family.name} ({'/'.join(sorted(family.architectures))})" for family in FAMILIES

@@ -17,6 +17,7 @@ class DiffusionModel(Protocol):
 
     mask_id: int
     eos_id: int
+    """Ends an answer; fills what `stop_at_eos` leaves open. More such ids: see `eos_ids`."""
     pad_id: int
     eot_id: int | None
     """Ends a chat turn where the model has a token for it besides EOS."""
@@ -61,6 +62,18 @@ class SplitModel(DiffusionModel, Protocol):
     def head(self, hidden: Tensor) -> Tensor:
         """States [N, D] → logits [N, V], a tensor that the caller may change."""
         ...
+
+
+def eos_ids(model: DiffusionModel) -> tuple[int, ...]:
+    """All token ids that end an answer, `eos_id` first.
+
+    A model may have a member `eos_ids` that holds them. Without it, or where that lacks `eos_id`
+    (a wrapper that changes `eos_id` and passes on the rest), there is `eos_id` alone.
+    """
+    more = tuple(getattr(model, "eos_ids", ()))
+    if model.eos_id not in more:
+        return (model.eos_id,)
+    return (model.eos_id, *(index for index in more if index != model.eos_id))
 
 
 def wants_fixed_shapes(model: DiffusionModel) -> bool:

@@ -7,10 +7,15 @@ byte-level BPE, built here from the files instead.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from lrd.models.files import read_object, read_text
+
+TEXT_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja"),
+)
 SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "mask_token")
 
 QWEN2_WORDS = (
@@ -26,15 +31,51 @@ QWEN2_WORDS = (
 def load_tokenizer(folder: Path) -> Any:
     """The folder's transformers tokenizer, or None where it has none.
 
-    Raises ValueError where its files do not fit together.
+    Raises ValueError where its files cannot be read or do not fit together.
     """
-    if (folder / "tokenizer.json").is_file():
+    is_fast = (folder / "tokenizer.json").is_file()
+    if not is_fast and not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+        return None
+    for name in TEXT_FILES:
+        if (folder / name).is_file():
+            read_text(folder / name)
+    try:
+        if not is_fast:
+            return _qwen2_tokenizer(folder)
         from transformers import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast.from_pretrained(folder)
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return _qwen2_tokenizer(folder)
-    return None
+    except ValueError as error:
+        if str(folder) in str(error):
+            raise
+        raise ValueError(_broken(folder, error)) from error
+    # The libraries raise anything for broken files, bare Exception too.
+    except Exception as error:
+        raise ValueError(_broken(folder, error)) from error
+
+
+def _broken(folder: Path, error: Exception) -> str:
+    words = " ".join(str(error).split())
+    return (
+        f"{folder}: the tokenizer's files do not make a tokenizer ({type(error).__name__}: "
+        f"{words}); download them again"
+    )
+
+
+def refuse_foreign(tokenizer: Any, table_rows: int) -> None:
+    """ValueError where the vocabulary reaches beyond the model's table of embeddings.
+
+    Tokens that were added to the vocabulary may: prompts that hold one fail by themselves.
+    """
+    if tokenizer is None:
+        return
+    added = tokenizer.get_added_vocab()
+    last = max((i for token, i in tokenizer.get_vocab().items() if token not in added), default=0)
+    if last >= table_rows:
+        raise ValueError(
+            f"the tokenizer's vocabulary has ids up to {last} and the model {table_rows} "
+            "embeddings: it is another model's; put this checkpoint's own tokenizer files there"
+        )
 
 
 def token_id(tokenizer: Any, token: str) -> int | None:
@@ -50,8 +91,8 @@ def _qwen2_tokenizer(folder: Path) -> Any:
     from tokenizers import pre_tokenizers as pre
     from transformers import PreTrainedTokenizerFast
 
-    settings = _read_json(folder / "tokenizer_config.json")
-    vocabulary = _read_json(folder / "vocab.json")
+    settings = read_object(folder / "tokenizer_config.json")
+    vocabulary = read_object(folder / "vocab.json")
     added = _added_tokens(folder, settings)
     ids = {index: token for token, index in vocabulary.items()}
     for index, entry in added.items():
@@ -61,7 +102,7 @@ def _qwen2_tokenizer(folder: Path) -> Any:
                 f"{entry['content']!r} among the added tokens; download both files again"
             )
         vocabulary[entry["content"]] = index  # Known to BPE under exactly its id.
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    lines = read_text(folder / "merges.txt").split("\n")
     pairs = [line.partition(" ") for line in lines if line and not line.startswith("#version")]
     merges = [(first, second) for first, _, second in pairs]
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
@@ -96,7 +137,7 @@ def _added_tokens(folder: Path, settings: dict[str, Any]) -> dict[int, dict[str,
     if "added_tokens_decoder" in settings:
         return {int(index): entry for index, entry in settings["added_tokens_decoder"].items()}
     if (folder / "added_tokens.json").is_file():
-        listed = _read_json(folder / "added_tokens.json")
+        listed = read_object(folder / "added_tokens.json")
         return {index: {"content": token} for token, index in listed.items()}
     return {}
 
@@ -104,7 +145,7 @@ def _added_tokens(folder: Path, settings: dict[str, Any]) -> dict[int, dict[str,
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return read_text(file)
     template = settings.get("chat_template")
     if isinstance(template, list):
         template = next((t["template"] for t in template if t["name"] == "default"), None)
@@ -113,13 +154,3 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
 
 def _content(token: Any) -> str:
     return str(token["content"] if isinstance(token, dict) else token)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: {error}; download the tokenizer's files again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: not a JSON object; download the tokenizer's files again")
-    return found

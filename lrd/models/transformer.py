@@ -45,6 +45,11 @@ class TransformerConfig:
                 f"width {self.width}, {self.num_heads} heads and {self.num_kv_heads} kv heads do "
                 "not divide evenly; fix the checkpoint's config.json"
             )
+        if self.width // self.num_heads % 2:
+            raise ValueError(
+                f"width {self.width} and {self.num_heads} heads give heads of an odd width, which "
+                "RoPE cannot rotate; fix the checkpoint's config.json"
+            )
 
 
 class RMSNorm(nn.Module):

@@ -5,30 +5,60 @@ Knows nothing of configurations, hubs or tokenizers. Reads safetensors alone, ne
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from lrd.models.files import read_object, refuse_pointer, validated
 from lrd.models.transformer import Transformer
 
 INDEX = "model.safetensors.index.json"
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 """Stored types that a cast keeps the meaning of; packed integers are none."""
+ROWS_AT_A_TIME = 1024
+"""Rows of two tables that are compared together."""
+ATOL_FREQUENCY = 6e-8
+"""The spacing of float16 near 0, where the lowest frequencies may be stored."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
+class _Index(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    weight_map: dict[str, str] = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorNames:
+    """What a family calls the tensors of one transformer."""
+
+    family: str
+    wanted: Mapping[str, str]
+    """Our parameter → the file's tensor."""
+    twins: Mapping[str, str]
+    """Tensors that may be there as well, where they equal the wanted one named here."""
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, by its index or single."""
-    index = folder / INDEX
+    """The safetensors files of a checkpoint, by its index or single.
+
+    Raises ValueError where one is missing, a pickle, a Git LFS pointer or outside the folder.
+    """
+    index, single = folder / INDEX, folder / "model.safetensors"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index}: not an index of shards ({error!r})") from error
+            named = validated(_Index, read_object(index), INDEX)
+        except ValueError as error:
+            reason = str(error).removeprefix(f"{index}: ").removeprefix(f"{INDEX}: ")
+            raise ValueError(f"{index}: not an index of shards ({reason})") from error
+        names = sorted(set(named.weight_map.values()))
+        _refuse_outside(index, names)
         _refuse_pickles(folder, [name for name in names if not name.endswith(".safetensors")])
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
@@ -36,12 +66,33 @@ def weight_files(folder: Path) -> list[Path]:
                 f"{index}: names {len(missing)} files that are not there: {', '.join(missing)}; "
                 "download them again"
             )
-        return [folder / name for name in names]
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return [single]
-    _refuse_pickles(folder, [file.name for end in PICKLES for file in folder.glob(end)])
-    raise ValueError(f"{folder}: no model.safetensors and no {INDEX}; pickles are never read")
+        files = [folder / name for name in names]
+    elif single.is_file():
+        files = [single]
+    else:
+        _refuse_pickles(folder, [file.name for end in PICKLES for file in folder.glob(end)])
+        raise ValueError(f"{folder}: no model.safetensors and no {INDEX}; pickles are never read")
+    for file in files:
+        refuse_pointer(file)
+    return files
+
+
+def _refuse_outside(index: Path, names: list[str]) -> None:
+    """ValueError for shards that are not below the index's folder, links followed.
+
+    Links of a hub cache are huggingface_hub's: a snapshot's files lie among its blobs.
+    """
+    folder = index.parent.resolve()
+    is_snapshot = folder.parent.name == "snapshots" and (folder.parents[1] / "blobs").is_dir()
+    for name in names:
+        inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+        if inside and not is_snapshot:
+            inside = (folder / name).resolve().is_relative_to(folder)
+        if not inside:
+            raise ValueError(
+                f"{index}: names {name!r}, which leads out of the checkpoint's folder; put the "
+                "file itself there, or download the checkpoint again"
+            )
 
 
 def _refuse_pickles(folder: Path, names: list[str]) -> None:
@@ -54,29 +105,32 @@ def _refuse_pickles(folder: Path, names: list[str]) -> None:
 
 def load_weights(
     transformer: Transformer,
-    tensor_names: Mapping[str, str],
+    names: TensorNames,
     folder: Path,
-    family_name: str,
     device: torch.device,
     dtype: torch.dtype,
     pack: Callable[[nn.Linear], None] | None = None,
-) -> None:
+) -> list[str]:
     """Fill a transformer that is on the meta device, tensor by tensor.
 
-    tensor_names: our parameter → the file's tensor. pack: called for every linear layer of a
-    block as soon as its weight is there, so that full and packed weights never stand together.
-    On the device `meta` every tensor is accounted for and none is read.
+    pack: called for every linear layer of a block as soon as its weight is there, so that full
+    and packed weights never stand together. On the device `meta` every tensor is accounted for
+    and none is kept. Returns tensors of the files that are not needed: those that repeat what
+    is there (a tied head, RoPE's frequencies).
     Raises ValueError that names all tensors which are missing, extra, misshapen or no floats.
     """
     shapes = {name: list(p.shape) for name, p in transformer.named_parameters()}
-    assert shapes.keys() == tensor_names.keys()
-    ours = {theirs: name for name, theirs in tensor_names.items()}
-    wanted = {theirs: shapes[name] for theirs, name in ours.items()}
-    places = _account(weight_files(folder), wanted, folder, family_name)
+    assert shapes.keys() == names.wanted.keys()
+    ours = {theirs: name for name, theirs in names.wanted.items()}
+    stored = _Stored({theirs: shapes[name] for theirs, name in ours.items()})
+    for file in weight_files(folder):
+        stored.read(file)
+    unused = sorted(name for name in stored.beside if _is_unused(name, stored, names, transformer))
+    stored.refuse(folder, names.family, unused)
     if device.type == "meta":
-        return
+        return unused
     modules = dict(transformer.named_modules())
-    for theirs, file in places.items():
+    for theirs, file in stored.places.items():
         owner, _, attribute = ours[theirs].rpartition(".")
         value = _read(file, theirs, device, dtype)
         setattr(modules[owner], attribute, nn.Parameter(value, requires_grad=False))
@@ -84,49 +138,98 @@ def load_weights(
         in_block = attribute == "weight" and owner.startswith("blocks.")
         if pack is not None and in_block and isinstance(module, nn.Linear):
             pack(module)
+    return unused
 
 
-def _account(
-    files: list[Path], wanted: Mapping[str, list[int]], folder: Path, family_name: str
-) -> dict[str, Path]:
-    """The file of every wanted tensor; ValueError with all differences at once."""
-    places: dict[str, Path] = {}
-    extra: list[str] = []
-    misshapen: list[str] = []
-    packed: list[str] = []
-    for file in files:
+@dataclass(slots=True)
+class _Stored:
+    """The tensors of a checkpoint's files, held against those that are wanted."""
+
+    wanted: Mapping[str, list[int]]
+    places: dict[str, Path] = field(default_factory=dict)
+    """The file of every wanted tensor."""
+    beside: dict[str, Path] = field(default_factory=dict)
+    """The file of every other tensor."""
+    twice: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+    packed: list[str] = field(default_factory=list)
+
+    def read(self, file: Path) -> None:
+        """Note what a file holds; ValueError where it is not whole."""
         try:
             with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    if name not in wanted:
-                        extra.append(name)
-                        continue
-                    if name in places:
-                        extra.append(f"{name} (in {places[name].name} and again in {file.name})")
-                    places[name] = file
-                    stored = tensors.get_slice(name)
-                    shape, kind = list(stored.get_shape()), stored.get_dtype()
-                    if shape != wanted[name]:
-                        misshapen.append(f"{name} is {shape}, not {wanted[name]}")
-                    if kind not in FLOATS:
-                        packed.append(f"{name} is {kind}")
+                for name in tensors.keys():  # noqa: SIM118 (safe_open is not a mapping)
+                    self._note(name, file, tensors.get_slice(name))
         except SafetensorError as error:
             raise ValueError(
                 f"{file}: not a whole safetensors file ({error}); download it again"
             ) from error
-    missing = sorted(wanted.keys() - places.keys())
-    kinds = {"missing": missing, "extra": extra, "misshapen": misshapen, "not floats": packed}
-    parts = [
-        f"{len(names)} {kind}: {'; '.join(sorted(names))}" for kind, names in kinds.items() if names
-    ]
-    if parts:
-        raise ValueError(
-            f"{folder}: the tensors are not those of config.json as {family_name}: "
-            + ". ".join(parts)
-            + ". Use the config.json that belongs to these weights, or download both again; "
-            "weights quantised by others are not supported"
-        )
-    return places
+
+    def _note(self, name: str, file: Path, stored: Any) -> None:
+        places = self.places if name in self.wanted else self.beside
+        if name in places:
+            self.twice.append(f"{name} (in {places[name].name} and again in {file.name})")
+        places[name] = file
+        if name not in self.wanted:
+            return
+        shape, kind = list(stored.get_shape()), stored.get_dtype()
+        if shape != self.wanted[name]:
+            self.misshapen.append(f"{name} is {shape}, not {self.wanted[name]}")
+        if kind not in FLOATS:
+            self.packed.append(f"{name} is {kind}")
+
+    def refuse(self, folder: Path, family: str, unused: list[str]) -> None:
+        """ValueError with all differences at once, if there are any."""
+        kinds = {
+            "missing": list(self.wanted.keys() - self.places.keys()),
+            "extra": [*(self.beside.keys() - set(unused)), *self.twice],
+            "misshapen": self.misshapen,
+            "not floats": self.packed,
+        }
+        parts = [
+            f"{len(found)} {kind}: {'; '.join(sorted(found))}"
+            for kind, found in kinds.items()
+            if found
+        ]
+        if parts:
+            raise ValueError(
+                f"{folder}: the tensors are not those of config.json as {family}: "
+                + ". ".join(parts)
+                + ". Use the config.json that belongs to these weights, or download both again; "
+                "weights quantised by others are not supported"
+            )
+
+
+def _is_unused(name: str, stored: _Stored, names: TensorNames, transformer: Transformer) -> bool:
+    """Whether a tensor repeats what the model has without it: a tied head that equals the
+    embedding table, or RoPE's frequencies as config.json implies them."""
+    file, twin = stored.beside[name], names.twins.get(name)
+    if twin in stored.places:
+        return _are_equal((file, name), (stored.places[twin], twin))
+    if name.rpartition(".")[2] not in ("inv_freq", "original_inv_freq"):
+        return False
+    config = transformer.config
+    width = config.width // config.num_heads
+    expected_E = config.rope_theta ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
+    with safe_open(file, framework="pt") as tensors:
+        if tensors.get_slice(name).get_dtype() not in FLOATS:
+            return False
+        found_E: Tensor = tensors.get_tensor(name)
+    tolerance = max(1e-5, torch.finfo(found_E.dtype).eps)
+    return found_E.shape == expected_E.shape and torch.allclose(
+        found_E.float(), expected_E, rtol=tolerance, atol=ATOL_FREQUENCY
+    )
+
+
+def _are_equal(one: tuple[Path, str], other: tuple[Path, str]) -> bool:
+    """Whether two stored tensors hold the same numbers, a few rows at a time."""
+    with safe_open(one[0], framework="pt") as left, safe_open(other[0], framework="pt") as right:
+        a, b = left.get_slice(one[1]), right.get_slice(other[1])
+        if a.get_shape() != b.get_shape() or not {a.get_dtype(), b.get_dtype()} <= FLOATS:
+            return False
+        starts = range(0, a.get_shape()[0], ROWS_AT_A_TIME)
+        parts = (slice(first, first + ROWS_AT_A_TIME) for first in starts)
+        return all(torch.equal(a[part].double(), b[part].double()) for part in parts)
 
 
 def _read(file: Path, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:

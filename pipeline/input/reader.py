@@ -137,6 +137,7 @@ class Reader:
             [str(texts[n]) for n in real],
             config.prompt_format,
             config.system_prompt,
+            config.allow_special_tokens,
         )
         for n, ids in zip(real, encoded, strict=True):
             # A template may render nothing.
@@ -146,16 +147,26 @@ class Reader:
     def _choose_lengths(self) -> list[int]:
         """Bucket lengths from the prompts of the first, the middle and the last shard.
 
+        Raises ValueError where there are prompts and not one of them can be tokenised.
         Equal at every start of a run, so that a row's bucket does not tell where an earlier
         driver was interrupted.
         """
         files = self._files
-        lengths = []
+        lengths: list[int] = []
+        refused: list[ValueError] = []
         for number in sorted({0, len(files) // 2, len(files) - 1}):
             texts = prompt_shards.read_column(
                 self._inputs, files[number].name, self._config.prompt_column, SAMPLE_ROWS
             )
-            for ids in self._encode(texts.column(0).to_pylist()):
-                if not isinstance(ids, ValueError):
+            real = [text for text in texts.column(0).to_pylist() if text and text.strip()]
+            for ids in self._encode(real):
+                if isinstance(ids, ValueError):
+                    refused.append(ids)
+                else:
                     lengths.append(min(len(ids), self._max_tokens))
+        if refused and not lengths:
+            raise ValueError(
+                f"{self._config.input}: none of the {len(refused)} prompts that were looked at "
+                f"can be decoded: {refused[0]}"
+            )
         return choose_lengths(lengths, MAX_BUCKETS)
