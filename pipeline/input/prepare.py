@@ -111,12 +111,15 @@ def write_shards(rows: Rows, folder: Path, rows_per_shard: int) -> tuple[int, in
                 writer.write_table(table)
                 num_rows += table.num_rows
         num_shards = shard + 1
-    # Their number stands in their names, and is known only now.
-    digits = max(5, len(str(num_shards)))
-    for shard in range(num_shards):
-        name = f"prompts-{shard:0{digits}d}-of-{num_shards:0{digits}d}.parquet"
-        (folder / f"{shard}{PARTIAL}").rename(folder / name)
+    for shard in range(num_shards):  # Their names say how many there are: known only now.
+        (folder / f"{shard}{PARTIAL}").rename(folder / shard_name(shard, num_shards))
     return num_rows, num_shards
+
+
+def shard_name(number: int, num_shards: int) -> str:
+    """The name of a shard, from 0; names sort as their numbers do."""
+    digits = max(5, len(str(num_shards)))
+    return f"prompts-{number:0{digits}d}-of-{num_shards:0{digits}d}.parquet"
 
 
 def _cut(tables: Iterator[pa.Table], rows_per_shard: int) -> Iterator[tuple[int, pa.Table]]:

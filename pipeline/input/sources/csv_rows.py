@@ -10,7 +10,7 @@ import csv
 import io
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -22,6 +22,12 @@ from pipeline.input.sources.source_file import SourceFile, in_batches
 
 DELIMITERS = ",;\t|"
 NAMES = {"\t": "tab"}
+REASONS = {
+    "unexpected end": "a quote opens here and is never closed",
+    "expected after": "a quoted cell goes on behind its closing quote; double quotes inside cells",
+    "new-line character": "a carriage return stands in a cell without quotes; quote the cell",
+}
+"""What stands in a message of Python's csv → our words."""
 SAMPLE_LINES = 1000
 """Lines from which a file's delimiter is told."""
 
@@ -50,7 +56,7 @@ def read(files: Sequence[SourceFile], reading: Reading) -> Rows:
 
     def tables() -> Iterator[pa.Table]:
         for file, header in zip(files, headers, strict=True):
-            for rows in in_batches(_rows(file, header)):
+            for rows in in_batches(islice(_rows(file, header), reading.limit)):
                 yield _table(file, header, rows, schema)
 
     return Rows(schema, tables())
@@ -111,16 +117,17 @@ def _records(file: SourceFile, delimiter: str) -> Iterator[Row]:
                     yield begins, cells
                 begins = reader.line_num + 1
         except csv.Error as error:
-            reason = str(error)
-            if reason == "unexpected end of data":
-                reason = "a quote opens here and is never closed"
-            raise file.fault(reason, begins) from error
+            reason = next((told for word, told in REASONS.items() if word in str(error)), error)
+            raise file.fault(f"not CSV: {reason}", begins) from error
 
 
 @contextmanager
 def _text(file: SourceFile) -> Iterator[io.TextIOWrapper]:
     try:
         with file.open() as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
+            # A carriage return alone ends lines only where it ends the first one.
+            newline = "\r" if text.readline().endswith("\r") else "\n"
+        with file.open() as stream, io.TextIOWrapper(stream, "utf-8-sig", newline=newline) as text:
             yield text
     except UnicodeDecodeError as error:
         for _ in file.lines():
@@ -163,8 +170,10 @@ def _delimiter(file: SourceFile) -> str:
 
 
 def _counts(sample: list[str], delimiter: str) -> list[int]:
-    """Cells of each row; without the last row, which the sample may cut."""
-    found = [len(cells) for cells in csv.reader(sample, delimiter=delimiter) if cells]
+    """Cells of each row, up to one that is not CSV; without the last, which the sample may cut."""
+    found: list[int] = []
+    with suppress(csv.Error):
+        found.extend(len(cells) for cells in csv.reader(sample, delimiter=delimiter) if cells)
     return found[:-1] if len(sample) == SAMPLE_LINES else found
 
 

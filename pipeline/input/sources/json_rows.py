@@ -130,7 +130,7 @@ def _rows_of(file: SourceFile, reading: Reading) -> Iterator[tuple[int, SourceFi
     if reading.rows_field is None and not _is_document(file):
         for number, line in file.lines():
             if line.strip():
-                yield len(line), file, f"line {number}", _parsed(file, line, number)
+                yield len(line), file, f"line {number}", _parsed(file, line.rstrip("\r\n"), number)
         return
     text = "".join(line for _, line in file.lines())
     document = _parsed(file, text, 1)

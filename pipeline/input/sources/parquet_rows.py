@@ -1,7 +1,12 @@
-"""Reads Parquet: the files' own types, which have to agree."""
+"""Reads Parquet: the files' own types, which have to agree.
+
+INT96 times are read in nanoseconds, or, where one of them lies beyond the years 1677 to 2262 that
+fit in those, in microseconds: pyarrow would make other dates of it.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -21,13 +26,14 @@ def read(files: Sequence[SourceFile]) -> Rows:
     Raises ValueError naming the file: here for schemas that disagree, while iterating for
     damaged data.
     """
-    schema = _schema(files[0])
+    unit = "ns" if all(map(_fits_nanoseconds, files)) else "us"
+    schema = _schema(files[0], unit)
     for file in files[1:]:
-        schema = _agreed(files[0], schema, file, _schema(file))
+        schema = _agreed(files[0], schema, file, _schema(file, unit))
 
     def tables() -> Iterator[pa.Table]:
         for file in files:
-            with _opened(file) as parquet:
+            with _opened(file, unit) as parquet:
                 for batch in parquet.iter_batches(BATCH_ROWS):
                     table = pa.Table.from_batches([batch]).select(schema.names)
                     yield table.cast(schema)
@@ -36,11 +42,13 @@ def read(files: Sequence[SourceFile]) -> Rows:
 
 
 @contextmanager
-def _opened(file: SourceFile) -> Iterator[pq.ParquetFile]:
+def _opened(file: SourceFile, unit: str) -> Iterator[pq.ParquetFile]:
     try:
         with (
-            pa.OSFile(str(file.path)) as stream,
-            pq.ParquetFile(stream, page_checksum_verification=True) as parquet,
+            pa.OSFile(os.fsencode(file.path)) as stream,
+            pq.ParquetFile(
+                stream, page_checksum_verification=True, coerce_int96_timestamp_unit=unit
+            ) as parquet,
         ):
             yield parquet
     except (pa.ArrowException, OSError) as error:
@@ -48,8 +56,25 @@ def _opened(file: SourceFile) -> Iterator[pq.ParquetFile]:
         raise file.fault(f"not a whole Parquet file ({reason}); write it again") from error
 
 
-def _schema(file: SourceFile) -> pa.Schema:
-    with _opened(file) as parquet:
+def _fits_nanoseconds(file: SourceFile) -> bool:
+    """Whether every INT96 time of a file can be counted in nanoseconds."""
+    fine, coarse = _schema(file, "ns"), _schema(file, "us")
+    # Only the type of INT96 columns depends on the unit.
+    names = [field.name for field in fine if field.type != coarse.field(field.name).type]
+    if not names:
+        return True
+    target = pa.schema([fine.field(name) for name in names])
+    with _opened(file, "us") as parquet:
+        for batch in parquet.iter_batches(BATCH_ROWS, columns=names):
+            try:
+                pa.Table.from_batches([batch]).select(names).cast(target)
+            except pa.ArrowInvalid:
+                return False
+    return True
+
+
+def _schema(file: SourceFile, unit: str) -> pa.Schema:
+    with _opened(file, unit) as parquet:
         found = parquet.schema_arrow
     twice = [name for name in found.names if found.names.count(name) > 1]
     if twice:
