@@ -54,7 +54,7 @@ TEXTS = {
     "controls": ["\x00", "a\x00b", "\x1f", "\x7f", "\x85"],
     "markup": ["<|mask|>", "{% raw %}", "=1+1", "@x", "#c", "# c", "[1]", '{"a": 1}', "%s", "$x"],
     "empty": ["", "x", ""],
-    "long": ["x" * 3_000_000, "🙂" * 100_000],
+    "long": ["x" * 1_100_000, "🙂" * 100_000],
 }
 CELLS = [cell for found in TEXTS.values() for cell in found]
 
@@ -688,6 +688,50 @@ def test_what_is_not_there_is_not_looked_up(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert refused(tmp_path, capsys, name) == f"lrd prepare: {name}: no such file or folder"
+
+
+@pytest.mark.parametrize(("words", "split"), [([], "train"), (["--split", "test"], "test")])
+def test_a_dataset_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], split: str
+) -> None:
+    rows = columns_of(CELLS)
+    asked: list[tuple[str, str]] = []
+
+    def load(name: str, *, split: str) -> datasets.Dataset:
+        asked.append((name, split))
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.chdir(tmp_path)
+    found = prepared(tmp_path, "owner/name", *words)
+    assert checksum(found.to_pylist()) == checksum(rows)
+    assert asked == [("owner/name", split)]
+
+
+def test_a_dataset_that_the_hub_lacks_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str, *, split: str) -> datasets.Dataset:
+        raise datasets.exceptions.DatasetNotFoundError("there is none\nat all")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    told = refused(tmp_path, capsys, "owner/name")
+    assert told == "lrd prepare: owner/name: cannot be read (there is none)"
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [
+        ("a.tsv.csv", ".csv"),
+        ("a.json.JSONL", ".jsonl"),
+        ("a.b.Json.GZ", ".json"),
+        ("a", ""),
+        ("a.gz", ""),
+    ],
+)
+def test_the_suffix_of_a_file(name: str, suffix: str) -> None:
+    assert source_file.SourceFile(Path("/x.csv", name), name).suffix == suffix
+    assert files.kind_of(name) == files.KINDS.get(suffix)
 
 
 def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def _delimiter(file: SourceFile) -> str:
 
     Raises ValueError where no or more than one does.
     """
-    if ".tsv" in [suffix.lower() for suffix in file.path.suffixes[-2:]]:
+    if file.suffix == ".tsv":
         return "\t"
     with _text(file) as text:
         sample = list(islice(text, SAMPLE_LINES))

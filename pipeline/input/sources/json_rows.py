@@ -141,7 +141,7 @@ def _rows_of(file: SourceFile, reading: Reading) -> Iterator[tuple[int, SourceFi
 
 def _is_document(file: SourceFile) -> bool:
     """Whether a file is one JSON value, not one a line: by its first line that is not blank."""
-    if ".json" not in [suffix.lower() for suffix in file.path.suffixes[-2:]]:
+    if file.suffix != ".json":
         return False
     lines = (line for _, line in file.lines() if line.strip())
     first = next(lines, "").lstrip()
@@ -175,13 +175,7 @@ def _rows_field(file: SourceFile, document: Any, name: str | None) -> list[Any]:
 def _parsed(file: SourceFile, text: str, line: int) -> Any:
     """A JSON text, its numbers as they are written. line: where it begins."""
     try:
-        value = json.loads(
-            text,
-            parse_int=Number,
-            parse_float=Number,
-            parse_constant=Number,
-            object_pairs_hook=_object,
-        )
+        value = EXACT.decode(text)
         if "\\ud" in text.lower():
             as_text(value).encode()
     except json.JSONDecodeError as error:
@@ -202,3 +196,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {short(twice)} stands twice in one object")
     return found
+
+
+EXACT = json.JSONDecoder(
+    parse_int=Number, parse_float=Number, parse_constant=Number, object_pairs_hook=_object
+)
+"""Keeps numbers as they are written."""

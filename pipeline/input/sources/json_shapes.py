@@ -29,7 +29,7 @@ class Number(str):
 
     @property
     def is_integer(self) -> bool:
-        return not set(self) & set(".eEN") and self.lstrip("-") != "Infinity"
+        return self.lstrip("-").isdecimal()
 
 
 @dataclass(slots=True)
@@ -101,10 +101,10 @@ class Shape:
         return ValueError(f"{self.path!r} {message}")
 
     def convert(self, value: Any) -> Any:
-        """A value of this shape with its numbers as Python's. Raises KeyError for a key that was
-        not seen."""
+        """A value that was seen, with its numbers as Python's. Raises KeyError for a key that was
+        not."""
         if isinstance(value, Number):
-            return integer(value) if self.kind == "an integer" else double(value)
+            return int(value) if self.kind == "an integer" else float(value)
         if isinstance(value, list) and self.item:
             return [self.item.convert(item) for item in value]
         if isinstance(value, dict):

@@ -36,7 +36,8 @@ def read(files: Sequence[SourceFile]) -> Rows:
             with _opened(file, unit) as parquet:
                 for batch in parquet.iter_batches(BATCH_ROWS):
                     table = pa.Table.from_batches([batch]).select(schema.names)
-                    yield table.cast(schema)
+                    # Not every type can be cast to itself.
+                    yield table if table.schema.equals(schema) else table.cast(schema)
 
     return Rows(schema, tables())
 

@@ -30,6 +30,14 @@ class SourceFile:
     path: Path
     shown: str
 
+    @property
+    def suffix(self) -> str:
+        """In lower case, without that of a compression."""
+        suffixes = [suffix.lower() for suffix in self.path.suffixes]
+        if suffixes and suffixes[-1] in COMPRESSIONS:
+            suffixes.pop()
+        return suffixes[-1] if suffixes else ""
+
     def fault(self, message: str, line: int | None = None) -> ValueError:
         """The error to raise: file, line where there is one, and what is wrong."""
         return ValueError(f"{self.shown}{f', line {line}' if line else ''}: {message}")
