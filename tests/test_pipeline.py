@@ -22,12 +22,13 @@ import ray
 from helpers import plugs, s3
 from helpers.shards import OF_THE_RUN, events, write_shards
 
-from jobs import prepare
 from jobs.tiny.problems import problems
 from lrd import DecodingConfig
 from pipeline import faults
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
+from pipeline.input.prepare import prepare
+from pipeline.input.sources.reading import Reading
 from pipeline.observe.eta import Progress
 from pipeline.output.lease import Lease
 from pipeline.output.statistics import Summary
@@ -499,8 +500,8 @@ def test_more_replicas_than_the_cluster_holds_are_refused(tmp_path: Path) -> Non
     not (SHARED / "data" / "gsm8k.parquet").is_file(), reason="no shared/data/gsm8k.parquet"
 )
 def test_gsm8k_comes_out_once_and_in_order(tmp_path: Path) -> None:
-    questions = prepare.load_rows(str(SHARED / "data" / "gsm8k.parquet"), "train")
-    assert prepare.write_shards(questions, tmp_path / "in", rows_per_shard=300) == 5
+    source = str(SHARED / "data" / "gsm8k.parquet")
+    assert prepare(source, str(tmp_path / "in"), 300, Reading()).num_shards == 5
     decoding = DecodingConfig.preset("baseline", gen_length=8, tokens_per_step=8)
     summary = run(
         tmp_path / "in",
@@ -512,7 +513,7 @@ def test_gsm8k_comes_out_once_and_in_order(tmp_path: Path) -> None:
     )
     frame = read(tmp_path / "out")
     assert summary.num_rows == len(frame) == 1319
-    assert frame["id"].tolist() == questions["id"]
+    assert frame["id"].tolist() == pq.read_table(source)["id"].to_pylist()
     assert frame["row_id"].is_unique
     assert frame["row_id"].is_monotonic_increasing
     # The tiny model holds 512 positions; its tokenizer makes some questions longer.
