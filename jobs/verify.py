@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.input import prompt_shards
+from pipeline.input import input_files
 from pipeline.inspection.status import whole_manifest
 from pipeline.inspection.verify import Verification
 from pipeline.output.run_folder import MANIFEST
@@ -60,7 +60,7 @@ def _inputs(output: Storage, moved_to: str | None) -> Storage | None:
     """
     uri = moved_to or str(whole_manifest(output)["settings"].get("input", ""))
     try:
-        return prompt_shards.input_storage(uri)[0]
+        return input_files.find(uri).storage
     except (ValueError, OSError) as error:
         if moved_to is not None:
             raise

@@ -41,7 +41,13 @@ class Commit:
 
 def shard_name(number: int, num_shards: int) -> str:
     """A result shard's name under the output."""
-    return f"data/train-{number:05d}-of-{num_shards:05d}.parquet"
+    return f"data/{shard_stem('train', number, num_shards)}.parquet"
+
+
+def shard_stem(split: str, number: int, num_shards: int) -> str:
+    """`train-00003-of-00012`: as many digits as num_shards needs, so that names sort as numbers."""
+    digits = max(5, len(str(num_shards)))
+    return f"{split}-{number:0{digits}d}-of-{num_shards:0{digits}d}"
 
 
 def commit_name(number: int) -> str:
@@ -65,7 +71,9 @@ def read_commits(output: Storage) -> dict[int, Commit]:
     commits = {}
     for name in output.names(COMMITS):
         try:
-            commits[int(name[:5])] = Commit(**json.loads(output.read(f"{COMMITS}/{name}")))
+            commits[int(name.removesuffix(".json"))] = Commit(
+                **json.loads(output.read(f"{COMMITS}/{name}"))
+            )
         except (ValueError, TypeError):
             continue
     return commits

@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 
 from pipeline.inspection.status import planned_files, read_commit
 from pipeline.output.result_shards import parquet_bytes
-from pipeline.output.run_folder import Commit, commit_name, read_manifest, shard_name
+from pipeline.output.run_folder import Commit, commit_name, read_manifest, shard_name, shard_stem
+from pipeline.parquet_batches import read_table
 from pipeline.publishing.dataset_card import About, Facts, card
 from pipeline.storage.storage import PARTIAL, Storage
 
@@ -159,14 +160,14 @@ def _add_shard(output: Storage, number: int, planned: int, folder: Path, tally: 
         if rows.num_rows:
             _same_file(output, name, content, folder / name)
         return
-    table = file.read()
+    table = read_table(file)
     footer = {
         key.decode(): value.decode()
         for key, value in (file.metadata.metadata or {}).items()
         if key.startswith(b"lrd.")
     }
     (folder / "failed").mkdir(exist_ok=True)
-    failures = f"failed/failed-{number:05d}-of-{planned:05d}.parquet"
+    failures = f"failed/{shard_stem('failed', number, planned)}.parquet"
     if num_failed < rows.num_rows:
         (folder / name).write_bytes(parquet_bytes(table.filter(pc.invert(failed)), footer))
     (folder / failures).write_bytes(parquet_bytes(table.filter(failed), footer))

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.input import prompt_shards
+from pipeline.input import input_files, prompt_shards
 from pipeline.output import result_shards
 from pipeline.output.ledger import Ledger, Plan
 from pipeline.output.open_shard import OpenShard
@@ -57,6 +57,8 @@ class MadeRun:
     num_shards: int = 3
     num_rows: int = 4
     ledger: Any = None
+    prompt_column: str = "prompt"
+    inputs: Any = None
 
     @property
     def output(self) -> Path:
@@ -76,17 +78,15 @@ class MadeRun:
                 weights = [float("nan"), *range(1, self.num_rows)]
                 table = pa.table({"prompt": texts, "weight": pa.array(weights, pa.float64())})
                 pq.write_table(table, source / f"{number}.parquet")
-        inputs, names = prompt_shards.input_storage(str(source))
-        files, _ = prompt_shards.inspect_inputs(inputs, names, "prompt")
+        self.inputs = prompt_shards.inspect(input_files.find(str(source)), self.prompt_column)
         settings = {"input": str(source), "model": "m", "slots": 2}
-        self.ledger = Ledger(self.storage, Plan(files, FINGERPRINT, settings))
+        self.ledger = Ledger(self.storage, Plan(self.inputs.files, FINGERPRINT, settings))
         self.ledger.begin()
         return self
 
     def open_shard(self, number: int) -> OpenShard:
         """A shard's prompts and what storage has of its results."""
-        inputs, name = Storage(str(self.folder / "in")), self.ledger.plan.files[number].name
-        shard = OpenShard(number, prompt_shards.read_shard(inputs, name))
+        shard = OpenShard(number, self.inputs.read(self.ledger.plan.files[number].name))
         self.ledger.restore(shard)
         return shard
 
