@@ -1,5 +1,5 @@
-"""Chooses the unit in which INT96 timestamps keep their values: as Spark and Impala wrote them, they
-are nanoseconds of any year, which no 64 bits hold.
+"""Chooses the unit in which INT96 timestamps keep their values: as Spark and Impala wrote them,
+they are nanoseconds of any year, which no 64 bits hold.
 """
 
 from __future__ import annotations

@@ -49,5 +49,5 @@ def _as_found(rows: pa.Table, field: pa.Field, found: pa.Schema) -> pa.Field:
     if where < 0:
         return field
     kind: Any = found.field(where).type
-    holds = merged(field.type, kind) == kind or rows[field.name].null_count == rows.num_rows
+    holds = merged(kind, field.type) == kind or rows[field.name].null_count == rows.num_rows
     return field.with_type(kind) if holds else field

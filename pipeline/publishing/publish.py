@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pipeline.inspection.status import planned_files, read_commit
 from pipeline.output.result_shards import parquet_bytes
 from pipeline.output.run_folder import Commit, commit_name, read_manifest, shard_name, shard_stem
-from pipeline.parquet_batches import read_table
+from pipeline.parquet_batches import read_table, rows_at
 from pipeline.publishing.dataset_card import About, Facts, card
 from pipeline.storage.storage import PARTIAL, Storage
 
@@ -169,8 +169,10 @@ def _add_shard(output: Storage, number: int, planned: int, folder: Path, tally: 
     (folder / "failed").mkdir(exist_ok=True)
     failures = f"failed/{shard_stem('failed', number, planned)}.parquet"
     if num_failed < rows.num_rows:
-        (folder / name).write_bytes(parquet_bytes(table.filter(pc.invert(failed)), footer))
-    (folder / failures).write_bytes(parquet_bytes(table.filter(failed), footer))
+        ok = pc.indices_nonzero(pc.invert(failed)).to_pylist()
+        (folder / name).write_bytes(parquet_bytes(rows_at(table, ok), footer))
+    bad = rows_at(table, pc.indices_nonzero(failed).to_pylist())
+    (folder / failures).write_bytes(parquet_bytes(bad, footer))
 
 
 def _check_digest(output: Storage, name: str, content: bytes, commit: Commit | None) -> None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from pipeline.config import RunConfig
 from pipeline.input import input_files, prompt_shards
 from pipeline.output import result_shards
+from pipeline.parquet_batches import rows_at
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import child
 
@@ -63,7 +64,7 @@ def rows(config: RunConfig, limit: int, seed: int) -> pa.Table:
     for file in inputs.files:
         here = [index - first for index in drawn if first <= index < first + file.num_rows]
         if here:
-            tables.append(inputs.read(file.name).take(here))
+            tables.append(rows_at(inputs.read(file.name), here))
         first += file.num_rows
     return pa.concat_tables(tables)
 
