@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-BATCH_BYTES = 1 << 26
+BATCH_BYTES = 1 << 25
 """Unpacked bytes of a batch, by the mean size of the row group's rows."""
 BATCH_ROWS = 1 << 16
 

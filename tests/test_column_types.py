@@ -4,6 +4,7 @@ refused in a line; shards that differ in what changes no value come out in one s
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import io
 import json
@@ -17,6 +18,7 @@ import datasets
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as encryption
 import pytest
 from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value
 from helpers.runs import MadeRun
@@ -435,7 +437,9 @@ def test_what_is_no_text_is_no_prompt(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_prompt_that_is_not_utf8_is_a_failed_row(tmp_path: Path) -> None:
+def test_a_prompt_that_is_not_utf8_is_a_failed_row(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     content = pa.array([b"say one", b"caf\xe9", b"say two"])
     prompts = pa.Array.from_buffers(pa.string(), 3, content.buffers())
     (tmp_path / "in").mkdir()
@@ -447,7 +451,9 @@ def test_a_prompt_that_is_not_utf8_is_a_failed_row(tmp_path: Path) -> None:
         cpus_per_replica=1,
         decoding={"gen_length": 8, "block_length": 8},
     )
+    (tmp_path / "in/_SUCCESS").touch()
     assert generate(config).num_failed == 1
+    assert "input: 1 other files or folders are left out: _SUCCESS" in caplog.messages
     [path] = (tmp_path / "out/data").iterdir()
     rows = raw(path)
     assert rows["status"].to_pylist() == ["ok", "failed", "ok"]
@@ -573,6 +579,31 @@ def test_two_columns_of_one_name(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array(["a"])] * 2, names=["prompt", "prompt"])
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="has two columns of one name, 'prompt'; rename one"):
+        prompt_shards.inspect(find(str(tmp_path)), "prompt")
+
+
+class NoKeys(encryption.KmsClient):  # type: ignore[misc]
+    """Keys that protect nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def wrap_key(self, key: bytes, name: str) -> bytes:
+        return base64.b64encode(key)
+
+
+@pytest.mark.parametrize("plain_footer", [True, False])
+def test_encrypted_shards_are_called_so(tmp_path: Path, plain_footer: bool) -> None:
+    keys = encryption.EncryptionConfiguration(
+        footer_key="f", column_keys={"c": ["prompt"]}, plaintext_footer=plain_footer
+    )
+    factory = encryption.CryptoFactory(lambda settings: NoKeys())
+    properties = factory.file_encryption_properties(encryption.KmsConnectionConfig(), keys)
+    table = pa.table({"prompt": ["a"]})
+    path = tmp_path / "a.parquet"
+    with pq.ParquetWriter(path, table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table)
+    with pytest.raises(ValueError, match=r"a\.parquet: is encrypted; write it without"):
         prompt_shards.inspect(find(str(tmp_path)), "prompt")
 
 

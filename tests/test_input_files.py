@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -289,3 +290,21 @@ def test_records_beyond_five_digits_are_found(tmp_path: Path) -> None:
             b'"failed": 0, "num_forwards": 1, "num_output_tokens": 1}',
         )
     assert read_commits(output) == dict.fromkeys((7, 99_999, 123_456, 1_234_567), commit)
+
+
+def test_a_store_is_listed_as_a_disk_is(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    put(tmp_path, *MIXED, "x=1/a.parquet", "old/.run/segments/0.parquet", "old/data/0.parquet")
+    (tmp_path / "README.md").touch()
+    memory.put(str(tmp_path), "/input-files/rows", recursive=True)
+    try:
+        ours, theirs = find("memory://input-files/rows"), find(str(tmp_path))
+        assert (ours.names, ours.left_out) == (theirs.names, theirs.left_out)
+        inputs = prompt_shards.inspect(ours, "prompt")
+        assert inputs.files == inspect(tmp_path).files
+        assert inputs.read("x=1/a.parquet")["x"].to_pylist() == [1]
+        memory.pipe("/input-files/rows/_delta_log/0.json", b"{}")
+        with pytest.raises(ValueError, match="a Delta Lake table"):
+            find("memory://input-files/rows")
+    finally:
+        memory.rm("/input-files", recursive=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -127,6 +128,8 @@ def _inspect_file(
         raise
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if re.search("no decryption|Cannot decrypt", reason):
+            raise ValueError(f"{where}: is encrypted; write it without encryption") from error
         raise ValueError(f"{where}: not a whole Parquet file ({reason}); write it again") from error
     kind = schema.field(prompt_column).type
     if not is_text(kind) and prompt_column not in only_nulls:
