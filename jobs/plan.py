@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     found = forecast(checked, config, args.sample, _tell_shards(len(checked.files)))
     longest = max(found.buckets, default=1)
     need = memory_need(checked.face, dtype, config.decoding, longest)
-    print("\n".join(_input(checked.files, found)))
+    print("\n".join([*_input(checked.files, found), *_notes(checked.notes)]))
     print("\n".join(_lengths(found, config.decoding.gen_length)))
     print("\n".join(_memory(need, dtype, longest, config)))
     inspector = check_output(checked, config, dtype)
@@ -95,6 +95,10 @@ def _input(files: list[InputFile], found: Forecast) -> list[str]:
     )
     lines += [f"  {count:9d}  {reason}" for reason, count in found.refused.most_common()]
     return lines
+
+
+def _notes(notes: list[str]) -> list[str]:
+    return [f"note      {line}" for line in notes]
 
 
 def _lengths(found: Forecast, gen_length: int) -> list[str]:

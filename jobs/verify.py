@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 from jobs import output
-from pipeline.input import prompt_shards
+from pipeline.input import input_files
 from pipeline.inspection.verify import Verification
 from pipeline.output.run_folder import MANIFEST, read_manifest
 from pipeline.storage.retry import RefusedError
@@ -57,7 +57,7 @@ def _inputs(storage: Storage, moved_to: str | None) -> Storage | None:
     """
     uri = moved_to or read_manifest(storage).settings["input"]
     try:
-        return prompt_shards.input_storage(uri)[0]
+        return input_files.find(uri).storage
     except (ValueError, OSError) as error:
         if moved_to is not None:
             raise

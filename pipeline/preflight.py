@@ -12,7 +12,9 @@ from typing import Any
 from lrd import load_model
 from lrd.models.checkpoint import fingerprint
 from pipeline.config import RunConfig
-from pipeline.input import prompt_shards
+from pipeline.input import input_files, prompt_shards
+from pipeline.input.prompt_shards import PromptShards
+from pipeline.output.other_readers import cannot_open
 from pipeline.rows import InputFile
 from pipeline.storage.model_files import local_model
 from pipeline.storage.storage import Storage, refused_as_settings
@@ -31,11 +33,20 @@ def package_version() -> str:
 class Checked:
     """A run whose settings, input and checkpoint hold; nothing has been written."""
 
-    inputs: Storage
+    inputs: PromptShards
     output: Storage
     face: Any
     """The model without weights: tokenizer, positions, special ids."""
-    files: list[InputFile]
+
+    @property
+    def files(self) -> list[InputFile]:
+        """The prompt shards."""
+        return self.inputs.files
+
+    @property
+    def notes(self) -> list[str]:
+        """What holds but should be known before anything is decoded, a line each."""
+        return [*self.inputs.notes(), *cannot_open(self.inputs.schema)]
 
 
 @refused_as_settings()
@@ -45,11 +56,11 @@ def check(config: RunConfig) -> Checked:
     Raises ValueError for what is wrong with settings, input or checkpoint.
     """
     refuse_secrets(config)
-    inputs, names = prompt_shards.input_storage(config.input)
+    found = input_files.find(config.input)
     output = Storage(config.output)
-    _check_places(inputs, output)
+    _check_places(found.storage, output)
     output.kind()  # Whether it answers at all.
-    files, _ = prompt_shards.inspect_inputs(inputs, names, config.prompt_column)
+    inputs = prompt_shards.inspect(found, config.prompt_column)
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype
     face = load_model(local_model(config.model), "meta", dtype, config.revision)
     if face.tokenizer is None:
@@ -61,7 +72,7 @@ def check(config: RunConfig) -> Checked:
             f"gen_length {config.decoding.gen_length} leaves no room for a prompt in the "
             f"model's {face.max_length} positions"
         )
-    return Checked(inputs, output, face, files)
+    return Checked(inputs, output, face)
 
 
 def refuse_secrets(config: RunConfig) -> None:
@@ -87,9 +98,9 @@ def fingerprint_of(config: RunConfig, files: list[InputFile], dtype: str) -> dic
 
 
 def _check_places(inputs: Storage, output: Storage) -> None:
-    same = inputs.root == output.root
-    inside = output.root.startswith(inputs.root.rstrip("/") + "/")
-    if inputs.is_local == output.is_local and same:
+    if inputs.is_local != output.is_local:
+        return
+    if inputs.root == output.root:
         raise ValueError(f"{output.uri}: is the input's folder; name another --output")
-    if inside and f"{output.root}/data" == inputs.root:
+    if inputs.root == f"{output.root}/data":
         raise ValueError(f"{output.uri}: would write into the input; name another --output")

@@ -22,7 +22,7 @@ class InputFile:
     """One prompt shard as planned."""
 
     name: str
-    """File name under the input's folder."""
+    """Its path under the input's folder."""
     num_rows: int
     sha256: str
 
@@ -204,10 +204,20 @@ class Report:
 
 
 def row_id(shard: int, index: int) -> str:
-    """A row's name in the whole run: shard and row number, in the input's order."""
-    return f"{shard:05d}-{index:08d}"
+    """A row's name in the whole run: shard and row number, `00003-00000042`.
+
+    Names sort as text in the input's order: a number of more digits than these begins with a
+    letter, `a` for one more, `b` for two (`a123456-00000042`).
+    """
+    return f"{_sortable(shard, 5)}-{_sortable(index, 8)}"
+
+
+def _sortable(number: int, width: int) -> str:
+    digits = f"{number:0{width}d}"
+    more = len(digits) - width
+    return f"{chr(ord('a') + more - 1)}{digits}" if more else digits
 
 
 def row_index(row_id: str) -> int:
     """The row number inside its shard."""
-    return int(row_id.partition("-")[2])
+    return int(row_id.partition("-")[2].lstrip("abcdefgh"))

@@ -21,6 +21,7 @@ from pipeline.config import RunConfig
 from pipeline.driver import Driver
 from pipeline.input.reader import Reader
 from pipeline.observe.eta import Progress
+from pipeline.observe.events import note
 from pipeline.output.lease import LeaseLostError
 from pipeline.output.ledger import Ledger, Plan
 from pipeline.output.statistics import Summary, summarize
@@ -63,6 +64,8 @@ def generate(
     where the run was interrupted and can be continued.
     """
     run = check(config)
+    for line in run.notes:
+        note(line)
     connect(config)
     placement = place(config, list(nodes.alive().values()))
     check_compile(config.compile, torch.device(placement.device))

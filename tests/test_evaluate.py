@@ -55,7 +55,7 @@ def finished_run(
     empty = pa.table({"prompt": ["not decoded"]}) if not prompts else prompts[0]
     source = Path(f"{folder}-prompts")
     decoding = {"gen_length": 3}
-    ledger = begun(
+    ledger, inputs = begun(
         Storage(str(folder)),
         source,
         prompts + [empty] * (planned - len(prompts)),
@@ -64,7 +64,7 @@ def finished_run(
         {"model": "m", "input": str(source), "decoding": decoding},
     )
     for number, answers in enumerate(texts):
-        ledger.open(OpenShard(number, prompts[number]))
+        ledger.open(OpenShard(number, inputs.read(ledger.plan.files[number].name)))
         rows = [result(number, index, text) for index, text in enumerate(answers)]
         ledger.add(number, results_batch(rows))
         ledger.commit_complete()

@@ -16,6 +16,8 @@ from lrd import DecodingConfig, load_model
 from pipeline.config import RunConfig
 from pipeline.input import prompt_shards
 from pipeline.input.buckets import Buckets, bucket_of, choose_lengths, fitting
+from pipeline.input.input_files import find
+from pipeline.input.prompt_shards import PromptShards
 from pipeline.input.reader import Reader
 from pipeline.output import result_shards
 from pipeline.output.lease import Lease, LeaseLostError
@@ -44,21 +46,24 @@ def result(shard: int, index: int, text: str = "four") -> Result:
     )
 
 
+Place = tuple[Storage, PromptShards, Plan]
+
+
 @pytest.fixture
-def place(tmp_path: Path) -> tuple[Storage, Storage, Plan]:
+def place(tmp_path: Path) -> Place:
     """Two input shards of three rows, an empty output, their plan."""
     (tmp_path / "in").mkdir()
     for number in range(2):
         table = pa.table({"prompt": [f"{number} {index}" for index in range(3)]})
         pq.write_table(table, tmp_path / "in" / f"{number}.parquet")
-    inputs, names = prompt_shards.input_storage(str(tmp_path / "in"))
-    files, _ = prompt_shards.inspect_inputs(inputs, names, "prompt")
+    inputs = prompt_shards.inspect(find(str(tmp_path / "in")), "prompt")
     fingerprint = {"model": "m", "dtype": "float32", "decoding": {"r_f": 0.1}}
-    plan = Plan(files, fingerprint, {"model": "m", "input": "in", "decoding": {"r_f": 0.1}})
+    settings = {"model": "m", "input": "in", "decoding": {"r_f": 0.1}}
+    plan = Plan(inputs.files, fingerprint, settings)
     return Storage(str(tmp_path / "out")), inputs, plan
 
 
-def begin(place: tuple[Storage, Storage, Plan]) -> Ledger:
+def begin(place: Place) -> Ledger:
     """The next driver, the last one having ended in whatever way."""
     ledger = Ledger(place[0], place[2])
     ledger.lease = Lease(place[0], beat_seconds=60)
@@ -68,8 +73,8 @@ def begin(place: tuple[Storage, Storage, Plan]) -> Ledger:
     return ledger
 
 
-def opened(place: tuple[Storage, Storage, Plan], ledger: Ledger, number: int) -> OpenShard:
-    shard = OpenShard(number, prompt_shards.read_shard(place[1], place[2].files[number].name))
+def opened(place: Place, ledger: Ledger, number: int) -> OpenShard:
+    shard = OpenShard(number, place[1].read(place[2].files[number].name))
     ledger.restore(shard)
     ledger.open(shard)
     return shard
@@ -85,9 +90,7 @@ def rows_of(shard: OpenShard) -> list[int]:
     return [index for index in range(shard.prompts.num_rows) if shard.has(index)]
 
 
-def finish(
-    place: tuple[Storage, Storage, Plan], ledger: Ledger, number: int = 0, text: str = "four"
-) -> None:
+def finish(place: Place, ledger: Ledger, number: int = 0, text: str = "four") -> None:
     shard = opened(place, ledger, number)
     for index in range(3):
         if not shard.has(index):
@@ -95,7 +98,7 @@ def finish(
     assert ledger.commit_complete() == 1
 
 
-def test_flushed_rows_survive_the_driver(place: tuple[Storage, Storage, Plan]) -> None:
+def test_flushed_rows_survive_the_driver(place: Place) -> None:
     ledger = begin(place)
     opened(place, ledger, 0)
     add(ledger, result(0, 2))
@@ -117,7 +120,7 @@ def test_flushed_rows_survive_the_driver(place: tuple[Storage, Storage, Plan]) -
     assert place[0].names(".run/segments/00000") == []
 
 
-def test_a_row_is_taken_once(place: tuple[Storage, Storage, Plan]) -> None:
+def test_a_row_is_taken_once(place: Place) -> None:
     ledger = begin(place)
     opened(place, ledger, 0)
     assert add(ledger, result(0, 1, "first")) == 1
@@ -130,7 +133,7 @@ def test_a_row_is_taken_once(place: tuple[Storage, Storage, Plan]) -> None:
     assert table["output_text"].to_pylist() == ["four", "first", "four"]
 
 
-def test_a_damaged_segment_costs_its_rows_alone(place: tuple[Storage, Storage, Plan]) -> None:
+def test_a_damaged_segment_costs_its_rows_alone(place: Place) -> None:
     ledger = begin(place)
     opened(place, ledger, 0)
     for index in (0, 1):
@@ -150,9 +153,7 @@ def test_a_damaged_segment_costs_its_rows_alone(place: tuple[Storage, Storage, P
 
 
 @pytest.mark.parametrize("place_in_file", [0.1, 0.5, 0.98])
-def test_a_flipped_bit_is_found_and_the_shard_owed(
-    place: tuple[Storage, Storage, Plan], place_in_file: float
-) -> None:
+def test_a_flipped_bit_is_found_and_the_shard_owed(place: Place, place_in_file: float) -> None:
     ledger = begin(place)
     finish(place, ledger)
     output, name = place[0], shard_name(0, 2)
@@ -170,7 +171,7 @@ def test_a_flipped_bit_is_found_and_the_shard_owed(
 
 
 def test_a_shard_without_its_record_and_a_record_without_its_shard_are_owed(
-    place: tuple[Storage, Storage, Plan],
+    place: Place,
 ) -> None:
     finish(place, begin(place))
     output = place[0]
@@ -183,7 +184,7 @@ def test_a_shard_without_its_record_and_a_record_without_its_shard_are_owed(
     assert begin(place).owed() == [0, 1]
 
 
-def test_a_stored_success_beats_a_failure(place: tuple[Storage, Storage, Plan]) -> None:
+def test_a_stored_success_beats_a_failure(place: Place) -> None:
     ledger = begin(place)
     opened(place, ledger, 0)
     bad = Result.failed(row_id(0, 1), "no numbers")
@@ -209,7 +210,7 @@ def test_a_stored_success_beats_a_failure(place: tuple[Storage, Storage, Plan]) 
 
 
 def test_a_retried_row_that_fails_again_can_be_retried(
-    place: tuple[Storage, Storage, Plan],
+    place: Place,
 ) -> None:
     ledger = begin(place)
     opened(place, ledger, 0)
@@ -229,7 +230,7 @@ def test_a_retried_row_that_fails_again_can_be_retried(
 
 
 def test_a_replacement_that_was_not_written_leaves_the_old_shard_good(
-    place: tuple[Storage, Storage, Plan],
+    place: Place,
 ) -> None:
     ledger = begin(place)
     opened(place, ledger, 0)
@@ -259,7 +260,7 @@ def test_a_replacement_that_was_not_written_leaves_the_old_shard_good(
     assert table["output_text"].to_pylist() == ["kept", "now", "kept"]
 
 
-def test_a_partial_file_is_never_read(place: tuple[Storage, Storage, Plan]) -> None:
+def test_a_partial_file_is_never_read(place: Place) -> None:
     ledger = begin(place)
     opened(place, ledger, 0)
     add(ledger, result(0, 0))
@@ -295,7 +296,9 @@ def test_memory_filesystem_works_through_fsspec(tmp_path: Path) -> None:
         Storage("nothing://bucket")
 
 
-def test_every_difference_of_a_fingerprint_is_named(place: tuple[Storage, Storage, Plan]) -> None:
+def test_every_difference_of_a_fingerprint_is_named(
+    place: Place,
+) -> None:
     begin(place)
     output, _, plan = place
     other = replace(plan, fingerprint={"model": "n", "decoding": {"r_f": 0.2, "top_p": 1}})
@@ -305,20 +308,21 @@ def test_every_difference_of_a_fingerprint_is_named(place: tuple[Storage, Storag
     assert "decoding.top_p was null, is 1" in str(error.value)
 
 
-def test_a_changed_input_is_noticed(place: tuple[Storage, Storage, Plan]) -> None:
+def test_a_changed_input_is_noticed(place: Place) -> None:
     _, inputs, plan = place
-    config = RunConfig(input=inputs.uri, output="out", decoding=DecodingConfig(gen_length=8))
+    config = RunConfig(
+        input=inputs.storage.uri, output="out", decoding=DecodingConfig(gen_length=8)
+    )
     reader = Reader(config, inputs, plan.files, load_model("tiny", "meta"), 64)
-    pq.write_table(pa.table({"prompt": ["one"]}), place[1].path("0.parquet"))
+    pq.write_table(pa.table({"prompt": ["one"]}), place[1].storage.path("0.parquet"))
     with pytest.raises(ValueError, match=r"0\.parquet: has 1 rows, 3 when the run began"):
         reader.read(0)
 
 
 def test_a_shard_without_rows_is_a_shard(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), tmp_path / "a.parquet")
-    inputs, names = prompt_shards.input_storage(str(tmp_path / "a.parquet"))
-    files, _ = prompt_shards.inspect_inputs(inputs, names, "prompt")
-    run = Storage(str(tmp_path / "out")), inputs, Plan(files, {}, {})
+    inputs = prompt_shards.inspect(find(str(tmp_path / "a.parquet")), "prompt")
+    run = Storage(str(tmp_path / "out")), inputs, Plan(inputs.files, {}, {})
     ledger = begin(run)
     opened(run, ledger, 0)
     assert ledger.commit_complete() == 1
@@ -326,7 +330,7 @@ def test_a_shard_without_rows_is_a_shard(tmp_path: Path) -> None:
     assert written.schema.names == ["prompt", *RESULT_SCHEMA.names]
 
 
-def test_events_are_kept_by_later_drivers(place: tuple[Storage, Storage, Plan]) -> None:
+def test_events_are_kept_by_later_drivers(place: Place) -> None:
     for what in ("one", "two"):
         ledger = begin(place)
         ledger.event(what, row="00000-00000001")
@@ -346,7 +350,7 @@ def test_results_survive_parquet() -> None:
     assert results_batch([]).schema == RESULT_SCHEMA
 
 
-def test_a_lost_lease_stops_every_write(place: tuple[Storage, Storage, Plan]) -> None:
+def test_a_lost_lease_stops_every_write(place: Place) -> None:
     ledger = begin(place)
     opened(place, ledger, 0)
     add(ledger, *(result(0, index) for index in range(3)))

@@ -24,7 +24,6 @@ from lrd.models.checkpoint import TINY, LoadedModel
 from lrd.models.families import family_of
 from lrd.models.transformer import Transformer
 from lrd.prompts import encode_prompt
-from pipeline.input import prompt_shards
 from pipeline.input.buckets import choose_lengths, fitting
 from pipeline.inspection.memory_need import memory_need, weight_bytes
 from pipeline.inspection.pace import Pace, pace_of, seconds_for
@@ -137,7 +136,7 @@ def test_bad_calls(
 
 def test_what_is_there_already(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledger = begin(source)
-    ledger.open(OpenShard(1, prompt_shards.read_shard(Storage(str(source)), "1.parquet")))
+    ledger.open(OpenShard(1, checked(source)[0].inputs.read("1.parquet")))
     rows = [good(1, n, kl_trace=[None], entropy_trace=[1.0], bucket=24) for n in range(10)]
     ledger.add(1, results_batch(rows))
     ledger.end()

@@ -1,119 +1,217 @@
-"""Lists, checks, digests and reads the prompt shards of a run's input."""
+"""Inspects, digests and reads the prompt shards of a run's input."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.input import input_files, int96
+from pipeline.input.features import Features
+from pipeline.input.input_files import FoundFiles
+from pipeline.input.one_schema import OneSchema, conform
+from pipeline.input.prompt_text import is_text
+from pipeline.parquet_batches import batches, read_table
 from pipeline.rows import RESULT_SCHEMA, InputFile
-from pipeline.storage import retry, uris
+from pipeline.storage import retry
 from pipeline.storage.storage import Storage
 
+KEPT_METADATA = (b"pandas", b"geo")
+"""Keys of a shard's footer that go with its rows: pandas' index and types, GeoParquet. They stay
+true with more columns beside; Spark's, a list of all columns, would not."""
+BUFFER_BYTES = 1 << 22
 
-def input_storage(uri: str) -> tuple[Storage, list[str]]:
-    """The folder of an input and the names of its Parquet files, sorted.
 
-    Raises ValueError where there is no such file or folder, or no Parquet file in it.
+@dataclass(frozen=True, slots=True)
+class PromptShards:
+    """An input that was inspected: its shards and their one schema."""
+
+    storage: Storage
+    """The folder that the files' names are relative to."""
+    files: list[InputFile]
+    schema: pa.Schema
+    """The columns of every shard as `read` gives it; the `datasets` features in its metadata."""
+    left_out: list[str]
+    """Paths of what lies in the folder and is no input."""
+
+    def read(
+        self, name: str, columns: Sequence[str] | None = None, limit: int | None = None
+    ) -> pa.Table:
+        """A shard; columns: those alone; limit: its first rows at most."""
+        schema = self.schema
+        if columns is not None:
+            schema = pa.schema([schema.field(column) for column in columns], schema.metadata)
+        with self.storage.open(name) as source:
+            return read_shard(source, name, schema, limit)
+
+    def notes(self) -> list[str]:
+        """What is not read, in one line; empty where everything is."""
+        if not self.left_out:
+            return []
+        num, some = len(self.left_out), input_files.shown(self.left_out)
+        return [f"input: {num} other files or folders are left out: {some}"]
+
+
+def inspect(found: FoundFiles, prompt_column: str) -> PromptShards:
+    """Read each shard of an input once, a batch at a time: its rows, digest and schema.
+
+    Raises ValueError, naming the file, for one that is corrupt, lacks the prompt column or has it
+    without text, has two columns of one name, one that results would overwrite, or one whose
+    values are of another kind than in other shards.
     """
-    storage = Storage(uri)
-    kind = storage.kind()
-    if kind == "missing":
-        raise ValueError(f"{uri}: no such file or folder; check --input")
-    if kind == "file":
-        folder, name = uris.parent(storage.uri)
-        return Storage(folder), [name]
-    names = [name for name in storage.names() if name.endswith(".parquet")]
-    if not names:
-        raise ValueError(f"{uri}: no .parquet files in it; make some with `lrd prepare`")
-    return storage, names
+    try:
+        return _inspect(found, prompt_column, "ns")
+    except int96.OutOfRangeError:
+        return _inspect(found, prompt_column, "us")
 
 
-def inspect_inputs(
-    storage: Storage, names: Sequence[str], prompt_column: str
-) -> tuple[list[InputFile], pa.Schema]:
-    """Read every shard once, a row group at a time: rows, digests, the common schema.
-
-    Raises ValueError naming the file for one that is corrupt, has no such column, one of the
-    wrong type, other columns than the first, or a column that results would overwrite.
-    """
+def _inspect(found: FoundFiles, prompt_column: str, int96_unit: str) -> PromptShards:
+    folders = input_files.folder_columns(found.names)
+    one_schema, features = OneSchema(), Features()
     files: list[InputFile] = []
-    schema: pa.Schema | None = None
-    for name in names:
-        where = storage.path(name)
-        digest = hashlib.sha256()
-        try:
-            with storage.open(name) as source:
-                while chunk := source.read(1 << 22):
-                    digest.update(chunk)
-                source.seek(0)
-                parquet = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True)
-                for group in range(parquet.num_row_groups):
-                    parquet.read_row_group(group)
-                found, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
-        except retry.StorageError:
-            raise
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"{where}: not a whole Parquet file ({reason}); write it again"
-            ) from error
-        found = found.remove_metadata()
-        _check_columns(where, found, prompt_column)
-        if schema is None:
-            schema = found
-        elif not found.equals(schema):
-            raise ValueError(
-                f"{where}: its columns differ from those of {storage.path(names[0])} "
-                f"({_difference(schema, found)}); all shards need one schema"
+    for name in found.names:
+        where = found.storage.path(name)
+        seen = _inspect_file(found.storage, name, prompt_column, folders, int96_unit)
+        one_schema.add(where, seen.schema, seen.only_nulls)
+        features.add(where, seen.schema.metadata or {})
+        files.append(InputFile(name, seen.num_rows, seen.sha256))
+    schema = one_schema.schema
+    if pa.types.is_null(schema.field(prompt_column).type) and any(f.num_rows for f in files):
+        raise ValueError(f"{found.storage.uri}: column {prompt_column!r} holds only nulls")
+    schema = schema.with_metadata(features.metadata)
+    return PromptShards(found.storage, files, schema, found.left_out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One file that was read."""
+
+    num_rows: int
+    sha256: str
+    schema: pa.Schema
+    """Its columns and those of its folders."""
+    only_nulls: set[str]
+    """Columns without a value."""
+
+
+def _inspect_file(
+    storage: Storage, name: str, prompt_column: str, folders: pa.Schema, int96_unit: str
+) -> _Seen:
+    where, digest = storage.path(name), hashlib.sha256()
+    try:
+        with storage.open(name) as source:
+            while chunk := source.read(BUFFER_BYTES):
+                digest.update(chunk)
+            source.seek(0)
+            # Buffered, not whole column chunks at once: row groups may be as large as the file.
+            parquet = pq.ParquetFile(
+                source,
+                page_checksum_verification=True,
+                pre_buffer=False,
+                buffer_size=BUFFER_BYTES,
+                coerce_int96_timestamp_unit=int96_unit,
             )
-        files.append(InputFile(name, num_rows, digest.hexdigest()))
-    assert schema is not None
-    return files, schema
+            schema = with_folders(parquet.schema_arrow, folders)
+            _check_names(where, schema, prompt_column)
+            only_nulls = _read_all(where, parquet, input_files.folder_values(name))
+            old_timestamps = int96.columns(parquet)
+        if old_timestamps:
+            int96.check(where, partial(storage.open, name), old_timestamps, int96_unit)
+    except retry.StorageError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if re.search("no decryption|Cannot decrypt", reason):
+            raise ValueError(f"{where}: is encrypted; write it without encryption") from error
+        raise ValueError(f"{where}: not a whole Parquet file ({reason}); write it again") from error
+    kind = schema.field(prompt_column).type
+    if not is_text(kind) and prompt_column not in only_nulls:
+        raise ValueError(
+            f"{where}: column {prompt_column!r} holds {kind}; a prompt column holds text"
+        )
+    return _Seen(parquet.metadata.num_rows, digest.hexdigest(), schema, only_nulls)
 
 
-def _check_columns(where: str, schema: pa.Schema, prompt_column: str) -> None:
+def with_folders(schema: pa.Schema, folders: pa.Schema) -> pa.Schema:
+    """A file's columns and those of the `key=value` folders, as `folder_columns` gives them."""
+    fields = [*schema, *(field for field in folders if field.name not in schema.names)]
+    return pa.schema(fields, schema.metadata)
+
+
+def _check_names(where: str, schema: pa.Schema, prompt_column: str) -> None:
+    if len(set(schema.names)) < len(schema.names):
+        twice = next(name for name in schema.names if schema.names.count(name) > 1)
+        raise ValueError(f"{where}: has two columns of one name, {twice!r}; rename one")
     if prompt_column not in schema.names:
         raise ValueError(
             f"{where}: no column {prompt_column!r}; it has {', '.join(schema.names)}. "
             "Name the prompt's with --prompt-column"
-        )
-    kind = schema.field(prompt_column).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise ValueError(
-            f"{where}: column {prompt_column!r} holds {kind}; a prompt column holds strings"
         )
     clashes = sorted(set(schema.names) & set(RESULT_SCHEMA.names))
     if clashes:
         raise ValueError(
             f"{where}: has columns that results add: {', '.join(clashes)}; rename or drop them"
         )
-    if len(set(schema.names)) < len(schema.names):
-        raise ValueError(f"{where}: has two columns of one name; rename one")
 
 
-def _difference(first: pa.Schema, other: pa.Schema) -> str:
-    ours = {(field.name, str(field.type)) for field in first}
-    theirs = {(field.name, str(field.type)) for field in other}
-    changed = sorted(f"{name}: {kind}" for name, kind in ours ^ theirs)
-    return "; ".join(changed) or "in order or nullability"
+def _read_all(where: str, parquet: pq.ParquetFile, folders: dict[str, str | None]) -> set[str]:
+    """Columns of the file and of its folders that hold only nulls.
+
+    Raises ValueError where a column is there twice, with other values than the folder's.
+    """
+    twice = folders.keys() & set(parquet.schema_arrow.names)
+    only_nulls = set(parquet.schema_arrow.names)
+    for batch in batches(parquet):
+        only_nulls = {name for name in only_nulls if batch[name].null_count == batch.num_rows}
+        for key in twice:
+            if not _all_are(batch[key], folders[key]):
+                raise ValueError(
+                    f"{where}: its column {key!r} holds other values than its folder "
+                    f"{key}={folders[key]} says; drop or rename one"
+                )
+    return only_nulls | {key for key, value in folders.items() if value is None}
 
 
-def read_shard(storage: Storage, name: str) -> pa.Table:
-    """A whole prompt shard."""
-    with storage.open(name) as source:
-        return pq.ParquetFile(source, pre_buffer=True).read().replace_schema_metadata(None)
+def _all_are(column: pa.Array, value: str | None) -> bool:
+    if value is None:
+        return bool(column.null_count == len(column))
+    try:
+        return bool(pc.all(pc.equal(column.cast(pa.string()), value).fill_null(False)).as_py())
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        return False
 
 
-def read_column(storage: Storage, name: str, column: str, limit: int | None = None) -> pa.Table:
-    """One column of a prompt shard, its first `limit` rows at most; None: all."""
-    with storage.open(name) as source:
-        parquet = pq.ParquetFile(source, pre_buffer=limit is None)
-        if limit is None:
-            return parquet.read(columns=[column]).replace_schema_metadata(None)
-        first = next(parquet.iter_batches(batch_size=limit, columns=[column]), None)
-        schema = pa.schema([parquet.schema_arrow.field(column)])
-        rows = pa.Table.from_batches([] if first is None else [first], schema)
-        return rows.slice(0, limit).replace_schema_metadata(None)
+def read_shard(
+    source: Any, name: str, schema: pa.Schema | None = None, limit: int | None = None
+) -> pa.Table:
+    """A shard from an open file, in the columns, order and types of `schema`.
+
+    name: its path in the input, whose `key=value` folders are columns. schema: None: as the file
+    has them. limit: the first rows at most.
+    Raises pa.ArrowException where values are of another kind, KeyError where a column is missing.
+    """
+    parquet = pq.ParquetFile(source)
+    if schema is None:
+        return read_table(parquet)
+    unit = int96.unit_of(parquet, schema)
+    parquet = pq.ParquetFile(source, coerce_int96_timestamp_unit=unit)
+    inside = [column for column in schema.names if column in parquet.schema_arrow.names]
+    table = read_table(parquet, inside, limit)
+    num_rows = parquet.metadata.num_rows if limit is None else min(limit, parquet.metadata.num_rows)
+    columns = {column: table[column] for column in inside}
+    # A folder's column that this file's path lacks is null in it, as in pyarrow.dataset.
+    folders = input_files.folder_values(name)
+    for field in schema:
+        if field.name not in columns:
+            value = pa.scalar(folders.get(field.name), pa.string()).cast(field.type)
+            columns[field.name] = pa.chunked_array([pa.repeat(value, num_rows)])
+    footer = parquet.schema_arrow.metadata or {}
+    own = {key: footer[key] for key in KEPT_METADATA if key in footer}
+    return conform(columns, schema).replace_schema_metadata({**own, **(schema.metadata or {})})

@@ -15,11 +15,11 @@ import pyarrow as pa
 
 from lrd.prompts import encode_prompts, fit_prompt
 from pipeline.config import RunConfig
-from pipeline.input import prompt_shards
 from pipeline.input.buckets import bucket_of, choose_lengths, fitting
+from pipeline.input.prompt_shards import PromptShards
+from pipeline.input.prompt_text import texts
 from pipeline.output.open_shard import OpenShard
 from pipeline.rows import InputFile, Prompt, Result, results_batch, row_id
-from pipeline.storage.storage import Storage
 
 MAX_BUCKETS = 6
 """Shapes of slots at most. Fewer leave more padding, more leave buckets that fill no batch."""
@@ -46,7 +46,7 @@ class Reader:
     def __init__(
         self,
         config: RunConfig,
-        inputs: Storage,
+        inputs: PromptShards,
         files: Sequence[InputFile],
         tokenizer_of: Any,
         max_length: int,
@@ -82,10 +82,10 @@ class Reader:
         Raises ValueError where the file has changed since the run was planned.
         """
         planned = self._files[number]
-        shard = OpenShard(number, prompt_shards.read_shard(self._inputs, planned.name))
+        shard = OpenShard(number, self._inputs.read(planned.name))
         if shard.prompts.num_rows != planned.num_rows:
             raise ValueError(
-                f"{self._inputs.path(planned.name)}: has {shard.prompts.num_rows} rows, "
+                f"{self._inputs.storage.path(planned.name)}: has {shard.prompts.num_rows} rows, "
                 f"{planned.num_rows} when the run began; restore the file"
             )
         self._restore(shard)
@@ -94,11 +94,11 @@ class Reader:
     def encode(self, shard: OpenShard) -> ReadShard:
         """Tokenise the prompts of a shard that are still owed."""
         number = shard.number
-        texts = shard.prompts[self._config.prompt_column]
+        column = shard.prompts[self._config.prompt_column]
         prompts: list[Prompt] = []
         failed: list[Result] = []
-        for first in range(0, len(texts), ROWS_AT_A_TIME):
-            some = texts[first : first + ROWS_AT_A_TIME].to_pylist()
+        for first in range(0, len(column), ROWS_AT_A_TIME):
+            some = texts(column[first : first + ROWS_AT_A_TIME])
             owed = [n for n in range(len(some)) if not shard.has(first + n)]
             for n, ids in zip(owed, self._encode([some[n] for n in owed]), strict=True):
                 self._sort_in(number, first + n, ids, prompts, failed)
@@ -125,16 +125,13 @@ class Reader:
         bucket = fitting(len(ids), self.lengths) or bucket_of(len(ids), self._max_tokens)
         prompts.append(Prompt(number, index, ids, bucket))
 
-    def _encode(self, texts: Sequence[str | None]) -> list[list[int] | ValueError]:
-        found: list[list[int] | ValueError] = [
-            ValueError("the prompt is null" if text is None else "the prompt is empty")
-            for text in texts
-        ]
-        real = [n for n, text in enumerate(texts) if text is not None and text.strip()]
+    def _encode(self, prompts: Sequence[str | ValueError | None]) -> list[list[int] | ValueError]:
+        found = [_without_text(prompt) for prompt in prompts]
+        real = [n for n, prompt in enumerate(prompts) if isinstance(prompt, str) and prompt.strip()]
         config = self._config
         encoded = encode_prompts(
             self._tokenizer_of,
-            [str(texts[n]) for n in real],
+            [str(prompts[n]) for n in real],
             config.prompt_format,
             config.system_prompt,
             config.allow_special_tokens,
@@ -155,10 +152,12 @@ class Reader:
         lengths: list[int] = []
         refused: list[ValueError] = []
         for number in sorted({0, len(files) // 2, len(files) - 1}):
-            texts = prompt_shards.read_column(
-                self._inputs, files[number].name, self._config.prompt_column, SAMPLE_ROWS
-            )
-            real = [text for text in texts.column(0).to_pylist() if text and text.strip()]
+            column = self._config.prompt_column
+            sample = self._inputs.read(files[number].name, [column], SAMPLE_ROWS)
+            # What has no text fails by itself and says nothing of the others.
+            real = [
+                text for text in texts(sample[column]) if isinstance(text, str) and text.strip()
+            ]
             for ids in self._encode(real):
                 if isinstance(ids, ValueError):
                     refused.append(ids)
@@ -170,3 +169,10 @@ class Reader:
                 f"can be decoded: {refused[0]}"
             )
         return choose_lengths(lengths, MAX_BUCKETS)
+
+
+def _without_text(prompt: str | ValueError | None) -> list[int] | ValueError:
+    """Why a row that has no text cannot be decoded."""
+    if isinstance(prompt, ValueError):
+        return prompt
+    return ValueError("the prompt is null" if prompt is None else "the prompt is empty")

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pipeline.config import RunConfig
-from pipeline.input import prompt_shards
 from pipeline.input.reader import Reader
 from pipeline.inspection.pace import pace_of, seconds_for
 from pipeline.inspection.status import Inspector
@@ -68,7 +67,7 @@ def forecast(
     found = Forecast(sum(file.num_rows for file in run.files))
     reader = Reader(config, run.inputs, run.files, run.face, run.face.max_length)
     for number, file in enumerate(run.files):
-        prompts = prompt_shards.read_column(run.inputs, file.name, config.prompt_column, sample)
+        prompts = run.inputs.read(file.name, [config.prompt_column], sample)
         ready = reader.encode(OpenShard(number, prompts))
         found.num_seen += ready.shard.prompts.num_rows
         found.refused.update(map(reason_of, ready.failed["error"].to_pylist()))

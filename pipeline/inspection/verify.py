@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.inspection.planned_prompts import PlannedPrompts
 from pipeline.inspection.shard_checks import Expected, ShardCheck, contradictions
 from pipeline.output import result_shards
 from pipeline.output.lease import is_dead
@@ -81,6 +82,8 @@ class Verification:
         self._output, self._inputs = output, inputs
         manifest = read_manifest(output)
         self.files, self._fingerprint = manifest.files, manifest.fingerprint
+        names = [file.name for file in self.files]
+        self._planned = None if inputs is None else PlannedPrompts(inputs, names)
         self.num_unfinished = self.num_rows = self.num_failed = 0
         self._schema: pa.Schema | None = None
 
@@ -112,7 +115,7 @@ class Verification:
             return _Shard("whole", findings=[Finding(name, None, reason, AGAIN)])
         shard = _Shard("whole")
         intact = self._check_record(shard, name, commit, content)
-        prompts = self._prompts(shard, number)
+        prompts = self._prompts(shard, number, content)
         shard.check = check = ShardCheck(
             Expected(number, planned.num_rows, planned.name, self._fingerprint, prompts)
         )
@@ -165,9 +168,9 @@ class Verification:
         shard.findings.append(Finding(name, None, what, AGAIN))
         return False
 
-    def _prompts(self, shard: _Shard, number: int) -> pa.Table | None:
+    def _prompts(self, shard: _Shard, number: int, results: bytes) -> pa.Table | None:
         """The input's rows where they can be read and are those that were planned."""
-        if self._inputs is None:
+        if self._inputs is None or self._planned is None:
             return None
         planned = self.files[number]
         where = self._inputs.path(planned.name)
@@ -182,7 +185,11 @@ class Verification:
             what = "this input has changed since the run began"
             shard.findings.append(Finding(where, None, what, "restore it"))
             return None
-        return pq.ParquetFile(pa.BufferReader(content)).read().replace_schema_metadata(None)
+        try:
+            found = pq.read_schema(pa.BufferReader(results))
+        except (pa.ArrowException, OSError):
+            found = pa.schema([])
+        return self._planned.read(content, planned.name, found)
 
     def _compare_schema(self, number: int, schema: pa.Schema | None) -> Iterator[Finding]:
         if self._schema is None:

@@ -20,6 +20,11 @@ def record(what: str, **facts: Any) -> None:
         LOG.info(what, extra={"facts": facts})
 
 
+def note(line: str) -> None:
+    """A line that people should see: on stderr, where the program has not set up logging."""
+    LOG.warning(line)
+
+
 def record_rows(shard: int, results: pa.Table) -> None:
     """Rows of `RESULT_SCHEMA` have come in: their ids, and why those failed that did."""
     if not LOG.isEnabledFor(logging.INFO) or not results.num_rows:

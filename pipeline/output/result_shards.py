@@ -11,11 +11,14 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.output.schema_metadata import with_results
 from pipeline.rows import RESULT_SCHEMA
 from pipeline.storage.retry import StorageError
 from pipeline.storage.storage import Storage
 
 ROW_GROUP_ROWS = 1000
+ROW_GROUP_BYTES = 1 << 28
+"""Fewer rows are a group where they are large: nested cells of over 2 GiB in one cannot be read."""
 BATCH_ROWS = 16384
 """Rows that `batches` holds in memory unless it is told otherwise."""
 
@@ -73,11 +76,13 @@ def shard_bytes(prompts: pa.Table, results: pa.Table, provenance: dict[str, str]
     table = prompts
     for field, column in zip(RESULT_SCHEMA, results.columns, strict=True):
         table = table.append_column(field, column)
+    table = table.replace_schema_metadata(with_results(table.schema.metadata))
     return parquet_bytes(table, provenance)
 
 
 def parquet_bytes(table: pa.Table, provenance: dict[str, str] | None = None) -> pa.Buffer:
     """A table as a whole Parquet file: zstd, content-defined pages, a page index."""
+    fitting = ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes)
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
@@ -87,7 +92,7 @@ def parquet_bytes(table: pa.Table, provenance: dict[str, str] | None = None) -> 
         write_page_index=True,
         write_page_checksum=True,
     ) as writer:
-        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        writer.write_table(table, row_group_size=max(1, min(fitting, ROW_GROUP_ROWS)))
         if provenance:
             writer.add_key_value_metadata(provenance)
     return sink.getvalue()

@@ -57,7 +57,13 @@ class UnreadableError(ValueError):
 
 def shard_name(number: int, num_shards: int) -> str:
     """A result shard's name under the output."""
-    return f"{DATA}/train-{number:05d}-of-{num_shards:05d}.parquet"
+    return f"{DATA}/{shard_stem('train', number, num_shards)}.parquet"
+
+
+def shard_stem(split: str, number: int, num_shards: int) -> str:
+    """`train-00003-of-00012`: as many digits as num_shards needs, so that names sort as numbers."""
+    digits = max(5, len(str(num_shards)))
+    return f"{split}-{number:0{digits}d}-of-{num_shards:0{digits}d}"
 
 
 def commit_name(number: int) -> str:

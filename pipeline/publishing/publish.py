@@ -30,9 +30,11 @@ from pipeline.output.run_folder import (
     finished_shards,
     read_commit,
     read_manifest,
+    shard_stem,
 )
 from pipeline.output.run_records import Commit, Manifest, Shard
 from pipeline.output.statistics import COUNTED, Counts
+from pipeline.parquet_batches import read_table, rows_at
 from pipeline.publishing.dataset_card import About, Facts, card
 from pipeline.storage.storage import PARTIAL, Storage
 
@@ -152,17 +154,19 @@ def _add_shard(
         if rows.num_rows:
             _same_file(output, name, content, folder / name)
         return
-    table = file.read()
+    table = read_table(file)
     footer = {
         key.decode(): value.decode()
         for key, value in (file.metadata.metadata or {}).items()
         if key.startswith(b"lrd.")
     }
     (folder / "failed").mkdir(exist_ok=True)
-    failures = f"failed/failed-{shard.number:05d}-of-{planned:05d}.parquet"
+    failures = f"failed/{shard_stem('failed', shard.number, planned)}.parquet"
     if num_failed < rows.num_rows:
-        (folder / name).write_bytes(parquet_bytes(table.filter(pc.invert(failed)), footer))
-    (folder / failures).write_bytes(parquet_bytes(table.filter(failed), footer))
+        ok = pc.indices_nonzero(pc.invert(failed)).to_pylist()
+        (folder / name).write_bytes(parquet_bytes(rows_at(table, ok), footer))
+    bad = rows_at(table, pc.indices_nonzero(failed).to_pylist())
+    (folder / failures).write_bytes(parquet_bytes(bad, footer))
 
 
 def _check_digest(output: Storage, name: str, content: bytes, commit: Commit | None) -> None:

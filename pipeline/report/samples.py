@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.input.prompt_text import texts
 from pipeline.output.result_shards import batches
 from pipeline.output.run_records import Run
+from pipeline.parquet_batches import rows_at
 from pipeline.report.counting import Place
 
 BATCH_ROWS = 256
@@ -76,19 +78,20 @@ def read_rows(run: Run, places: Iterable[Place]) -> dict[Place, Row]:
         for batch in batches(run.output, name, [prompt, *FACTS, *LISTS], BATCH_ROWS):
             inside = sorted(n for n in numbers if first <= n < first + batch.num_rows)
             if inside:
-                taken = batch.take(pa.array([n - first for n in inside]))
+                here = pa.Table.from_batches([batch])
+                taken = rows_at(here, [n - first for n in inside])
                 for number, row in zip(inside, _rows(taken, prompt), strict=True):
                     rows[Place(shard, number)] = row
             first += batch.num_rows
     return rows
 
 
-def _rows(batch: pa.RecordBatch, prompt: str) -> list[Row]:
+def _rows(batch: pa.Table, prompt: str) -> list[Row]:
     facts = batch.select(list(FACTS)).to_pylist()
-    prompts = batch.column(prompt).to_pylist()
+    prompts = texts(batch[prompt])
     return [
         Row(
-            facts={**fact, "prompt": text},
+            facts={**fact, "prompt": None if text is None else str(text)},
             token_ids=_array(batch, "output_token_ids", n, np.int32),
             kl=_array(batch, "kl_trace", n, np.float32),
             entropy=_array(batch, "entropy_trace", n, np.float32),
@@ -98,7 +101,7 @@ def _rows(batch: pa.RecordBatch, prompt: str) -> list[Row]:
     ]
 
 
-def _array(batch: pa.RecordBatch, column: str, row: int, dtype: Any) -> npt.NDArray[Any]:
+def _array(batch: pa.Table, column: str, row: int, dtype: Any) -> npt.NDArray[Any]:
     """One row's list, a copy of its own; null entries are NaN, a null list is empty."""
     values = batch.column(column)[row].values
     if values is None:

@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.input import prompt_shards
+from pipeline.input import input_files, prompt_shards
+from pipeline.input.prompt_shards import PromptShards
 from pipeline.output import result_shards
 from pipeline.output.ledger import Ledger, Plan
 from pipeline.output.open_shard import OpenShard
@@ -58,18 +59,17 @@ def begun(
     prompt_column: str,
     fingerprint: Callable[[list[InputFile]], dict[str, Any]],
     settings: dict[str, Any],
-) -> Ledger:
-    """A run's ledger, which holds its lease; the prompts are written first where they are not
-    there yet."""
+) -> tuple[Ledger, PromptShards]:
+    """A run's ledger, which holds its lease, and its input; the prompts are written first where
+    they are not there yet."""
     if not source.exists():
         source.mkdir(parents=True)
         for number, table in enumerate(prompts):
             pq.write_table(table, source / f"{number}.parquet")
-    inputs, names = prompt_shards.input_storage(str(source))
-    files, _ = prompt_shards.inspect_inputs(inputs, names, prompt_column)
-    ledger = Ledger(output, Plan(files, fingerprint(files), settings))
+    inputs = prompt_shards.inspect(input_files.find(str(source)), prompt_column)
+    ledger = Ledger(output, Plan(inputs.files, fingerprint(inputs.files), settings))
     ledger.begin()
-    return ledger
+    return ledger, inputs
 
 
 @dataclass
@@ -80,6 +80,8 @@ class MadeRun:
     num_shards: int = 3
     num_rows: int = 4
     ledger: Any = None
+    prompt_column: str = "prompt"
+    inputs: Any = None
 
     @property
     def output(self) -> Path:
@@ -102,15 +104,14 @@ class MadeRun:
             for number in range(self.num_shards)
         ]
         settings = {"input": str(source), "model": "m", "slots": 2, "decoding": DECODING}
-        self.ledger = begun(
-            self.storage, source, prompts, "prompt", lambda files: FINGERPRINT, settings
+        self.ledger, self.inputs = begun(
+            self.storage, source, prompts, self.prompt_column, lambda files: FINGERPRINT, settings
         )
         return self
 
     def open_shard(self, number: int) -> OpenShard:
         """A shard's prompts and what storage has of its results."""
-        inputs, name = Storage(str(self.folder / "in")), self.ledger.plan.files[number].name
-        shard = OpenShard(number, prompt_shards.read_shard(inputs, name))
+        shard = OpenShard(number, self.inputs.read(self.ledger.plan.files[number].name))
         self.ledger.restore(shard)
         return shard
 

@@ -24,7 +24,7 @@ from lrd import DecodingConfig
 from lrd.models.checkpoint import TINY, fingerprint
 from lrd.models.tokenizer import load_tokenizer
 from pipeline.config import RunConfig
-from pipeline.input.prompt_shards import read_shard
+from pipeline.input.prompt_shards import PromptShards
 from pipeline.output.ledger import Ledger
 from pipeline.output.open_shard import OpenShard
 from pipeline.output.run_folder import EVENTS, shard_name
@@ -63,10 +63,9 @@ def write_run(
     if num_committed == len(shard_rows):
         events.append((SHARD_SECONDS * num_committed, "driver finished"))
     with _quickly():
-        ledger = _begun(folder, [_prompts(rng, n, changes) for n in shard_rows], decoding)
+        ledger, inputs = _begun(folder, [_prompts(rng, n, changes) for n in shard_rows], decoding)
         for number, num_rows in enumerate(shard_rows[:num_committed]):
-            inputs = Storage(f"{folder}-prompts")
-            shard = OpenShard(number, read_shard(inputs, ledger.plan.files[number].name))
+            shard = OpenShard(number, inputs.read(ledger.plan.files[number].name))
             ledger.open(shard)
             rows = [_row(rng, number, n, failed_every, changes) for n in range(num_rows)]
             ledger.add(number, results_batch(rows))
@@ -98,7 +97,9 @@ def _quickly() -> Iterator[None]:
         yield
 
 
-def _begun(folder: Path, prompts: list[pa.Table], decoding: DecodingConfig) -> Ledger:
+def _begun(
+    folder: Path, prompts: list[pa.Table], decoding: DecodingConfig
+) -> tuple[Ledger, PromptShards]:
     source = Path(f"{folder}-prompts")
     config = RunConfig(
         input=str(source),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.input import prompt_shards
+from pipeline.input import input_files, prompt_shards
 from pipeline.output import result_shards
 from pipeline.scoring.tasks import TASKS, task_named
 from pipeline.scoring.word_problems import TASK as OWN_TASK
@@ -72,26 +72,27 @@ def write(prompts: Mapping[str, Prompts]) -> None:
         folder, name = Storage(found.uri), "prompts-00000-of-00001.parquet"
         if folder.kind(name) == "missing":
             folder.write(name, result_shards.parquet_bytes(found.table))
-        elif not prompt_shards.read_shard(folder, name).equals(found.table):
-            raise ValueError(f"{found.uri}: holds other prompts; name another --output")
+            continue
+        with folder.open(name) as source:
+            if not prompt_shards.read_shard(source, name).equals(found.table):
+                raise ValueError(f"{found.uri}: holds other prompts; name another --output")
 
 
 def _given(name: str, source: str, limit: int | None, output: str) -> Prompts:
-    storage, files = prompt_shards.input_storage(source)
-    shards, _ = prompt_shards.inspect_inputs(storage, files, "prompt")
+    inputs = prompt_shards.inspect(input_files.find(source), "prompt")
     task = TASKS[name]
-    there = prompt_shards.read_shard(storage, files[0]).column_names
-    if not set(task.reference_columns) & set(there) or set(task.score_columns) - set(there):
+    there = set(inputs.schema.names)
+    if not set(task.reference_columns) & there or set(task.score_columns) - there:
         needed = [" or ".join(task.reference_columns), *task.score_columns]
         raise ValueError(
             f"{source}: no column {', '.join(needed)} as task {name} is scored by; make the "
             f"prompts with lrd prepare --task {name}"
         )
-    if limit is None or sum(shard.num_rows for shard in shards) <= limit:
+    if limit is None or sum(file.num_rows for file in inputs.files) <= limit:
         return Prompts(source, None)
     tables: list[pa.Table] = []
-    for file in files:
-        tables.append(prompt_shards.read_shard(storage, file))
+    for file in inputs.files:
+        tables.append(inputs.read(file.name))
         if sum(table.num_rows for table in tables) >= limit:
             break
     return Prompts(child(output, f"prompts/{name}-{limit}"), pa.concat_tables(tables)[:limit])

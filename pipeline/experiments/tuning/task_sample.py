@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config import RunConfig
-from pipeline.input import prompt_shards
+from pipeline.input import input_files, prompt_shards
 from pipeline.output import result_shards
+from pipeline.parquet_batches import rows_at
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import child
 
@@ -54,17 +55,16 @@ def draw(output: Storage, config: RunConfig, task: str, limit: int, seed: int) -
 
 def rows(config: RunConfig, limit: int, seed: int) -> pa.Table:
     """The drawn rows of the input, in its order."""
-    inputs, names = prompt_shards.input_storage(config.input)
-    files, _ = prompt_shards.inspect_inputs(inputs, names, config.prompt_column)
-    total = sum(file.num_rows for file in files)
+    inputs = prompt_shards.inspect(input_files.find(config.input), config.prompt_column)
+    total = sum(file.num_rows for file in inputs.files)
     if not total:
         raise ValueError(f"{config.input}: has no rows")
     drawn = sorted(random.Random(seed).sample(range(total), min(limit, total)))
     tables, first = [], 0
-    for file in files:
+    for file in inputs.files:
         here = [index - first for index in drawn if first <= index < first + file.num_rows]
         if here:
-            tables.append(prompt_shards.read_shard(inputs, file.name).take(here))
+            tables.append(rows_at(inputs.read(file.name), here))
         first += file.num_rows
     return pa.concat_tables(tables)
 

@@ -1,0 +1,40 @@
+"""Which column types hold text, and the text of each row."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+_TEXT = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether prompts can be read from such a column: strings and bytes in every layout of Arrow,
+    plain or as a dictionary (pandas' categories), and JSON."""
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    if isinstance(kind, pa.JsonType):
+        return is_text(kind.storage_type)
+    return any(is_kind(kind) for is_kind in _TEXT)
+
+
+def texts(column: pa.ChunkedArray) -> list[str | ValueError | None]:
+    """Each row's text, None where it is null, an error where its bytes are not UTF-8."""
+    return [
+        None if content is None else _decoded(content)
+        for content in column.cast(pa.large_binary()).to_pylist()
+    ]
+
+
+def _decoded(content: bytes) -> str | ValueError:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        byte = content[error.start]
+        return ValueError(f"the prompt is not UTF-8: byte 0x{byte:02x} at position {error.start}")
