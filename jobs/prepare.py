@@ -14,7 +14,7 @@ import argparse
 import sys
 
 from pipeline.input.prepare import Prepared, TaskPrompts, prepare
-from pipeline.input.sources.cells import TYPES, parse_types
+from pipeline.input.sources.exact_cells import TYPES, parse_types
 from pipeline.input.sources.reading import Reading
 from pipeline.scoring.tasks import TASKS
 

@@ -26,8 +26,8 @@ from pipeline.scoring.word_problems import TASK as OWN_TASK
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from pipeline.experiments.paper.paper_prompts import Prompts
     from pipeline.experiments.paper.study import Study
-    from pipeline.experiments.paper.task_prompts import Prompts
 
 JOB = "lrd reproduce"
 SEED = 7
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.tables_only:
             check_all(study, prompts, items)
     if not args.tables_only:
-        from pipeline.experiments.paper.task_prompts import write
+        from pipeline.experiments.paper.paper_prompts import write
 
         write(prompts)
         num_failed = decode_all(runs)
@@ -92,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
 
 def study_from(args: argparse.Namespace) -> tuple[Study, dict[str, Prompts]]:
     """What is compared, and the prompts; ValueError for what is unknown or impossible."""
+    from pipeline.experiments.paper.paper_prompts import prompts_of
     from pipeline.experiments.paper.study import Study
-    from pipeline.experiments.paper.task_prompts import prompts_of
 
     if args.preset not in ("paper", "fast"):
         raise ValueError(f"--preset is {args.preset!r}; LRD is paper or fast")
@@ -131,7 +131,7 @@ def test_problems(count: int) -> pa.Table:
 def check_all(study: Study, prompts: dict[str, Prompts], items: list[str]) -> None:
     """Check settings, prompts and checkpoints of all runs before anything is written."""
     from pipeline.experiments.paper.pages import REPLAYED
-    from pipeline.experiments.paper.task_prompts import write
+    from pipeline.experiments.paper.paper_prompts import write
     from pipeline.preflight import check
 
     drawn = study.decoding.get("temperature", 0)

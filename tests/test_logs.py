@@ -79,7 +79,7 @@ def test_the_environment_chooses_and_the_flag_beats_it(
     assert job("--input", "nowhere", "--log-format", "text") == 2
     assert capsys.readouterr().err.startswith("lrd generate: output: is needed")
     assert cli.run(["retry-failed", "nowhere"]) == 2
-    assert "holds no run" in lines(capsys.readouterr().err)[0]["text"]
+    assert "nowhere: no such folder" in lines(capsys.readouterr().err)[0]["text"]
 
 
 def test_a_format_that_there_is_not(

@@ -26,7 +26,7 @@ import pytest
 
 from jobs import prepare
 from pipeline.input.prepare import shard_name
-from pipeline.input.sources import cells, files, source_file
+from pipeline.input.sources import exact_cells, source_file, source_files
 
 TEXTS = {
     "words for null": ["NA", "N/A", "null", "None", "NULL", "nan", "NaN", "-", "#N/A", "<NA>"],
@@ -352,7 +352,7 @@ def test_an_empty_cell_is_empty_text_or_null_by_type(tmp_path: Path) -> None:
     ],
 )
 def test_types_are_parsed(words: list[str], expected: dict[str, pa.DataType]) -> None:
-    assert cells.parse_types(words) == expected
+    assert exact_cells.parse_types(words) == expected
 
 
 @pytest.mark.parametrize(
@@ -636,7 +636,7 @@ def test_the_files_of_a_folder(
     assert prepared(tmp_path, tmp_path / "in", *words)["prompt"].to_pylist() == expected
     told = capsys.readouterr().out
     assert ("files left out: " in told) == (len(expected) < len(names))
-    left_out = files.choose("", names, words[1] if words else None).left_out
+    left_out = source_files.choose("", names, words[1] if words else None).left_out
     assert sorted([*left_out, *expected]) == sorted(names)
 
 
@@ -731,7 +731,7 @@ def test_a_dataset_that_the_hub_lacks_is_one_line(
 )
 def test_the_suffix_of_a_file(name: str, suffix: str) -> None:
     assert source_file.SourceFile(Path("/x.csv", name), name).suffix == suffix
-    assert files.kind_of(name) == files.KINDS.get(suffix)
+    assert source_files.kind_of(name) == source_files.KINDS.get(suffix)
 
 
 def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:

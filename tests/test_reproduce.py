@@ -12,7 +12,7 @@ from helpers.commands import parse
 from helpers.shards import events
 
 from jobs import reproduce
-from pipeline.experiments.paper.task_prompts import OWN_TASK, Prompts, prompts_of, write
+from pipeline.experiments.paper.paper_prompts import OWN_TASK, Prompts, prompts_of, write
 
 
 def prompts(words: list[str], limit: int | None, output: str) -> dict[str, Prompts]:

@@ -16,7 +16,7 @@ from itertools import islice
 
 import pyarrow as pa
 
-from pipeline.input.sources.cells import value_of
+from pipeline.input.sources.exact_cells import value_of
 from pipeline.input.sources.reading import Reading, Rows
 from pipeline.input.sources.source_file import SourceFile, in_batches
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.input.sources.cells import short, value_of
+from pipeline.input.sources.exact_cells import short, value_of
 from pipeline.input.sources.json_shapes import Number, Shape, as_text
 from pipeline.input.sources.reading import PROMPT, Reading, Rows
 from pipeline.input.sources.source_file import SourceFile, in_batches
