@@ -124,7 +124,7 @@ def _answers(
         with opened(output, name) as parquet:
             table = parquet.read(columns=[*_RESULTS, "output_text", *columns])
         references = [_written(value) for value in table[reference].to_pylist()]
-        kept = table.select(_RESULTS).append_column(_SCHEMA.field("reference"), [references])
+        kept = table.select(_RESULTS).append_column("reference", pa.array(references, pa.string()))
         tables.append(kept.replace_schema_metadata(None))
         for number, row in enumerate(table.to_pylist()):
             if row["status"] == "ok" and row[reference] is not None:
