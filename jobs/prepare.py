@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.input.prepare import Prepared, TaskPrompts, prepare
-from pipeline.input.sources.exact_cells import TYPES, parse_types
-from pipeline.input.sources.reading import Reading
+from pipeline.preparing.exact_cells import TYPES, parse_types
+from pipeline.preparing.prepare import Prepared, TaskPrompts, prepare
+from pipeline.preparing.reading import Reading
 from pipeline.scoring.tasks import TASKS
 
 BAD_INPUT = 2

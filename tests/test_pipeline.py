@@ -27,11 +27,11 @@ from lrd import DecodingConfig
 from pipeline import faults
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
-from pipeline.input.prepare import prepare
-from pipeline.input.sources.reading import Reading
 from pipeline.observe.eta import Progress
 from pipeline.output.lease import Lease
 from pipeline.output.statistics import Summary
+from pipeline.preparing.prepare import prepare
+from pipeline.preparing.reading import Reading
 from pipeline.replicas.deaths import MAX_FAILED_STARTS, RunStoppedError
 from pipeline.replicas.fleet import Actors
 from pipeline.replicas.replica import Replica

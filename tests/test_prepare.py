@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import prepare
-from pipeline.input.prepare import shard_name
-from pipeline.input.sources import exact_cells, source_file, source_files
+from pipeline.preparing import exact_cells, source_file, source_files
+from pipeline.preparing.prepare import shard_name
 
 TEXTS = {
     "words for null": ["NA", "N/A", "null", "None", "NULL", "nan", "NaN", "-", "#N/A", "<NA>"],
@@ -945,7 +945,7 @@ def test_an_interrupted_call_leaves_nothing(
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.input.prepare._cut", interrupt)
+    monkeypatch.setattr("pipeline.preparing.prepare._cut", interrupt)
     with pytest.raises(KeyboardInterrupt):
         call(str(path), "--output", str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == [path]

@@ -16,12 +16,10 @@ import pyarrow.dataset as ds
 from pyarrow import fs
 
 from pipeline.storage import uris
-from pipeline.storage.storage import Storage
+from pipeline.storage.storage import RUN, Storage
 
 NULL = "__HIVE_DEFAULT_PARTITION__"
 """The value of a `key=value` folder that stands for null."""
-RUN = ".run"
-"""A folder that holds it is the output of a run: its shards are results, not prompts."""
 TABLE_FORMATS = {
     "a Delta Lake table": re.compile(r"(^|/)_delta_log/"),
     "an Apache Hudi table": re.compile(r"(^|/)\.hoodie/"),

@@ -19,13 +19,15 @@ from pipeline.storage.storage import Storage
 ROW_GROUP_ROWS = 1000
 ROW_GROUP_BYTES = 1 << 28
 """Fewer rows are a group where they are large: nested cells of over 2 GiB in one cannot be read."""
+AGAIN = "delete it and continue the run, which decodes it again"
 BATCH_ROWS = 16384
 """Rows that `batches` holds in memory unless it is told otherwise."""
 
 
 @contextmanager
-def opened(output: Storage, name: str) -> Iterator[pq.ParquetFile]:
-    """A result shard, open for reading. Raises ValueError naming a file that is not whole."""
+def opened(output: Storage, name: str, fix: str = AGAIN) -> Iterator[pq.ParquetFile]:
+    """A result shard, open for reading. Raises ValueError, with the fix, naming a file that is not
+    whole."""
     try:
         with output.open(name) as source:
             yield pq.ParquetFile(source)
@@ -34,8 +36,7 @@ def opened(output: Storage, name: str) -> Iterator[pq.ParquetFile]:
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{output.path(name)}: not a whole Parquet file ({reason}); delete it and continue "
-            "the run, which decodes it again"
+            f"{output.path(name)}: not a whole Parquet file ({reason}); {fix}"
         ) from error
 
 

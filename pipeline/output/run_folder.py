@@ -26,9 +26,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.observe.eta import Progress
 from pipeline.output.run_records import Commit, Event, LeaseRecord, Manifest, Run, Shard
-from pipeline.storage.storage import Storage
+from pipeline.storage.storage import RUN, Storage
 
-RUN = ".run"
 MANIFEST, DRIVER, EVENTS = f"{RUN}/manifest.json", f"{RUN}/driver.json", f"{RUN}/events.jsonl"
 COMMITS, SEGMENTS = f"{RUN}/commits", f"{RUN}/segments"
 UNREADABLE = ".unreadable"
@@ -36,7 +35,7 @@ UNREADABLE = ".unreadable"
 DATA, SCORES = "data", ".scores"
 NOT_REPLACED = "its rows were retried, and the shard that holds them was not written yet"
 
-_SHARD = re.compile(r"train-[0-9]+-of-([0-9]+)\.parquet")
+_SHARD = re.compile(r"train-([0-9]+)-of-([0-9]+)\.parquet")
 _COMMIT = re.compile(rf"{re.escape(COMMITS)}/([0-9]+)\.json")
 _SEGMENT = re.compile(rf"{re.escape(SEGMENTS)}/([0-9]+)/([0-9]+)-[^/]+\.parquet")
 
@@ -114,33 +113,36 @@ def written_shards(output: Storage, num_planned: int | None = None) -> tuple[lis
     copied without its run the shards' own names tell (`train-00000-of-00012`). Raises ValueError
     where there is neither.
     """
-    infos = {info.base_name: info for info in output.files(DATA)}
+    files = {info.base_name: info for info in output.files(DATA)}
+    matches = {name: _SHARD.fullmatch(name) for name in sorted(files)}
+    found = {name: (int(m[1]), int(m[2])) for name, m in matches.items() if m is not None}
     if num_planned is None and output.kind(MANIFEST) == "file":
         num_planned = len(read_manifest(output).files)
     elif num_planned is None:
-        named = next(filter(None, map(_SHARD.fullmatch, sorted(infos))), None)
-        if named is None:
+        if not found:
             raise ValueError(_no_run(output))
-        num_planned = int(named[1])
-    names = [shard_name(number, num_planned) for number in range(num_planned)]
-    found = [infos.get(name.rpartition("/")[2]) for name in names]
-    return [
-        Shard(number, names[number], _utc(info.mtime))
-        for number, info in enumerate(found)
-        if info is not None
-    ], num_planned
+        _, num_planned = next(iter(found.values()))
+    shards = [
+        Shard(number, f"{DATA}/{name}", _utc(files[name].mtime))
+        for name, (number, planned) in found.items()
+        if number < planned == num_planned and f"{DATA}/{name}" == shard_name(number, planned)
+    ]
+    return sorted(shards, key=lambda shard: shard.number), num_planned
 
 
-def finished_shards(output: Storage, use: str, partial: bool = False) -> tuple[list[Shard], int]:
+def finished_shards(
+    output: Storage, use: str | None = None, partial: bool = False
+) -> tuple[list[Shard], int]:
     """`written_shards` of a run that is finished or, with `partial`, has begun.
 
-    use: what is to be done with them, in a word. Raises ValueError where they are not enough.
+    use: what a command with --partial does with them, in a word. Raises ValueError where they are
+    not enough.
     """
     shards, num_planned = written_shards(output)
     if not num_planned:
         raise ValueError(f"{output.uri}: has no rows to {use}: the run's input has none")
     if not shards or (len(shards) < num_planned and not partial):
-        hint = f", or {use} what is there with --partial" if shards else ""
+        hint = f", or {use} what is there with --partial" if shards and use else ""
         raise ValueError(
             f"{output.uri}: {len(shards)} of {num_planned} shards are finished; continue the "
             f"run{hint}"

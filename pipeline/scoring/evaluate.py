@@ -131,7 +131,7 @@ def _answers(
             table = parquet.read(columns=[*_RESULTS, "output_text", *columns])
         rows = _readable_rows(table)
         references = pa.array([_written(row.get(reference)) for row in rows], pa.string())
-        kept = table.select(_RESULTS).append_column(_SCHEMA.field("reference"), references)
+        kept = table.select(_RESULTS).append_column("reference", references)
         tables.append(kept.replace_schema_metadata(None))
         for number, row in enumerate(rows):
             if row["status"] != "ok":

@@ -23,6 +23,8 @@ from pipeline import faults
 from pipeline.storage import retry, uris
 from pipeline.storage.uri_secrets import refuse_secret
 
+RUN = ".run"
+"""Folder of a run's own files under its output; a folder that holds it is no input."""
 PARTIAL = ".part"
 """Suffix of local files that are not whole yet; never read."""
 PART_BYTES = 1 << 25

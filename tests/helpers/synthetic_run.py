@@ -135,7 +135,7 @@ def _prompts(rng: np.random.Generator, num_rows: int, changes: dict[str, Any]) -
     columns: dict[str, list[Any]] = {"question": [PROMPT.format(a, b) for a, b in numbers]}
     names = [name for name in changes if name not in Result.__dataclass_fields__]
     columns |= {name: [changes[name](n) for n in range(num_rows)] for name in names}
-    return pa.table(columns)
+    return pa.table({name: pa.array(texts, pa.string()) for name, texts in columns.items()})
 
 
 def _row(

@@ -152,7 +152,7 @@ def is_whole(output: Storage) -> bool:
     if output.kind(MANIFEST) == "missing":
         return False
     try:
-        finished_shards(output, "show")
+        finished_shards(output)
     except ValueError:
         return False
     return True

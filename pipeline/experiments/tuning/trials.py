@@ -82,7 +82,7 @@ def all_trials(sweep: Storage, task: str) -> list[Trial]:
 def read_trial(output: Storage, task: str) -> Trial:
     """A scored run as outcomes."""
     manifest = read_manifest(output)
-    shards, _ = finished_shards(output, "compare")
+    shards, _ = finished_shards(output)
     columns = ["row_id", *COUNTED]
     results = pa.concat_tables([_read(output, shard.name, columns) for shard in shards])
     counts = Counts()
@@ -101,5 +101,6 @@ def read_trial(output: Storage, task: str) -> Trial:
 
 
 def _read(output: Storage, name: str, columns: list[str]) -> pa.Table:
-    with opened(output, name) as parquet:
+    again = "delete the run's folder; the same command decodes and scores it again"
+    with opened(output, name, again) as parquet:
         return parquet.read(columns=columns).replace_schema_metadata(None)

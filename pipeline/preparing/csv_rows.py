@@ -16,9 +16,9 @@ from itertools import islice
 
 import pyarrow as pa
 
-from pipeline.input.sources.exact_cells import value_of
-from pipeline.input.sources.reading import Reading, Rows
-from pipeline.input.sources.source_file import SourceFile, in_batches
+from pipeline.preparing.exact_cells import value_of
+from pipeline.preparing.reading import Reading, Rows
+from pipeline.preparing.source_file import SourceFile, in_batches
 
 DELIMITERS = ",;\t|"
 NAMES = {"\t": "tab"}

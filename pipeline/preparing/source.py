@@ -12,10 +12,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from lrd.models.hub import is_hub_id
-from pipeline.input.sources import csv_rows, datasets_rows, json_rows, parquet_rows
-from pipeline.input.sources.reading import Reading, Rows
-from pipeline.input.sources.source_file import SourceFile
-from pipeline.input.sources.source_files import Choice, choose, choose_file, kind_of
+from pipeline.preparing import csv_rows, datasets_rows, json_rows, parquet_rows
+from pipeline.preparing.reading import Reading, Rows
+from pipeline.preparing.source_file import SourceFile
+from pipeline.preparing.source_files import Choice, choose, choose_file, kind_of
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import child, is_uri, parent
 

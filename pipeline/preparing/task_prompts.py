@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.input.sources.parquet_rows import FEATURES
-from pipeline.input.sources.reading import PROMPT, Reading, Rows
-from pipeline.input.sources.source import open_source
+from pipeline.preparing.parquet_rows import FEATURES
+from pipeline.preparing.reading import PROMPT, Reading, Rows
+from pipeline.preparing.source import open_source
 from pipeline.scoring.task import Example, Task, few_shot_prompt
 
 KEPT = "source_prompt"

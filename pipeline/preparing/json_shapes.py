@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.input.sources.exact_cells import LARGEST_EXACT, double, integer
+from pipeline.preparing.exact_cells import LARGEST_EXACT, double, integer
 
 MAX_KEYS = 2000
 """Most different keys of a column's objects. More are a mapping, not fields."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.input.sources.reading import Rows
-from pipeline.input.sources.source_file import BATCH_ROWS
+from pipeline.preparing.reading import Rows
+from pipeline.preparing.source_file import BATCH_ROWS
 
 HUB_SPLIT = "train"
 """The hub's split where none is named."""

@@ -14,8 +14,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.input.sources.reading import naming
-from pipeline.input.sources.source_file import COMPRESSIONS
+from pipeline.preparing.reading import naming
+from pipeline.preparing.source_file import COMPRESSIONS
 
 KINDS = {
     ".parquet": "Parquet",

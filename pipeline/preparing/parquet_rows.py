@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.input.sources.reading import Rows
-from pipeline.input.sources.source_file import BATCH_ROWS, SourceFile
+from pipeline.preparing.reading import Rows
+from pipeline.preparing.source_file import BATCH_ROWS, SourceFile
 
 FEATURES = b"huggingface"
 """Key of the schema's metadata that says what `datasets` makes of the columns."""

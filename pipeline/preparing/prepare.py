@@ -17,9 +17,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.input.sources.reading import Reading, Rows
-from pipeline.input.sources.source import open_source
-from pipeline.input.task_prompts import read_exemplars, with_prompts
+from pipeline.preparing.reading import Reading, Rows
+from pipeline.preparing.source import open_source
+from pipeline.preparing.task_prompts import read_exemplars, with_prompts
 from pipeline.scoring.tasks import task_named
 from pipeline.storage.storage import PARTIAL, Storage
 from pipeline.storage.uris import is_uri

@@ -12,10 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.input.sources.exact_cells import short, value_of
-from pipeline.input.sources.json_shapes import Number, Shape, as_text
-from pipeline.input.sources.reading import PROMPT, Reading, Rows
-from pipeline.input.sources.source_file import SourceFile, in_batches
+from pipeline.preparing.exact_cells import short, value_of
+from pipeline.preparing.json_shapes import Number, Shape, as_text
+from pipeline.preparing.reading import PROMPT, Reading, Rows
+from pipeline.preparing.source_file import SourceFile, in_batches
 
 Row = tuple[SourceFile, str, dict[str, Any]]
 """File, what names the row in it, and the object."""
