@@ -25,7 +25,6 @@ from pipeline.output.run_folder import (
     EVENTS,
     MANIFEST,
     NOT_REPLACED,
-    RUN,
     commit_name,
     damage,
     is_own,
@@ -40,7 +39,7 @@ from pipeline.output.run_folder import (
 )
 from pipeline.output.run_records import Commit, Event, Manifest
 from pipeline.rows import InputFile
-from pipeline.storage.storage import Storage
+from pipeline.storage.storage import RUN, Storage
 
 READS_AT_A_TIME = 8
 """Files that are checked together."""
