@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from jobs import output
+from pipeline import faults
 
 COMMANDS = {
     "generate": "decode prompt shards into a result dataset",
@@ -54,6 +55,7 @@ def _run(words: Sequence[str]) -> int:
     args, rest = parser(words).parse_known_args(words)
     if rest:
         raise ValueError(f"unrecognized arguments: {' '.join(rest)}; see lrd {args.command} --help")
+    faults.wanted()  # A malformed LRD_FAULTS is refused before anything is done.
     code: int = args.run(args)
     return code
 

@@ -22,6 +22,7 @@ import re
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -86,14 +87,16 @@ class Stream(io.TextIOWrapper):
         )
         self.as_json = False
         self._rest = ""
+        self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
         """As JSON, whole lines become one object each and the rest waits for its line's end."""
         if not self.as_json:
             return super().write(text)
-        *lines, self._rest = re.split(r"[\r\n]", self._rest + text)
-        for line in filter(str.strip, lines):
-            self.write_line(as_line(line))
+        with self._lock:
+            *lines, self._rest = re.split(r"[\r\n]", self._rest + text)
+            for line in filter(str.strip, lines):
+                self.write_line(as_line(line))
         return len(text)
 
     def write_line(self, line: str) -> None:
@@ -106,7 +109,7 @@ def take_streams() -> None:
     # A descriptor that is closed would be given to the next file that is opened, and what
     # libraries and child processes print would end up in it.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
+        os.set_inheritable(descriptor, True)
     os.close(descriptor)
     columns = os.environ.get("COLUMNS", "1")
     if not columns.isdecimal() or int(columns) == 0:
@@ -128,6 +131,8 @@ def reader_is_gone() -> bool:
 def flush() -> None:
     """Write out what is buffered; with streams of this module that cannot fail."""
     for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, Stream) and stream.as_json:
+            stream.write("\n")
         stream.flush()
 
 

@@ -59,10 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 )
 def run(args: argparse.Namespace) -> int:
     """Submit the job and follow it; the driver's exit code."""
+    config = run_config(args)
     from pipeline import ray_jobs
     from pipeline.preflight import refuse_secrets
 
-    config = run_config(args)
     refuse_secrets(config)
     ray_jobs.check_places(config)
     entrypoint = entrypoint_of(config, args.log_format)

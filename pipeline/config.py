@@ -87,8 +87,8 @@ class RunConfig(BaseModel):
     hang_seconds: float = Field(
         60.0,
         gt=0,
-        description="replace a replica that sent no heartbeat for this long and for the time of 20 "
-        "passes, the longest seen",
+        description="replace a replica without a heartbeat for this long and for 20 times its "
+        "longest pass",
     )
     start_seconds: float = Field(
         1800.0, gt=0, description="replace a replica that has not loaded its model after this long"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,6 +200,81 @@ def test_unknown_setting_in_the_file(
         capsys, tmp_path / "out", "--input", str(source), "--config", str(tmp_path / "run.toml")
     )
     assert "colour" in line
+
+
+TOML = 'slots = 3\nsystem_prompt = "Grüße"\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"preset = [1]", "preset is [1]; expected a name in quotes: baseline, paper, fast"),
+        (b"preset = 1.5", "preset is 1.5; expected a name"),
+        (b"preset = {a = 1}", "preset is {'a': 1}; expected a name"),
+        (b"preset = true", "preset is True; expected a name"),
+        (b"preset = 'quick'", "'quick'"),
+        (b"decoding = 3", "decoding is not a table"),
+        (b"decoding = [1]", "decoding is not a table"),
+        (b"slots = [1]", "slots"),
+        (b"slots = ", "run.toml"),
+        (b"\x00", "run.toml"),
+        (TOML.encode("utf-16"), "run.toml: is UTF-16; save it as UTF-8"),
+        (TOML.encode("utf-16-be"), "run.toml"),
+        (TOML.encode("latin-1"), "run.toml: line 2 is not UTF-8; save the file as UTF-8"),
+        (TOML.encode("utf-8-sig") + b"slots = 4", "run.toml"),
+    ],
+)
+def test_a_run_file_that_is_wrong(
+    tmp_path: Path,
+    source: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes,
+    expected: str,
+) -> None:
+    (tmp_path / "run.toml").write_bytes(content)
+    words = ["--input", str(source), "--config", str(tmp_path / "run.toml")]
+    assert expected in refused(capsys, tmp_path / "out", *words)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_run_file_may_have_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "run.toml").write_bytes(TOML.replace("\n", "\r\n").encode(encoding))
+    words = ["--input", "a", "--output", "b", "--config", str(tmp_path / "run.toml")]
+    config = run_config(parse(*words))
+    assert (config.slots, config.system_prompt) == (3, "Grüße")
+
+
+@pytest.mark.parametrize(
+    ("faults", "expected"),
+    [
+        ("kill", "not a list of rules"),
+        ("{}", "not a list of rules"),
+        ("[1]", "0: "),
+        ('[{"at": "replica.pass"}]', "0.do"),
+        ('[{"at": "nowhere", "do": "kill"}]', "0.at"),
+        ('[{"at": "replica.pass", "do": "explode"}]', "0.do"),
+        ('[{"at": "replica.pass", "do": "kill", "colour": "red"}]', "0.colour"),
+        ('[{"at": "replica.pass", "do": "kill", "times": "often"}]', "0.times"),
+        ('[{"at": "storage.read", "do": "raise", "error": "EWRONG"}]', "'EWRONG'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["generate", "verify"])
+def test_faults_that_are_malformed(
+    tmp_path: Path, command: str, faults: str, expected: str
+) -> None:
+    words = {
+        "generate": ["--input", str(tmp_path), "--output", str(tmp_path / "out")],
+        "prepare": [str(tmp_path), "--output", str(tmp_path / "out")],
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.cli", command, *words.get(command, [str(tmp_path)])],
+        env={**os.environ, "LRD_FAULTS": faults}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"lrd {command}: LRD_FAULTS: ")
+    assert expected in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_flag(capsys: pytest.CaptureFixture[str]) -> None:

@@ -181,6 +181,7 @@ def test_an_unknown_format_is_one_line_for_every_command(name: str) -> None:
         ("import sys; print('from a library', file=sys.stderr)", "message", "from a library"),
         ("import logging; logging.getLogger('x').warning('odd')", "message", "odd"),
         ("import sys; sys.stderr.write('50%\\r99%\\n')", "message", "50%"),
+        ("import sys; sys.stderr.write('no end')", "message", "no end"),
         ("raise RuntimeError('a bug')", "unexpected error", "RuntimeError: a bug"),
     ],
 )
@@ -253,6 +254,17 @@ def test_a_run_into_a_broken_stdout_is_whole(folder: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["verify", "status"])
 def test_a_code_that_is_not_zero_stays(tmp_path: Path, name: str, broken_stdout: Any) -> None:
     assert lrd_into(broken_stdout, name, str(tmp_path / "none"))[0] == 2
+
+
+@pytest.mark.parametrize("where", ["2>&-", "2>/dev/full", "2>&- >&- <&-"])
+def test_a_broken_stderr_changes_nothing(folder: Path, where: str, tmp_path: Path) -> None:
+    for code, words in ((0, ["status", run_of(folder)]), (2, ["status", str(tmp_path / "none")])):
+        for log_format in ("text", "json"):
+            done = subprocess.run(
+                ["bash", "-c", f'exec "$@" {where}', "bash", *command(*words)],
+                capture_output=True, env=environment(LRD_LOG_FORMAT=log_format),
+            )  # fmt: skip
+            assert done.returncode == code
 
 
 def test_a_watch_ends_with_its_reader(folder: Path, tmp_path: Path) -> None:

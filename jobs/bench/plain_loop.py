@@ -2,8 +2,8 @@
 
 What a straightforward script does: logits of every position, whole log-softmax tensors, a
 nucleus by sorting the vocabulary, beliefs of the pass before kept whole, loops and host reads
-where they are convenient. Of `lrd` it uses nothing
-but the model and the settings, so that equal results mean something.
+where they are convenient. Of `lrd` it uses the model
+and the settings alone, so that equal results mean something.
 
 Legend: G canvas positions, K positions of a block, V columns of the logits, D width.
 """
