@@ -27,9 +27,14 @@ def model() -> LoadedModel:
     return random_model(**LIVELY)
 
 
-@pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """The local Ray of all tests that run on one; its processes can import the tests' modules."""
+@pytest.fixture(scope="module")
+def ray_session() -> None:
+    """The local Ray of all tests that run on one, started by the first module that asks for it.
+
+    Its processes can import the tests' modules.
+    """
+    if ray.is_initialized():
+        return
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     ray.init(
         address="local",
@@ -38,38 +43,26 @@ def ray_session() -> Iterator[None]:
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": path}},
     )
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture
 def no_ray() -> Iterator[None]:
-    """No session before the test, none after; tests that start their own, or none, ask for it."""
+    """No session before the test, none after; not for a module that uses `ray_session`."""
     ray.shutdown()
     yield
     ray.shutdown()
 
 
-ORDER = {"test_chaos": 0, "ray": 1, "test_golden": 3}
-"""Groups that wait more than they compute run first; golden records fill what time is left."""
+LONGEST = ("test_chaos", "test_pipeline")
+"""Modules that start first, so that no process is left with one of them at the end."""
 
 
-def group_of(item: pytest.Item) -> str:
-    """Tests of one group run in one process: all that need Ray or its absence, else a module."""
-    needs_ray = {"ray_session", "no_ray"} & set(getattr(item, "fixturenames", ()))
-    return "ray" if needs_ray else item.path.stem
-
-
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the groups, and mark them for pytest-xdist; golden records go to whoever is free."""
-    groups = {item: group_of(item) for item in items}
-    # Within a group, tests without the shared session come last, so that it starts once.
-    last = {item: "no_ray" in getattr(item, "fixturenames", ()) for item in items}
-    items.sort(key=lambda item: (ORDER.get(groups[item], 2), last[item]))
-    for item, group in groups.items():
-        if group != "test_golden":
-            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+def pytest_unconfigure() -> None:
+    ray.shutdown()
 
 
 def pytest_configure() -> None:
