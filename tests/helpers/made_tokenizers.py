@@ -85,7 +85,12 @@ def eating_space() -> Tokenizer:
 def not_called_special() -> Tokenizer:
     """The turns' tokens were added by hand without `special`, as fine-tunes often do."""
     made = byte_level(False, LLAMA3_WORDS)
-    made.add_tokens([AddedToken("<|turn|>", special=False), AddedToken("<|done|>", special=False)])
+    made.add_tokens(
+        [
+            AddedToken("<|turn|>", special=False),
+            AddedToken("<|done|>", special=False, lstrip=True, rstrip=True),
+        ]
+    )
     return made
 
 
