@@ -129,10 +129,12 @@ def tokenizer_of(kind: str, template: str | None, **settings: Any) -> Any:
 
 
 def corpus() -> list[str]:
-    """English with code and digits: this project's own pages."""
+    """English with code and digits: this project's own pages, and some pipes."""
     root = Path(__file__).parents[2]
-    return [
+    lines = [
         line
         for name in ("README.md", "lrd/README.md", "lrd/models/README.md", "pipeline/README.md")
         for line in (root / name).read_text(encoding="utf-8").splitlines(keepends=True)
     ]
+    # So that the brackets of control tokens are merged, as large vocabularies have them.
+    return [*lines, *["x = a <| f |> b\n"] * 100]
