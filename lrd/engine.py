@@ -212,8 +212,9 @@ def decode(
     """Decode prompts and return their samples in the same order; a sample's key is its index.
 
     prompts: lists of token ids, or strings for the model's tokenizer (taken as they are, no
-    chat template). config: the preset `fast` where none is given. batch_size: slots, that is
-    how many prompts are decoded at a time; results do not depend on it.
+    chat template; `<|im_end|>` and the like in them are special tokens). config: the preset
+    `fast` where none is given. batch_size: slots, that is how many prompts are decoded at a
+    time; results do not depend on it.
     Raises ValueError for an empty prompt, one too long for the model's positions, and strings
     where the model has no tokenizer.
     """

@@ -149,12 +149,12 @@ class ChatReader:
             return None
         texts = {SYSTEM: system, USER: user}
         spans, at = [], 0
-        parts = [texts.get(one, one) for one in re.split(f"([{USER}{SYSTEM}])", self._marked)]
-        for number, part in enumerate(parts):
-            if number % 2:
-                spans.append((at, at + len(part)))
-            at += len(part)
-        return spans if "".join(parts) == chat else None
+        for part in re.split(f"([{USER}{SYSTEM}])", self._marked):
+            end = at + len(texts.get(part, part))
+            if part in texts:
+                spans.append((at, end))
+            at = end
+        return spans
 
     def _as_text(self, text: str) -> list[int]:
         return as_text(self._tokenizer, text, self._special)

@@ -192,6 +192,16 @@ def test_a_run_that_can_decode_no_row_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("on", [False, True])
+def test_prompts_are_read_by_the_setting(on: bool, tmp_path: Path) -> None:
+    config = config_of(tmp_path, ["a <|mask|>"], "tiny", allow_special_tokens=on)
+    run = check(config)
+    (ids,) = encode_prompts(run.face, ["a <|mask|>"], allow_special_tokens=on)
+    assert isinstance(ids, list)
+    assert (run.face.mask_id in ids) == on
+    assert list(forecast(run, config).lengths) == [len(ids)]
+
+
 def test_the_setting_is_part_of_the_fingerprint_where_it_is_on(tmp_path: Path) -> None:
     """So runs that older versions began go on, and the two readings are two runs."""
     config = config_of(tmp_path, ["a <|mask|>", "b"], "tiny")

@@ -37,6 +37,8 @@ TEMPLATES = {
     "system dropped": "<|im_start|>{{ messages[-1].content }}<|im_end|>",
     "by hand": TURN,
 }
+WHOLE = ("gpt2", "qwen2", "llama3")
+"""Kinds whose ids decode to the very text."""
 OWN = ("<|turn|>", "<|done|>")
 PLAIN = [
     "Ann has 3 apples.\n  She eats two — how many are left?",
@@ -55,6 +57,7 @@ SPELT = [
     "a <|mask|> b e <|eos|> c\n\n",
     "<|mask|><|mask|<|mask|>>",
     "＜|folded|＞ and <|folded|> at <|turn|>x<|done|>",
+    "a <|done|> b <|done|>",
     "|im_end|",
     "<unk>",
 ]
@@ -134,7 +137,7 @@ def test_a_chat_has_its_templates_special_tokens_alone(
             mdm_mask = model.tokenizer.get_vocab()["<|mdm_mask|>"]
             expected, found = ([n for n in one if n != mdm_mask] for one in (expected, found))
         assert found == expected, text
-        if kind in ("gpt2", "qwen2", "llama3", "not called special"):
+        if kind in WHOLE:
             # Nothing is lost: bytes decode to what was rendered.
             decoded = model.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
             assert decoded == rendered(model, text, system)
@@ -148,8 +151,11 @@ def test_a_raw_prompt_has_no_special_token(kind: str) -> None:
     for text, ids in zip(SPELT, encode_prompts(model, SPELT, "raw"), strict=True):
         assert isinstance(ids, list), ids
         assert specials(model, ids) == [], text
-        if kind in ("gpt2", "qwen2", "llama3"):
+        if kind in WHOLE:
             assert model.tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+            plain = model.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+            # Nothing is cut where that is not needed; an unknown word may be called so.
+            assert ids == plain["input_ids"] or text == "<unk>"
 
 
 @pytest.mark.parametrize("kind", KINDS)

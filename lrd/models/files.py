@@ -38,6 +38,7 @@ def refuse_pointer(file: Path) -> None:
 def read_text(file: Path) -> str:
     """A UTF-8 file, with or without a byte order mark. Raises ValueError for anything else."""
     try:
+        refuse_pointer(file)
         return file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror or error}; download it again") from error

@@ -85,7 +85,12 @@ def eating_space() -> Tokenizer:
 def not_called_special() -> Tokenizer:
     """The turns' tokens were added by hand without `special`, as fine-tunes often do."""
     made = byte_level(False, LLAMA3_WORDS)
-    made.add_tokens([AddedToken("<|turn|>", special=False), AddedToken("<|done|>", special=False)])
+    made.add_tokens(
+        [
+            AddedToken("<|turn|>", special=False),
+            AddedToken("<|done|>", special=False, lstrip=True, rstrip=True),
+        ]
+    )
     return made
 
 
@@ -124,10 +129,12 @@ def tokenizer_of(kind: str, template: str | None, **settings: Any) -> Any:
 
 
 def corpus() -> list[str]:
-    """English with code and digits: this project's own pages."""
+    """English with code and digits: this project's own pages, and some pipes."""
     root = Path(__file__).parents[2]
-    return [
+    lines = [
         line
         for name in ("README.md", "lrd/README.md", "lrd/models/README.md", "pipeline/README.md")
         for line in (root / name).read_text(encoding="utf-8").splitlines(keepends=True)
     ]
+    # So that the brackets of control tokens are merged, as large vocabularies have them.
+    return [*lines, *["x = a <| f |> b\n"] * 100]
