@@ -646,3 +646,45 @@ def test_large_cells_come_a_batch_at_a_time(tmp_path: Path) -> None:
 
     assert read_table(Narrow()).equals(parquet.read())
     assert max(batch.nbytes for batch in batches(Narrow(), most_rows=3)) < 2.5e6
+
+
+@pytest.mark.parametrize("kind", [pa.null(), pa.float64(), pa.list_(pa.string())], ids=str)
+def test_only_nulls_of_another_type_are_no_prompts(tmp_path: Path, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"prompt": pa.nulls(2, kind)}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"column 'prompt' holds .*; a prompt column holds text"):
+        prompt_shards.inspect(find(str(tmp_path)), "prompt")
+    pq.write_table(pa.table({"prompt": ["p"]}), tmp_path / "b.parquet")
+    inputs = prompt_shards.inspect(find(str(tmp_path)), "prompt")
+    assert texts(inputs.read("a.parquet")["prompt"]) == [None, None]
+
+
+@pytest.mark.parametrize("kind", [pa.null(), pa.float64(), pa.string()], ids=str)
+def test_no_rows_are_prompts_of_any_type(tmp_path: Path, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"prompt": pa.nulls(0, kind)}), tmp_path / "a.parquet")
+    inputs = prompt_shards.inspect(find(str(tmp_path)), "prompt")
+    assert texts(inputs.read("a.parquet", ["prompt"], 5)["prompt"]) == []
+
+
+@pytest.mark.parametrize(
+    "content", [{"prompt": ["a"]}, {"other": ["a"]}, {"prompt": ["a"], "n": ["x"]}, None]
+)
+def test_a_shard_that_has_changed_is_named(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"prompt": ["a"], "n": [1]}), path)
+    inputs = prompt_shards.inspect(find(str(tmp_path)), "prompt")
+    if content is None:
+        path.write_bytes(path.read_bytes()[:50])
+    else:
+        pq.write_table(pa.table(content), path)
+    with pytest.raises(ValueError, match=r"a\.parquet: is not what it was when the run began"):
+        inputs.read("a.parquet")
+
+
+@pytest.mark.parametrize("key", ["pandas", "huggingface"])
+@pytest.mark.parametrize("words", ["{", "[]", "null", '{"info": 1, "column_indexes": [1]}'])
+def test_footers_that_are_broken_are_dropped(tmp_path: Path, key: str, words: str) -> None:
+    (tmp_path / "in").mkdir()
+    table = pa.table({"prompt": ["p"]}).replace_schema_metadata({key: words, "org.spark": "{}"})
+    pq.write_table(table, tmp_path / "in/a.parquet")
+    run = MadeRun(tmp_path, num_shards=1, num_rows=1).begin().whole().end()
+    assert set(raw(run.shard(0)).schema.metadata) == {b"lrd.fingerprint", b"lrd.input"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,18 +38,31 @@ class PromptShards:
     files: list[InputFile]
     schema: pa.Schema
     """The columns of every shard as `read` gives it; the `datasets` features in its metadata."""
+    folders: list[str]
+    """Columns that `key=value` folders stand for."""
     left_out: list[str]
     """Paths of what lies in the folder and is no input."""
 
     def read(
         self, name: str, columns: Sequence[str] | None = None, limit: int | None = None
     ) -> pa.Table:
-        """A shard; columns: those alone; limit: its first rows at most."""
+        """A shard; columns: those alone; limit: its first rows at most.
+
+        Raises ValueError where the file has changed and no longer fits.
+        """
         schema = self.schema
         if columns is not None:
             schema = pa.schema([schema.field(column) for column in columns], schema.metadata)
-        with self.storage.open(name) as source:
-            return read_shard(source, name, schema, limit)
+        try:
+            with self.storage.open(name) as source:
+                return read_shard(source, name, schema, self.folders, limit)
+        except (pa.ArrowException, KeyError) as error:
+            missing = "no column " if isinstance(error, KeyError) else ""
+            reason = f"{missing}{error}".splitlines()[0]
+            raise ValueError(
+                f"{self.storage.path(name)}: is not what it was when the run began ({reason}); "
+                "restore the file"
+            ) from error
 
     def notes(self) -> list[str]:
         """What is not read, in one line; empty where everything is."""
@@ -83,10 +96,10 @@ def _inspect(found: FoundFiles, prompt_column: str, int96_unit: str) -> PromptSh
         features.add(where, seen.schema.metadata or {})
         files.append(InputFile(name, seen.num_rows, seen.sha256))
     schema = one_schema.schema
-    if pa.types.is_null(schema.field(prompt_column).type) and any(f.num_rows for f in files):
-        raise ValueError(f"{found.storage.uri}: column {prompt_column!r} holds only nulls")
+    if any(file.num_rows for file in files):
+        _check_text(found.storage.uri, schema, prompt_column)
     schema = schema.with_metadata(features.metadata)
-    return PromptShards(found.storage, files, schema, found.left_out)
+    return PromptShards(found.storage, files, schema, folders.names, found.left_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +144,15 @@ def _inspect_file(
         if re.search("no decryption|Cannot decrypt", reason):
             raise ValueError(f"{where}: is encrypted; write it without encryption") from error
         raise ValueError(f"{where}: not a whole Parquet file ({reason}); write it again") from error
-    kind = schema.field(prompt_column).type
-    if not is_text(kind) and prompt_column not in only_nulls:
-        raise ValueError(
-            f"{where}: column {prompt_column!r} holds {kind}; a prompt column holds text"
-        )
+    if prompt_column not in only_nulls:
+        _check_text(where, schema, prompt_column)
     return _Seen(parquet.metadata.num_rows, digest.hexdigest(), schema, only_nulls)
+
+
+def _check_text(where: str, schema: pa.Schema, column: str) -> None:
+    kind = schema.field(column).type
+    if not is_text(kind):
+        raise ValueError(f"{where}: column {column!r} holds {kind}; a prompt column holds text")
 
 
 def with_folders(schema: pa.Schema, folders: pa.Schema) -> pa.Schema:
@@ -189,28 +205,32 @@ def _all_are(column: pa.Array, value: str | None) -> bool:
 
 
 def read_shard(
-    source: Any, name: str, schema: pa.Schema | None = None, limit: int | None = None
+    source: Any,
+    name: str,
+    schema: pa.Schema | None = None,
+    folders: Collection[str] = (),
+    limit: int | None = None,
 ) -> pa.Table:
     """A shard from an open file, in the columns, order and types of `schema`.
 
     name: its path in the input, whose `key=value` folders are columns. schema: None: as the file
-    has them. limit: the first rows at most.
+    has them. folders: columns that the input's folders stand for; one that this path lacks is null,
+    as in pyarrow.dataset. limit: the first rows at most.
     Raises pa.ArrowException where values are of another kind, KeyError where a column is missing.
     """
-    parquet = pq.ParquetFile(source)
+    parquet = pq.ParquetFile(source, pre_buffer=limit is None)
     if schema is None:
         return read_table(parquet)
-    unit = int96.unit_of(parquet, schema)
-    parquet = pq.ParquetFile(source, coerce_int96_timestamp_unit=unit)
+    if int96.unit_of(parquet, schema) == "us":
+        parquet = pq.ParquetFile(source, coerce_int96_timestamp_unit="us")
     inside = [column for column in schema.names if column in parquet.schema_arrow.names]
     table = read_table(parquet, inside, limit)
     num_rows = parquet.metadata.num_rows if limit is None else min(limit, parquet.metadata.num_rows)
     columns = {column: table[column] for column in inside}
-    # A folder's column that this file's path lacks is null in it, as in pyarrow.dataset.
-    folders = input_files.folder_values(name)
+    values = {**dict.fromkeys(folders), **input_files.folder_values(name)}
     for field in schema:
         if field.name not in columns:
-            value = pa.scalar(folders.get(field.name), pa.string()).cast(field.type)
+            value = pa.scalar(values[field.name], pa.string()).cast(field.type)
             columns[field.name] = pa.chunked_array([pa.repeat(value, num_rows)])
     footer = parquet.schema_arrow.metadata or {}
     own = {key: footer[key] for key in KEPT_METADATA if key in footer}

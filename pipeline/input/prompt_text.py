@@ -25,7 +25,12 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def texts(column: pa.ChunkedArray) -> list[str | ValueError | None]:
-    """Each row's text, None where it is null, an error where its bytes are not UTF-8."""
+    """Each row's text, None where it is null, an error where its bytes are not UTF-8.
+
+    column: of a type that `is_text`, or of any type with nothing but nulls.
+    """
+    if column.null_count == len(column):
+        return [None] * len(column)
     return [
         None if content is None else _decoded(content)
         for content in column.cast(pa.large_binary()).to_pylist()

@@ -39,7 +39,7 @@ class PlannedPrompts:
         own = with_folders(parquet.schema_arrow, self._folders).remove_metadata()
         names = self._order if sorted(self._order) == sorted(own.names) else own.names
         own = pa.schema([own.field(column) for column in names])
-        rows = read_shard(source, name, own).replace_schema_metadata(None)
+        rows = read_shard(source, name, own, self._folders.names).replace_schema_metadata(None)
         fields = [_as_found(rows, field, found) for field in own]
         return conform(dict(zip(names, rows.columns, strict=True)), pa.schema(fields))
 

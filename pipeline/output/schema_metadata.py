@@ -12,8 +12,16 @@ from pipeline.rows import RESULT_SCHEMA
 
 
 def with_results(metadata: Mapping[bytes, bytes] | None) -> dict[bytes, bytes]:
-    """The metadata of a schema to which the columns of `RESULT_SCHEMA` were added."""
-    return {key: _CHANGES.get(key, bytes)(value) for key, value in (metadata or {}).items()}
+    """The metadata of a schema to which the columns of `RESULT_SCHEMA` were added; what cannot be
+    understood is dropped."""
+    found = dict(metadata or {})
+    for key, change in ((b"huggingface", _datasets), (b"pandas", _pandas)):
+        if key in found:
+            try:
+                found[key] = change(found[key])
+            except (ValueError, KeyError, TypeError, AttributeError):
+                del found[key]
+    return found
 
 
 def _datasets(content: bytes) -> bytes:
@@ -38,6 +46,3 @@ def _pandas(content: bytes) -> bytes:
     if len(labels) != 1 or labels[0].get("pandas_type") != "unicode":
         found["column_indexes"] = []
     return json.dumps(found).encode()
-
-
-_CHANGES = {b"huggingface": _datasets, b"pandas": _pandas}
