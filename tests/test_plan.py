@@ -123,7 +123,7 @@ def test_the_report(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--sample", "0"], "--sample is 0"),
         (["--gen-length", "600"], "gen_length 600"),
-        (["--like", "nowhere"], "nowhere: holds no run"),
+        (["--like", "nowhere"], "nowhere: no such folder"),
         (["--prompt-column", "question"], "'question'"),
     ],
 )
