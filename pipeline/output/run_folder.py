@@ -285,5 +285,6 @@ def _event(line: bytes) -> Event | None:
 
 
 def _no_run(output: Storage) -> str:
-    what = {"file": "is a file", "missing": "no such folder"}.get(output.kind(), "holds no run")
+    found = {"file": "is a file, so it ", "missing": "no such folder, so it "}
+    what = f"{found.get(output.kind(), '')}holds no run"
     return f"{output.uri}: {what}; name the --output folder of lrd generate"
