@@ -7,8 +7,10 @@ pass by itself (a lost connection, throttling) is tried again with growing, rand
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +30,9 @@ PARTIAL = ".part"
 PART_BYTES = 1 << 25
 """Most that is read of an object in one request."""
 
+LONGEST_NAME = "x" * 160
+"""Longer than any path that is written below an output, a partial file's name included."""
+
 T = TypeVar("T")
 
 
@@ -43,6 +48,8 @@ def refused_as_settings() -> Iterator[None]:
 class Storage:
     """A folder: a local path, or a URI that pyarrow.fs or fsspec opens (s3://, gs://, …).
 
+    Raises ValueError where the place is not one (`uris.canonical`) or a name in it is too long.
+
     Methods raise OSError for what waiting does not mend and for what lasted longer than
     `patience` seconds (of an object store `retry.StorageError`, where access is denied or the
     bucket missing `retry.RefusedError`); on_retry is told of every failed try.
@@ -50,13 +57,15 @@ class Storage:
 
     def __init__(self, uri: str) -> None:
         refuse_secret("storage", uri)
-        self.uri = uri.rstrip("/") if uri != "/" else uri
+        uri = uris.canonical(uri)
+        self.uri = uri.rstrip("/") or "/"
         self.is_local = not uris.is_uri(uri)
         self.patience = retry.PATIENCE_SECONDS
         self.on_retry: Callable[[str], None] = lambda error: None
         if self.is_local:
             self.filesystem: fs.FileSystem = fs.LocalFileSystem()
-            self.root = os.path.abspath(uri.removeprefix("file://"))
+            self.root = os.path.abspath(uri)
+            self._check_name()
         else:
             self.filesystem, self.root = uris.open_uri(uri)
 
@@ -135,6 +144,38 @@ class Storage:
             Path(partial).unlink(missing_ok=True)
             raise
 
+    def _check_name(self) -> None:
+        """Raises ValueError for a local path that no file can have: waiting does not help."""
+        try:
+            os.lstat(self.root)
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise ValueError(f"{_short(self.uri)}: {error.strerror}; name another") from error
+
+    def check_writable(self) -> None:
+        """Try, before anything is written, whether files can be made in the folder, or in the
+        nearest folder above that exists; nothing stays behind.
+
+        Raises ValueError where that can never be. Of object stores nothing is tried.
+        """
+        if not self.is_local:
+            return
+        nearest = self.root
+        while not os.path.lexists(nearest):
+            nearest = os.path.dirname(nearest)
+        if not os.path.isdir(nearest):
+            what = "a link to nothing" if os.path.islink(nearest) else "not a folder"
+            raise ValueError(f"{self.uri}: {nearest} is {what}; name another place")
+        try:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                os.lstat(f"{self.root}/{LONGEST_NAME}")
+            tempfile.TemporaryFile(dir=nearest).close()
+        except OSError as error:
+            raise ValueError(
+                f"{_short(self.uri)}: no file can be made in {_short(nearest)} "
+                f"({error.strerror}); name another place, or make that one writable"
+            ) from error
+
     def check_empty(self) -> None:
         """Raises ValueError where something is there already."""
         if self.kind() == "file" or self.files(recursive=True):
@@ -182,6 +223,11 @@ class Storage:
     def _again(self, once: Callable[[], T]) -> T:
         uri = None if self.is_local else self.uri
         return retry.again(once, uri, patience=self.patience, on_retry=self.on_retry)
+
+
+def _short(path: str) -> str:
+    """A path for a line, cut in the middle where it would fill the screen."""
+    return path if len(path) <= 120 else f"{path[:80]}…{path[-30:]}"
 
 
 class _Repeated(io.RawIOBase):
