@@ -89,12 +89,15 @@ def _is_said(line: str) -> bool:
 def _join(address: str) -> None:
     try:
         _check_answers(_found() if address == "auto" else address)
+        # A job's own variables hold for its workers; Ray refuses those that are given twice.
+        variables = {} if SAFE in os.environ else {SAFE: "1"}
         ray.init(
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            job_config=_SafeJobConfig(),
-            runtime_env={"env_vars": {SAFE: "1"}},
+            # Workers of a client do not search its working directory.
+            job_config=None if address.startswith("ray://") else _SafeJobConfig(),
+            runtime_env={"env_vars": variables},
         )
     except ConnectionError as error:
         raise ValueError(f"no Ray cluster answers at {address}: {error}") from error

@@ -7,7 +7,6 @@ pass by itself (a lost connection, throttling) is tried again with growing, rand
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import tempfile
@@ -48,7 +47,7 @@ def refused_as_settings() -> Iterator[None]:
 class Storage:
     """A folder: a local path, or a URI that pyarrow.fs or fsspec opens (s3://, gs://, …).
 
-    Raises ValueError where the place is not one (`uris.canonical`) or a name in it is too long.
+    Raises ValueError where the place is not one (`uris.canonical`).
 
     Methods raise OSError for what waiting does not mend and for what lasted longer than
     `patience` seconds (of an object store `retry.StorageError`, where access is denied or the
@@ -65,7 +64,6 @@ class Storage:
         if self.is_local:
             self.filesystem: fs.FileSystem = fs.LocalFileSystem()
             self.root = os.path.abspath(uri)
-            self._check_name()
         else:
             self.filesystem, self.root = uris.open_uri(uri)
 
@@ -144,14 +142,6 @@ class Storage:
             Path(partial).unlink(missing_ok=True)
             raise
 
-    def _check_name(self) -> None:
-        """Raises ValueError for a local path that no file can have: waiting does not help."""
-        try:
-            os.lstat(self.root)
-        except OSError as error:
-            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-                raise ValueError(f"{_short(self.uri)}: {error.strerror}; name another") from error
-
     def check_writable(self) -> None:
         """Try, before anything is written, whether files can be made in the folder, or in the
         nearest folder above that exists; nothing stays behind.
@@ -172,7 +162,7 @@ class Storage:
             tempfile.TemporaryFile(dir=nearest).close()
         except OSError as error:
             raise ValueError(
-                f"{_short(self.uri)}: no file can be made in {_short(nearest)} "
+                f"{uris.short(self.uri)}: no file can be made in {uris.short(nearest)} "
                 f"({error.strerror}); name another place, or make that one writable"
             ) from error
 
@@ -223,11 +213,6 @@ class Storage:
     def _again(self, once: Callable[[], T]) -> T:
         uri = None if self.is_local else self.uri
         return retry.again(once, uri, patience=self.patience, on_retry=self.on_retry)
-
-
-def _short(path: str) -> str:
-    """A path for a line, cut in the middle where it would fill the screen."""
-    return path if len(path) <= 120 else f"{path[:80]}…{path[-30:]}"
 
 
 class _Repeated(io.RawIOBase):

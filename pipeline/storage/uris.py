@@ -11,6 +11,7 @@ Credentials come from where each cloud's own tools take them, never from here.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -42,7 +43,8 @@ def canonical(place: str) -> str:
 
     `~` and `file:` URIs become the paths that they mean; every other path, a checkpoint's hub id
     and `package.module:factory` stay as they are. Raises ValueError for what names no place: an
-    empty text, a URI with one slash, a file on another machine, an unknown user's home.
+    empty text, a URI with one slash, a file on another machine, an unknown user's home, a name
+    that is too long, a link to itself.
     """
     if not place.strip():
         raise ValueError("a place is empty; name a folder, a file or a URI")
@@ -66,7 +68,17 @@ def canonical(place: str) -> str:
         place = home
     if "\0" in place:
         raise ValueError(f"{place!r}: a path cannot hold a zero byte")
+    try:
+        os.lstat(place)
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # No waiting helps.
+            raise ValueError(f"{short(place)}: {error.strerror}; name another") from error
     return place
+
+
+def short(path: str) -> str:
+    """A path for a line, cut in the middle where it would fill the screen."""
+    return path if len(path) <= 120 else f"{path[:80]}…{path[-30:]}"
 
 
 def _file_path(uri: str) -> str:
