@@ -89,16 +89,12 @@ def _is_said(line: str) -> bool:
 def _join(address: str) -> None:
     try:
         _check_answers(_found() if address == "auto" else address)
-        # A job's own variables hold for its workers; Ray refuses those that are given twice.
-        variables = {} if SAFE in os.environ else {SAFE: "1"}
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            # Workers of a client do not search its working directory.
-            job_config=None if address.startswith("ray://") else _SafeJobConfig(),
-            runtime_env={"env_vars": variables},
-        )
+        options: dict[str, Any] = {}
+        if SAFE not in os.environ:  # Ray refuses variables that the job has been given too.
+            options["runtime_env"] = {"env_vars": {SAFE: "1"}}
+        if not address.startswith("ray://"):  # A client's folder is not searched.
+            options["job_config"] = _SafeJobConfig()
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:
         raise ValueError(f"no Ray cluster answers at {address}: {error}") from error
 

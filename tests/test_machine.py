@@ -24,6 +24,8 @@ from pipeline import cluster
 from pipeline.config import RunConfig
 from pipeline.import_path import named_folders, safe_environment, safe_folders
 from pipeline.replicas.deaths import Limits, RunStoppedError
+from pipeline.replicas.fleet import Actors
+from pipeline.replicas.replica import Replica, ReplicaSettings
 from pipeline.run import generate
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +99,20 @@ def test_a_start_that_fails_ends_with_the_workers_own_words(tmp_path: Path, no_r
     assert "this worker cannot live here" in line
 
 
+class Unmade(Replica):
+    """Cannot be made, as where a node lacks a package."""
+
+    def __init__(self, name: str, settings: ReplicaSettings) -> None:
+        raise ModuleNotFoundError("No module named 'elsewhere'")
+
+
+def test_actors_that_cannot_be_made_end_the_start(
+    tmp_path: Path, ray_session: None, prompts: RunConfig
+) -> None:
+    with pytest.raises(RunStoppedError, match="no replica could start: .*No module named 'else"):
+        generate(prompts, actors=Actors(Unmade))
+
+
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -140,9 +156,7 @@ def test_the_folder_of_this_package_is_searched_from_within(
 def test_a_start_has_an_end() -> None:
     limits = Limits(max_restarts=1, start_seconds=5)
     limits.unscheduled(5, lambda: "words")
-    with pytest.raises(
-        RunStoppedError, match="within 5 s; the last words of a worker process: words"
-    ):
+    with pytest.raises(RunStoppedError, match="5 s; the last words of a worker process: words"):
         limits.unscheduled(5.1, lambda: "words")
     with pytest.raises(RunStoppedError, match="no machine had room for a replica for 5 s"):
         limits.unscheduled(5.1, lambda: None)
@@ -241,9 +255,9 @@ def test_a_folder_of_another_user(tmp_path: Path) -> None:
         "connect(RunConfig(input='x', output='y'))"
     )
     variables = {"RAY_TMPDIR": "/tmp/lrd-other", "RAY_ADDRESS": "", "PYTHONPATH": str(ROOT)}
+    confined = ["setpriv", f"--bounding-set={held}", f"--inh-caps={held}"]
     ended = subprocess.run(
-        [*("setpriv", f"--bounding-set={held}", f"--inh-caps={held}"), sys.executable]
-        + ["-c", program],
+        [*confined, sys.executable, "-c", program],
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
