@@ -34,6 +34,9 @@ SOCKET = "/ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
 """The longest path of a socket that Ray makes below its folder of temporary files."""
 SOCKET_BYTES = 107
 """The longest path that Linux allows for a socket."""
+WITHOUT_WAITING = {"RAY_prestart_worker_first_driver": "0"}
+"""Ray would answer a session's first driver only once workers are up, and for ever wait for those
+that cannot start; replicas have workers of their own."""
 LINE = 300
 """Characters of another process's words that are shown."""
 
@@ -70,7 +73,9 @@ def last_words() -> str | None:
 
         node: Any = global_worker.node
         logs = Path(node.get_logs_dir_path())
-        written = [file for file in logs.glob("worker-*.err") if file.stat().st_size]
+        # One that dies before it has a log of its own writes to the raylet's.
+        files = [*logs.glob("worker-*.err"), *logs.glob("raylet.err")]
+        written = [file for file in files if file.stat().st_size]
         newest = max(written, key=lambda file: file.stat().st_mtime)
         lines = newest.read_text(errors="replace").splitlines()
     except (ImportError, AttributeError, OSError, ValueError):
@@ -130,7 +135,7 @@ def _check_answers(address: str) -> None:
 
 def _start_local() -> None:
     _check_temporary_folder()
-    with _environment(safe_environment(named_folders())):
+    with _environment(safe_environment(named_folders()) | WITHOUT_WAITING):
         try:
             ray.init(
                 # Ray itself would join a cluster that happens to run on this machine.

@@ -109,7 +109,7 @@ class Unmade(Replica):
 def test_actors_that_cannot_be_made_end_the_start(
     tmp_path: Path, ray_session: None, prompts: RunConfig
 ) -> None:
-    with pytest.raises(RunStoppedError, match="no replica could start: .*No module named 'else"):
+    with pytest.raises(RunStoppedError, match=r"no replica could start: .*No module named 'else"):
         generate(prompts, actors=Actors(Unmade))
 
 
@@ -180,8 +180,8 @@ def test_last_words(
 
     monkeypatch.setattr("ray._private.worker.global_worker.node", Node())
     assert cluster.last_words() is None
-    (tmp_path / "worker-old-1.err").write_text("older words")
-    os.utime(tmp_path / "worker-old-1.err", (1, 1))
+    (tmp_path / "raylet.err").write_text("older words")
+    os.utime(tmp_path / "raylet.err", (1, 1))
     (tmp_path / "worker-new-2.err").write_text(log)
     found = cluster.last_words()
     if log == "":
