@@ -13,6 +13,7 @@ from typing import Any
 
 from jobs import output
 from pipeline import faults
+from pipeline.import_path import named_folders, safe_folders
 
 COMMANDS = {
     "generate": "decode prompt shards into a result dataset",
@@ -34,6 +35,7 @@ COMMANDS = {
 
 def main(*before: str) -> None:
     """The console script. before: words in front of the command line's own."""
+    sys.path[:] = safe_folders(sys.path, named_folders())  # `python -m` puts the working one first.
     output.take_streams()
     code = run([*before, *sys.argv[1:]])
     output.flush()

@@ -29,13 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @output.command("lrd report")
 def run(args: argparse.Namespace) -> int:
     """Write the report; the exit code."""
-    file = args.output or uris.child(args.folder, "report.html")
+    file = uris.child(args.folder, "report.html") if args.output is None else args.output
     if args.rows < 1:
         raise ValueError(f"--rows is {args.rows}; at least 1 is needed")
-    report = make_report(Storage(args.folder), args.rows)
     folder, name = uris.parent(file)
-    Storage(folder).write(name, report.html.encode())
-    exported = export(report.figures, Storage(args.export)) if args.export else []
+    places = [Storage(place) for place in (folder, args.export) if place is not None]
+    report = make_report(Storage(args.folder), args.rows)
+    for place in places:
+        place.check_writable()
+    places[0].write(name, report.html.encode())
+    exported = export(report.figures, places[1]) if places[1:] else []
     state = "" if report.is_whole else ", a run that is not finished"
     print(f"{report.counts.num_rows} rows, {report.counts.num_failed} failed{state}")
     print(f"report: {file}")

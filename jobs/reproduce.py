@@ -94,12 +94,13 @@ def study_from(args: argparse.Namespace) -> tuple[Study, dict[str, Prompts]]:
     """What is compared, and the prompts; ValueError for what is unknown or impossible."""
     from pipeline.experiments.paper.paper_prompts import prompts_of
     from pipeline.experiments.paper.study import Study
+    from pipeline.storage.uris import canonical
 
     if args.preset not in ("paper", "fast"):
         raise ValueError(f"--preset is {args.preset!r}; LRD is paper or fast")
     if args.replay_rows < 1:
         raise ValueError(f"--replay-rows is {args.replay_rows}; at least 1 is needed")
-    folder = args.output.rstrip("/")
+    folder = canonical(args.output).rstrip("/")
     prompts = prompts_of(args.task or [OWN_TASK.name], args.limit, folder, test_problems)
     study = Study(
         output=folder,

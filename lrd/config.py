@@ -18,6 +18,10 @@ Compile = Literal["none", "compile", "graphs"]
 COMMIT_RULES = ("entropy_threshold", "entropy_bound", "confidence_threshold")
 """Rules that replace `tokens_per_step`; at most one may be set. `steps` replaces it too."""
 
+MAX_REFINE_STEPS = 10_000
+MAX_FORWARDS = 1_000_000
+"""Passes that a sample may take at most; each has eight bytes of traces in every slot."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     # Eq. 2: one token a pass, the rest back to [MASK].
     "baseline": {"r_f": 0.0, "max_refine_steps": 0, "early_stop": False},
@@ -54,7 +58,7 @@ class DecodingConfig(BaseModel):
     Raises pydantic's ValidationError (a ValueError) for unknown or impossible settings.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     gen_length: int = Field(128, ge=1, description="canvas length in tokens")
     block_length: int | None = Field(
@@ -64,7 +68,9 @@ class DecodingConfig(BaseModel):
     top_p: float = Field(0.9, ge=0, le=1, description="mass of the nucleus T; 0: no mixing")
     tau_refine: float = Field(0.1, ge=0, description="refine until D_t is below, nats")
     tau_decode: float = Field(0.1, ge=0, description="early stop: D_t below, nats")
-    max_refine_steps: int = Field(20, ge=0, description="refinement passes at most [T_refine]")
+    max_refine_steps: int = Field(
+        20, ge=0, le=MAX_REFINE_STEPS, description="refinement passes at most [T_refine]"
+    )
     refinement: Literal["initial", "auto"] | int = Field(
         "initial",
         description="initial: once a block; auto: before every commitment; k: exactly k passes "
@@ -130,10 +136,12 @@ class DecodingConfig(BaseModel):
             raise ValueError(
                 f"block_length {self.block_length} does not divide gen_length {self.gen_length}"
             )
-        if isinstance(self.refinement, int) and self.refinement < 1:
+        if isinstance(self.refinement, int):
+            self._check_refinement(self.refinement)
+        if self.max_forwards > MAX_FORWARDS:
             raise ValueError(
-                "refinement as a number counts passes and must be at least 1; "
-                "for none set max_refine_steps to 0"
+                f"a row could take {self.max_forwards:,} passes, more than {MAX_FORWARDS:,}; lower "
+                "gen_length, steps, or the passes of refinement (max_refine_steps, refinement)"
             )
         rules = [name for name in COMMIT_RULES if getattr(self, name) is not None]
         if len(rules) > 1:
@@ -143,6 +151,17 @@ class DecodingConfig(BaseModel):
         self._check_schedule(rules)
         self._check_sampling(rules)
         return self
+
+    def _check_refinement(self, passes: int) -> None:
+        if passes < 1:
+            raise ValueError(
+                "refinement as a number counts passes and must be at least 1; "
+                "for none set max_refine_steps to 0"
+            )
+        if passes > MAX_REFINE_STEPS:
+            raise ValueError(
+                f"refinement as a number counts passes and must be at most {MAX_REFINE_STEPS:,}"
+            )
 
     def _check_schedule(self, rules: list[str]) -> None:
         if self.steps is None:

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lrd.config import Compile, DecodingConfig, PromptFormat, Truncation
+
+MAX_SLOTS = 65_536
+MAX_REPLICAS = 100_000
+MAX_SHARDS = 100_000
+"""Larger numbers are slips of the hand, which would fill memory before anything is decoded."""
 
 
 class RunConfig(BaseModel):
@@ -18,7 +23,7 @@ class RunConfig(BaseModel):
     Raises pydantic's ValidationError (a ValueError) for unknown or impossible settings.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     input: str = Field(description="Parquet file or folder of prompt shards: a path or a URI")
     output: str = Field(description="folder of the result dataset; the same command continues it")
@@ -44,7 +49,10 @@ class RunConfig(BaseModel):
         "auto", description="auto: bfloat16 on cuda, float32 on cpu"
     )
     replicas: int | None = Field(
-        None, ge=1, description="model replicas [as many as there are GPUs for; 1 on cpu]"
+        None,
+        ge=1,
+        le=MAX_REPLICAS,
+        description="model replicas [as many as there are GPUs for; 1 on cpu]",
     )
     cpus_per_replica: float | None = Field(
         None, gt=0, description="CPU cores per replica [an equal share, 8 at most]"
@@ -67,9 +75,12 @@ class RunConfig(BaseModel):
     slots: int = Field(
         16,
         ge=1,
+        le=MAX_SLOTS,
         description="canvases that a replica decodes at a time, at most; fewer if memory is short",
     )
-    lookahead_shards: int = Field(4, ge=1, description="input shards in memory at a time")
+    lookahead_shards: int = Field(
+        4, ge=1, le=MAX_SHARDS, description="input shards in memory at a time"
+    )
     flush_seconds: float = Field(
         5.0, gt=0, description="seconds between two writes of finished rows"
     )
@@ -98,6 +109,13 @@ class RunConfig(BaseModel):
         description="Ray cluster, HOST:PORT; `auto` inside one [$RAY_ADDRESS, else a local one]",
     )
     decoding: DecodingConfig = Field(default_factory=lambda: DecodingConfig.preset("fast"))
+
+    @field_validator("input", "output", "model")
+    @classmethod
+    def _check_named(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("is empty; name a folder, a file or a URI")
+        return value
 
     @model_validator(mode="after")
     def _check_placement(self) -> Self:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayError
 
+from pipeline.cluster import last_words
 from pipeline.config import RunConfig
 from pipeline.input.buckets import Buckets
 from pipeline.input.reader import Reader
@@ -220,7 +221,7 @@ class Driver:
             self._quarantine(prompt, reason)
         for death in verdict.blamed:
             self._limits.died(death, self.fleet.any_ready)
-        self._limits.unscheduled(self.fleet.unscheduled_seconds)
+        self._limits.unscheduled(self.fleet.unscheduled_seconds, last_words)
 
     def _return(self, prompts: list[Prompt]) -> None:
         """What nobody blames, back to where it came from."""

@@ -59,6 +59,7 @@ def check(config: RunConfig) -> Checked:
     found = input_files.find(config.input)
     output = Storage(config.output)
     _check_places(found.storage, output)
+    output.check_writable()
     output.kind()  # Whether it answers at all.
     inputs = prompt_shards.inspect(found, config.prompt_column)
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype

@@ -27,6 +27,7 @@ from ray.job_submission import JobSubmissionClient
 
 from pipeline.config import RunConfig
 from pipeline.storage.uri_secrets import hidden
+from pipeline.storage.uris import canonical, is_uri
 
 INTERRUPTED = 75
 PATIENCE_SECONDS = 60.0
@@ -75,12 +76,14 @@ def address_from(given: str | None) -> str:
 def check_places(config: RunConfig) -> None:
     """ValueError for paths that mean something else, or nothing, where the job runs."""
     for name, value in (("input", config.input), ("output", config.output)):
-        if "://" not in value and not value.startswith("/"):
+        # The home folder is another one there.
+        path = value if value.startswith("~") else canonical(value)
+        if not is_uri(path) and not path.startswith("/"):
             raise ValueError(
                 f"{name} {value}: a job runs in a folder of its own; give an absolute path on "
                 "storage that all nodes share, or a URI"
             )
-    model = config.model
+    model = config.model if config.model.startswith("~") else canonical(config.model)
     if model.startswith((".", "~")) or (not model.startswith("/") and Path(model).is_dir()):
         raise ValueError(f"model {model}: give an absolute path that all nodes have, or a hub id")
 
@@ -168,7 +171,7 @@ def plainly(address: str) -> Iterator[None]:
 
 def job_name(output: str) -> str:
     """A readable name that is the output's own."""
-    output = output.rstrip("/")
+    output = canonical(output).rstrip("/")
     slug = re.sub(r"[^a-z0-9]+", "-", output.rpartition("/")[2].lower()).strip("-")[:40]
     return f"lrd-{slug or 'run'}-{hashlib.sha256(output.encode()).hexdigest()[:8]}"
 

@@ -5,18 +5,16 @@ Knows no command line and prints nothing.
 
 from __future__ import annotations
 
-import logging
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-import ray
 import torch
 from ray.exceptions import RayError
 
 from lrd.models.compiled import check_compile
 from pipeline import faults
+from pipeline.cluster import connect
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
 from pipeline.input.reader import Reader
@@ -31,6 +29,7 @@ from pipeline.replicas.deaths import RunStoppedError
 from pipeline.replicas.fleet import Actors, Fleet
 from pipeline.replicas.placement import place
 from pipeline.replicas.replica import ReplicaSettings
+from pipeline.storage.model_files import model_for_workers
 from pipeline.storage.storage import refused_as_settings
 from pipeline.storage.uris import servers
 
@@ -78,7 +77,7 @@ def generate(
         ledger = Ledger(run.output, plan)
     ledger.retry_failed = retry_failed
     settings = ReplicaSettings(
-        model=config.model,
+        model=model_for_workers(config.model),
         revision=config.revision,
         device=placement.device,
         dtype=placement.dtype,
@@ -119,34 +118,3 @@ def generate(
         with suppress(LeaseLostError, OSError):
             ledger.end()
     return summarize(run.output)
-
-
-def connect(config: RunConfig) -> None:
-    """Join the cluster that was named, or start a local one."""
-    if not ray.is_initialized():
-        address = config.address or os.environ.get("RAY_ADDRESS")
-        _check_answers(address)
-        try:
-            ray.init(
-                # Ray itself would join a cluster that happens to run on this machine.
-                address=address or "local",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                include_dashboard=None if address else False,
-            )
-        except ConnectionError as error:
-            raise ValueError(f"no Ray cluster answers at {address}: {error}") from error
-
-
-def _check_answers(address: str | None) -> None:
-    """ValueError where nothing listens at host:port; Ray itself would retry for minutes and
-    then end the process."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise ValueError(
-            f"no Ray cluster answers at {address} ({error}); check --address"
-        ) from error

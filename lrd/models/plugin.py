@@ -60,6 +60,6 @@ def _module_file(module_name: str) -> Path:
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise ValueError(
             f"no module {module_name} to import; install its package, or put its folder on "
-            "PYTHONPATH"
+            "PYTHONPATH (the working directory is not searched)"
         )
     return Path(spec.origin)

@@ -98,7 +98,7 @@ def _local(root: str) -> Iterator[str]:
         with os.scandir(os.path.join(root, folder)) as entries:
             for entry in entries:
                 path = f"{folder}{entry.name}"
-                if entry.is_dir():
+                if _is_folder(entry):
                     status = os.stat(entry.path)
                     own = (status.st_dev, status.st_ino)
                     if _is_hidden(entry.name) or own in above:
@@ -106,11 +106,18 @@ def _local(root: str) -> Iterator[str]:
                     else:
                         yield from walk(f"{path}/", above | {own})
                 # A link to nothing is to be told of, a pipe would be waited at for ever.
-                elif entry.is_file() or entry.is_symlink():
+                elif entry.is_symlink() or entry.is_file():
                     yield path
 
     status = os.stat(root)
     return walk("", frozenset({(status.st_dev, status.st_ino)}))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link to itself.
+        return False
 
 
 def _remote(storage: Storage) -> Iterator[str]:

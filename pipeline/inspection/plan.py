@@ -150,7 +150,8 @@ def duration_of(
     num_left = sum(left.values())
     if round(num_left) == 0:
         return "nothing is left to decode"
-    source = like or (config.output if inspector is not None else None)
+    own = config.output if inspector is not None else None
+    source = own if like is None else like
     if source is None:
         return "unknown: nothing was decoded with these settings yet; --like OUT takes a run's pace"
     pace = pace_of(Storage(source))

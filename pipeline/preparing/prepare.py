@@ -5,6 +5,7 @@ The folder appears under its name only when it is whole.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -22,7 +23,7 @@ from pipeline.preparing.source import open_source
 from pipeline.preparing.task_prompts import read_exemplars, with_prompts
 from pipeline.scoring.tasks import task_named
 from pipeline.storage.storage import PARTIAL, Storage
-from pipeline.storage.uris import is_uri
+from pipeline.storage.uris import canonical, is_uri
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ def _output_folder(output: str) -> Iterator[Path]:
     """A folder that becomes the output when the context ends well, and goes otherwise."""
     if not output.strip():
         raise ValueError("--output is empty; name a folder or a URI")
+    output = canonical(output)
     if is_uri(output):
         store = Storage(output)
         store.check_empty()
@@ -89,9 +91,10 @@ def _output_folder(output: str) -> Iterator[Path]:
             yield Path(scratch)
             store.take_folder(Path(scratch))
         return
-    place = Path(output.removeprefix("file://"))
-    if place.exists() or place.is_symlink():
+    place = Path(output)
+    if os.path.lexists(place):
         raise ValueError(f"{place}: exists already; name a new --output or remove it")
+    Storage(output).check_writable()
     partial = place.with_name(f"{place.name}.{uuid.uuid4().hex}{PARTIAL}")
     partial.mkdir(parents=True)
     try:

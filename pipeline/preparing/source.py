@@ -17,7 +17,7 @@ from pipeline.preparing.reading import Reading, Rows
 from pipeline.preparing.source_file import SourceFile
 from pipeline.preparing.source_files import Choice, choose, choose_file, kind_of
 from pipeline.storage.storage import Storage
-from pipeline.storage.uris import child, is_uri, parent
+from pipeline.storage.uris import canonical, child, is_uri, parent
 
 DATASET = "a dataset"
 OPTIONS = {
@@ -38,6 +38,7 @@ def open_source(source: str, reading: Reading) -> Iterator[Rows]:
     """
     if not source.strip():
         raise ValueError("the source is empty; name a file, a folder, a URI or a hub id")
+    source = canonical(source)
     with tempfile.TemporaryDirectory() as scratch:
         opened = _store if is_uri(source) else _local
         rows = opened(source, reading, Path(scratch))
@@ -57,7 +58,7 @@ def _first(tables: Iterator[pa.Table], limit: int | None) -> Iterator[pa.Table]:
 
 
 def _local(source: str, reading: Reading, scratch: Path) -> Rows:
-    path = Path(source.removeprefix("file://"))
+    path = Path(source)
     if path.is_dir():
         names = sorted(_below(path))
         if _is_saved(names):

@@ -11,7 +11,7 @@ from lrd.models.hub import is_hub_id
 from pipeline.publishing.dataset_card import About, Facts
 from pipeline.publishing.publish import publish, push
 from pipeline.storage.storage import Storage
-from pipeline.storage.uris import is_uri
+from pipeline.storage.uris import canonical, is_uri
 
 HUB = "hf://datasets/"
 
@@ -34,9 +34,11 @@ def publish_to(
     Raises ValueError for a destination that is not one or holds something, and as `publish`;
     PushError where the hub does not take it; OSError where storage fails.
     """
+    to = canonical(to)
     send = destination(to, public)
     if send is None:
-        folder = Path(to.removeprefix("file://"))
+        Storage(to).check_writable()
+        folder = Path(to)
         return publish(output, folder, about, partial=partial, on_shard=on_shard), str(folder)
     # Beside a local run, so that its shards need no second copy.
     beside = str(Path(output.root).resolve().parent) if output.is_local else None

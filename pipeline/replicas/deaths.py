@@ -144,9 +144,15 @@ class Limits:
                 f"a row; the last: {death.reason}"
             )
 
-    def unscheduled(self, seconds: float) -> None:
-        """No replica has had a place on any node for so long."""
+    def unscheduled(self, seconds: float, last_words: Callable[[], str | None]) -> None:
+        """No replica has had a place on any node for so long. last_words: of a worker process,
+        where one wrote any."""
         if seconds > self._start_seconds:
+            if words := last_words():
+                raise RunStoppedError(
+                    f"no replica could start within {self._start_seconds:g} s; the last words of a "
+                    f"worker process: {words}"
+                )
             raise RunStoppedError(
                 f"no machine had room for a replica for {self._start_seconds:g} s; see the "
                 "cluster's autoscaler, or raise --start-seconds"

@@ -169,8 +169,7 @@ class Fleet:
             untouched=in_flight[self._settings.slots :],
             alone=len(in_flight) == 1,
             node=replica.node,
-            # One that was killed while it loaded says nothing of what it loaded.
-            failed_start=replica.loading is not None and not isinstance(error, RayActorError),
+            failed_start=_is_failed_start(replica, error),
             decide_at=now + DOUBT_SECONDS if unreachable else now,
         )
         if replica.loading is not None and replica.node is not None:
@@ -267,3 +266,11 @@ class Fleet:
                 replica.actor.drain.remote()
             if replica.draining and not replica.in_flight:
                 self.retire(replica)
+
+
+def _is_failed_start(replica: ReplicaHandle, error: Exception) -> bool:
+    """Whether the model could not be loaded, or the actor not be made, which the next try would
+    meet again. One that was killed meanwhile says nothing of what it loaded."""
+    if isinstance(error, RayActorError):
+        return replica.scheduling is not None and error.actor_init_failed
+    return replica.loading is not None

@@ -17,7 +17,7 @@ from lrd.models.registry import TINY
 from lrd.models.tokenizer import load_tokenizer
 from pipeline.report.samples import Row
 from pipeline.storage.model_files import fetch
-from pipeline.storage.uris import is_uri
+from pipeline.storage.uris import canonical, is_uri
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ def _folder(model: str, revision: str | None) -> Path:
         raise ValueError(f"{model} is another package's model, whose tokenizer only its code has")
     if model == "tiny":
         return TINY
+    model = canonical(model)
     if is_uri(model):
         return fetch(model, TOKENIZER_FILES)
     if Path(model).is_dir():

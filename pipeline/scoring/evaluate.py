@@ -59,6 +59,7 @@ def evaluate(
     shards, num_planned = finished_shards(output, "score", partial)
     names = [shard.name for shard in shards]
     folder, file = _scores_place(output, task, scores)
+    folder.check_writable()
     reference, columns = _columns(output, names, task, reference_column)
     tables: list[pa.Table] = []
     found: dict[int, Score] = {}

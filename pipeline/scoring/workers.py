@@ -29,9 +29,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
 from typing import Any
 
+from pipeline.import_path import safe_environment
 from pipeline.scoring.confined import lower
 from pipeline.scoring.task import Example, Score, Task
 from pipeline.scoring.tasks import task_named
@@ -47,7 +47,6 @@ LAST_LINE = 300
 """Characters of a reason that are kept."""
 _READY = "ready"
 MODULE = "pipeline.scoring.workers"
-_ROOT = Path(__file__).parents[2]
 
 
 class ScorerError(ValueError):
@@ -90,21 +89,6 @@ def score_answers(
             worker.end()
 
 
-def import_path() -> str:
-    """`PYTHONPATH` for workers: this process's folders, but for the working directory.
-
-    A file of the user's that is named like a module (random.py) would be imported instead of it.
-    The folder that holds this package stays, wherever it is.
-    """
-    return os.pathsep.join(folder for folder in sys.path if not _is_working_directory(folder))
-
-
-def _is_working_directory(folder: str) -> bool:
-    with suppress(OSError):
-        return not folder or (os.path.samefile(folder, ".") and not _ROOT.samefile("."))
-    return False
-
-
 def _reporting(workers: list[_Worker]) -> list[_Worker]:
     """Workers that say something, or whose process or time is at its end."""
     busy = [worker for worker in workers if worker.answer]
@@ -134,7 +118,7 @@ class _Worker:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self.stderr,
-            env={**os.environ, "PYTHONPATH": import_path(), "PYTHONSAFEPATH": "1"},
+            env={**os.environ, **safe_environment()},
         )
         theirs.close()
         self.is_ready = False

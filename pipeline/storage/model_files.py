@@ -35,8 +35,17 @@ CACHE = "LRD_CACHE"
 
 
 def local_model(model: str) -> str:
-    """What `lrd.load_model` takes: the local folder of a URI, any other name as it is."""
+    """What `lrd.load_model` takes: the local folder of a URI, the path of a folder, any other name
+    as it is. Raises ValueError as `uris.canonical` and `fetch`."""
+    model = uris.canonical(model)
     return str(fetch(model)) if uris.is_uri(model) else model
+
+
+def model_for_workers(model: str) -> str:
+    """A checkpoint's name as it holds in processes that run in other folders: a path is absolute
+    then. Raises ValueError as `uris.canonical`."""
+    model = uris.canonical(model)
+    return os.path.abspath(model) if not uris.is_uri(model) and Path(model).is_dir() else model
 
 
 def fetch(uri: str, files: Sequence[str] = FILES) -> Path:

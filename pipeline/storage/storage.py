@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +31,9 @@ PARTIAL = ".part"
 PART_BYTES = 1 << 25
 """Most that is read of an object in one request."""
 
+LONGEST_NAME = "x" * 160
+"""Longer than any path that is written below an output, a partial file's name included."""
+
 T = TypeVar("T")
 
 
@@ -45,6 +49,8 @@ def refused_as_settings() -> Iterator[None]:
 class Storage:
     """A folder: a local path, or a URI that pyarrow.fs or fsspec opens (s3://, gs://, …).
 
+    Raises ValueError where the place is not one (`uris.canonical`).
+
     Methods raise OSError for what waiting does not mend and for what lasted longer than
     `patience` seconds (of an object store `retry.StorageError`, where access is denied or the
     bucket missing `retry.RefusedError`); on_retry is told of every failed try.
@@ -52,13 +58,14 @@ class Storage:
 
     def __init__(self, uri: str) -> None:
         refuse_secret("storage", uri)
-        self.uri = uri.rstrip("/") if uri != "/" else uri
+        uri = uris.canonical(uri)
+        self.uri = uri.rstrip("/") or "/"
         self.is_local = not uris.is_uri(uri)
         self.patience = retry.PATIENCE_SECONDS
         self.on_retry: Callable[[str], None] = lambda error: None
         if self.is_local:
             self.filesystem: fs.FileSystem = fs.LocalFileSystem()
-            self.root = os.path.abspath(uri.removeprefix("file://"))
+            self.root = os.path.abspath(uri)
         else:
             self.filesystem, self.root = uris.open_uri(uri)
 
@@ -136,6 +143,30 @@ class Storage:
         except OSError:
             Path(partial).unlink(missing_ok=True)
             raise
+
+    def check_writable(self) -> None:
+        """Try, before anything is written, whether files can be made in the folder, or in the
+        nearest folder above that exists; nothing stays behind.
+
+        Raises ValueError where that can never be. Of object stores nothing is tried.
+        """
+        if not self.is_local:
+            return
+        nearest = self.root
+        while not os.path.lexists(nearest):
+            nearest = os.path.dirname(nearest)
+        if not os.path.isdir(nearest):
+            what = "a link to nothing" if os.path.islink(nearest) else "not a folder"
+            raise ValueError(f"{self.uri}: {nearest} is {what}; name another place")
+        try:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                os.lstat(f"{self.root}/{LONGEST_NAME}")
+            tempfile.TemporaryFile(dir=nearest).close()
+        except OSError as error:
+            raise ValueError(
+                f"{uris.short(self.uri)}: no file can be made in {uris.short(nearest)} "
+                f"({error.strerror}); name another place, or make that one writable"
+            ) from error
 
     def check_empty(self) -> None:
         """Raises ValueError where something is there already."""

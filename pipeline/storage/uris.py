@@ -1,5 +1,7 @@
-"""Opens the filesystem of a URI.
+"""Makes the place that a user names canonical, and opens the filesystem of a URI.
 
+    out, /data/out, ~/out   local paths; ~ is the home folder
+    file:/data/a%20b        a local path as a URI, also file:///… and file://localhost/…
     s3://bucket/folder      pyarrow's; AWS_ENDPOINT_URL names a server other than Amazon's
     gs://bucket/folder      pyarrow's
     abfs://…, hf://…        whatever pyarrow.fs or an installed fsspec package opens
@@ -9,8 +11,10 @@ Credentials come from where each cloud's own tools take them, never from here.
 
 from __future__ import annotations
 
+import errno
 import os
-from urllib.parse import parse_qsl
+import re
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 import fsspec
 import pyarrow as pa
@@ -30,11 +34,73 @@ SERVERS = (*ENDPOINTS, "AWS_REGION", "AWS_DEFAULT_REGION")
 """Environment variables that say which server is meant, and nothing secret."""
 S3_OPTIONS = {"region", "scheme", "endpoint_override"}
 """What may stand in the query of an s3 URI."""
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(/+)")
+"""How a URI begins."""
+
+
+def canonical(place: str) -> str:
+    """A place as all code takes it: a local path, or a URI with its scheme in lower case.
+
+    `~` and `file:` URIs become the paths that they mean; every other path, a checkpoint's hub id
+    and `package.module:factory` stay as they are. Raises ValueError for what names no place: an
+    empty text, a URI with one slash, a file on another machine, an unknown user's home, a name
+    that is too long, a link to itself.
+    """
+    if not place.strip():
+        raise ValueError("a place is empty; name a folder, a file or a URI")
+    if place.lower().startswith("file:"):
+        place = _file_path(place)
+    elif begin := SCHEME.match(place):
+        scheme, slashes = begin.groups()
+        if slashes == "/":
+            raise ValueError(
+                f"{place}: has one slash behind {scheme}:, a URI has two; write "
+                f"{scheme}:/{place[begin.end() - 1 :]}, or ./{place} for a folder of that name"
+            )
+        return scheme.lower() + place[len(scheme) :]
+    elif place.startswith("~"):
+        user = place.partition("/")[0]
+        home = os.path.expanduser(place)
+        if home == place:
+            raise ValueError(
+                f"{place}: there is no home folder of {user}; write ./{place} for that name"
+            )
+        place = home
+    if "\0" in place:
+        raise ValueError(f"{place!r}: a path cannot hold a zero byte")
+    try:
+        os.lstat(place)
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # No waiting helps.
+            raise ValueError(f"{short(place)}: {error.strerror}; name another") from error
+    return place
+
+
+def short(path: str) -> str:
+    """A path for a line, cut in the middle where it would fill the screen."""
+    return path if len(path) <= 120 else f"{path[:80]}…{path[-30:]}"
+
+
+def _file_path(uri: str) -> str:
+    """The local path of a `file:` URI; `?` and `#` in it belong to the name."""
+    rest = uri[len("file:") :]
+    host = ""
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        rest = slash + path
+    if host.lower() not in ("", "localhost"):
+        raise ValueError(
+            f"{uri}: names a file of the machine {host}; write file:///folder for one of this "
+            "machine's, or a URI of shared storage"
+        )
+    if not rest.startswith("/"):
+        raise ValueError(f"{uri}: expected an absolute path, file:///folder")
+    return os.fsdecode(unquote_to_bytes(os.fsencode(rest)))
 
 
 def is_uri(place: str) -> bool:
     """Whether a place is a URI of other storage than local files."""
-    return "://" in place and not place.startswith("file://")
+    return "://" in place and not place.lower().startswith("file:")
 
 
 def servers() -> dict[str, str]:
@@ -55,7 +121,11 @@ def child(place: str, name: str) -> str:
 
 
 def parent(place: str) -> tuple[str, str]:
-    """The folder of a file and the file's name; a URI's query stays with the folder."""
+    """The folder of a file and the file's name; a URI's query stays with the folder.
+
+    Raises ValueError as `canonical`.
+    """
+    place = canonical(place)
     path, question, query = place.partition("?") if is_uri(place) else (place, "", "")
     folder, _, name = path.rpartition("/")
     return (folder or ("/" if path.startswith("/") else ".")) + question + query, name

@@ -20,6 +20,7 @@ from ray.util.actor_pool import ActorPool
 from lrd import load_model
 from lrd.prompts import encode_prompts, fit_prompt
 from lrd.replay import Replay, replay
+from pipeline.cluster import connect
 from pipeline.config import RunConfig
 from pipeline.output.result_shards import parquet_bytes
 from pipeline.output.run_folder import read_run
@@ -27,8 +28,7 @@ from pipeline.replicas import nodes
 from pipeline.replicas.placement import place
 from pipeline.report.counting import count
 from pipeline.report.samples import Row, read_rows
-from pipeline.run import connect
-from pipeline.storage.model_files import local_model, node_folder
+from pipeline.storage.model_files import local_model, model_for_workers, node_folder
 from pipeline.storage.storage import Storage
 
 UNIT_ROWS = 8
@@ -87,6 +87,7 @@ def replay_run(config: RunConfig, num_rows: int) -> pa.Table:
     num_actors = min(len(units), placement.size(there_are))
     threads = max(1, int(resources["num_cpus"]))
     actor: Any = ray.remote(Replayer).options(**resources)
+    config = config.model_copy(update={"model": model_for_workers(config.model)})
     pool = ActorPool([actor.remote(config, device, dtype, threads) for _ in range(num_actors)])
     parts = pool.map(lambda one, unit: one.replay.remote(unit), units)
     lines = [line for part in parts for line in part]
