@@ -1,4 +1,4 @@
-"""What goes from the driver to a replica and what comes back, one slotted dataclass each.
+"""The dataclasses that travel between the driver and a replica: prompts there, results back.
 
 `Result` is the one place where a column of the result dataset is written down: its name, Arrow
 type and meaning. The schema, the dataset card and the README's table are made from it.
@@ -33,14 +33,15 @@ class Prompt:
 
     shard: int
     index: int
-    """Row number inside its shard."""
+    """Row number in its shard."""
     token_ids: list[int]
     bucket: int
-    """Prompt tokens that its slot holds."""
+    """Prompt tokens that its slot has room for."""
     begun: int = 0
     """Replicas that ended while it was in one of their slots, whatever the cause."""
     suspect: bool = False
-    """Whether it was in a slot at a death that no lost node explains: it is tried apart."""
+    """Whether it was in a slot at a death that no lost node explains. Suspects are tried apart
+    from other rows."""
     deaths_alone: int = 0
     """Deaths of replicas that held no other row, and that no lost node explains."""
 
@@ -177,7 +178,7 @@ Key = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a replica has to report since its last report."""
+    """What happened in a replica since its last report."""
 
     finished: list[Key]
     content: bytes
@@ -186,9 +187,9 @@ class Report:
     returned: list[Key]
     """Rows that a draining replica has not begun and will not."""
     events: list[str]
-    """For the run's events."""
+    """Texts for the run's events."""
     num_passes: int
-    """That have ended: a replica whose passes go on is alive."""
+    """Passes that have ended: while the number grows, the replica is alive."""
     longest_pass: float
     """Seconds, over all passes of the replica."""
 
