@@ -113,7 +113,7 @@ def test_a_truncated_shard(run: MadeRun, verified: Any) -> None:
     code, lines = verified(run)
     assert code == 1
     assert "train-00002-of-00003.parquet: its bytes are not those" in lines[0]
-    assert "train-00002-of-00003.parquet: is no whole Parquet file" in lines[1]
+    assert "train-00002-of-00003.parquet: is not a whole Parquet file" in lines[1]
     assert lines[1].endswith(AGAIN)
 
 
@@ -304,8 +304,8 @@ def test_strays(run: MadeRun, verified: Any) -> None:
     (run.output / "data" / "train-00000-of-00003.parquet.77.part").write_bytes(b"half")
     code, lines = verified(run)
     assert code == 1
-    assert lines[0].startswith("data/notes.txt: is no shard of this run; move it away")
-    assert "half a file" in lines[1]
+    assert lines[0].startswith("data/notes.txt: is not a shard of this run; move it away")
+    assert "a partial file" in lines[1]
     (run.output / "data" / "notes.txt").unlink()
     run.begin()
     code, lines = verified(run)
