@@ -749,7 +749,7 @@ def test_nothing_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
     path = WRITERS[name](tmp_path / name, [{"prompt": "x"}])
     (tmp_path / "home").mkdir()
     (tmp_path / "scratch").mkdir()
-    words = ["-m", "jobs.prepare", str(path), "--output", str(tmp_path / "out")]
+    words = ["-m", "jobs.cli", "prepare", str(path), "--output", str(tmp_path / "out")]
     places = {"HOME": "home", "HF_HOME": "home", "TMPDIR": "scratch"}
     env = os.environ | {key: str(tmp_path / place) for key, place in places.items()}
     root = Path(prepare.__file__).parents[1]
