@@ -84,7 +84,7 @@ class Ledger:
         if self.is_new:
             if output.kind() == "file" or self._has_content():
                 raise ValueError(
-                    f"{output.uri}: is there and holds no run of ours; name a new --output"
+                    f"{output.uri}: is not empty and holds no run; name a new --output"
                 )
             return
         differences = list(_differences(read_manifest(output).fingerprint, plan.fingerprint))
