@@ -19,7 +19,7 @@ def batches(
 ) -> Iterator[pa.RecordBatch]:
     """All rows in order, about `BATCH_BYTES` and at most `most_rows` at a time.
 
-    columns: those alone.
+    columns: only these.
     Raises pa.ArrowException or OSError where the file is damaged.
     """
     for group in range(parquet.num_row_groups):

@@ -63,7 +63,9 @@ def check(config: RunConfig) -> Checked:
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype
     face = load_model(local_model(config.model), "meta", dtype, config.revision)
     if face.tokenizer is None:
-        raise ValueError(f"{config.model}: has no tokenizer.json; put its tokenizer files beside")
+        raise ValueError(
+            f"{config.model}: has no tokenizer.json; put its tokenizer files into the folder"
+        )
     if config.prompt_format == "chat" and not face.tokenizer.chat_template:
         raise ValueError(f"{config.model}: has no chat template; use --prompt-format raw")
     if config.decoding.gen_length >= face.max_length:

@@ -171,7 +171,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert "exists already" in refused(tmp_path / "full")
-    assert "lies in the run" in refused(made.output / "published")
+    assert "is in the run" in refused(made.output / "published")
     assert "holds no run" in refused(tmp_path / "published", output=tmp_path / "full")
     assert "not a licence id" in refused(tmp_path / "published", "--license", "mit\nconfigs: []")
     assert "is not a title" in refused(tmp_path / "published", "--title", "a\n---\nb")

@@ -177,7 +177,7 @@ def test_results_beside_another_prompt(run: MadeRun, verified: Any) -> None:
     ("change", "expected"),
     [
         (lambda table: table.drop_columns(["bucket"]), "lacks bucket: int32"),
-        (lambda table: table.append_column("more", pa.array(range(4))), "has more: int64 besides"),
+        (lambda table: table.append_column("more", pa.array(range(4))), "also has more: int64"),
         (lambda table: table.select([1, 0, *range(2, table.num_columns)]), "in another order"),
         (
             lambda table: table.set_column(

@@ -19,7 +19,7 @@ from pipeline.storage import uris
 from pipeline.storage.storage import RUN, Storage
 
 NULL = "__HIVE_DEFAULT_PARTITION__"
-"""The value of a `key=value` folder that stands for null."""
+"""The value of a `key=value` folder that means null."""
 TABLE_FORMATS = {
     "a Delta Lake table": re.compile(r"(^|/)_delta_log/"),
     "an Apache Hudi table": re.compile(r"(^|/)\.hoodie/"),
@@ -162,7 +162,7 @@ def folder_columns(names: Sequence[str]) -> pa.Schema:
         return pa.schema([])
     options = ds.FileSystemFactoryOptions("/", partitioning=ds.HivePartitioning.discover())
     try:
-        # Of no file but of the names alone.
+        # From the names alone: no file is opened.
         factory = ds.FileSystemDatasetFactory(
             fs.LocalFileSystem(), keyed, ds.ParquetFileFormat(), options
         )

@@ -121,7 +121,7 @@ class OneSchema:
         more = [name for name in schema.names if name not in self._columns]
         if lacking or more:
             parts = [f"no column {', '.join(map(repr, lacking))}"] if lacking else []
-            parts += [f"{', '.join(map(repr, more))} besides"] if more else []
+            parts += [f"the further {', '.join(map(repr, more))}"] if more else []
             raise ValueError(
                 f"{shard}: has {' and '.join(parts)}, unlike {self._first}; all shards need the "
                 "same columns"

@@ -97,7 +97,7 @@ class ShardCheck:
             self.schema = schema
             return True
         parts = [f"lacks {pair[0]}: {pair[1]}" for pair in ours if pair not in theirs]
-        parts += [f"has {pair[0]}: {pair[1]} besides" for pair in theirs if pair not in ours]
+        parts += [f"also has {pair[0]}: {pair[1]}" for pair in theirs if pair not in ours]
         self._found(f"its columns are wrong: {'; '.join(parts) or 'in another order'}")
         return False
 
@@ -110,7 +110,7 @@ class ShardCheck:
         self._name_rows(missing, "is missing")
         numbers = {name: n for n, name in enumerate(expected)}
         twice = [numbers[name] for name, n in counts.items() if n > 1 and name in numbers]
-        self._name_rows(twice, "stands there more than once")
+        self._name_rows(twice, "is there more than once")
         foreign = [name for name in counts if name not in numbers]
         if foreign:
             self._found(f"holds row ids that are not its own, {len(foreign)} in all: {foreign[0]}")

@@ -24,8 +24,8 @@ DELIMITERS = ",;\t|"
 NAMES = {"\t": "tab"}
 REASONS = {
     "unexpected end": "a quote opens here and is never closed",
-    "expected after": "a quoted cell goes on behind its closing quote; double quotes inside cells",
-    "new-line character": "a carriage return stands in a cell without quotes; quote the cell",
+    "expected after": "a quoted cell continues after its closing quote; double quotes inside cells",
+    "new-line character": "a carriage return is in a cell without quotes; quote the cell",
 }
 """Part of an error message of Python's csv → the reason to show."""
 SAMPLE_LINES = 1000

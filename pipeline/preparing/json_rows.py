@@ -28,7 +28,7 @@ def read(files: Sequence[SourceFile], reading: Reading) -> Rows:
     type holds exactly, while iterating where `--types` asks for another type.
     """
     columns = _columns(files, reading)
-    shown = files[0].shown if len(files) == 1 else f"{files[0].shown} and those beside it"
+    shown = files[0].shown if len(files) == 1 else f"{files[0].shown} and the other files"
     schema = pa.schema([_field(name, shape, reading, shown) for name, shape in columns.items()])
 
     def tables() -> Iterator[pa.Table]:
@@ -194,7 +194,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {short(twice)} stands twice in one object")
+        raise ValueError(f"the key {short(twice)} is twice in one object")
     return found
 
 

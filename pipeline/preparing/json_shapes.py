@@ -1,6 +1,6 @@
 """Finds an Arrow type for JSON values that holds every one of them exactly; else raises an error.
 
-    null            null, of any type beside others    [..]  list<…>
+    null            null; any type with other values   [..]  list<…>
     true, 5, 0.5    bool, int64, float64               {..}  struct<…>, absent keys null
     "…"             string, also where it looks like a number
 
@@ -37,7 +37,7 @@ class Shape:
     """The kind of the values that were seen so far at one place in the rows."""
 
     path: str
-    """Column, then keys behind dots, `[]` for a list's items."""
+    """The column, then `.key` for each key, `[]` for a list's items."""
     kind: str | None = None
     """One of KINDS, `an integer` or `a fraction`; None: only nulls."""
     where: str = ""

@@ -60,13 +60,13 @@ def publish(
 
     partial: publish the finished shards of a run that is not finished. on_shard: called with the
     numbers of shards done and planned.
-    Raises ValueError where the folder exists or lies in the output, there is no run, shards are
+    Raises ValueError where the folder exists or is in the output, there is no run, shards are
     missing or damaged; OSError where storage fails.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: exists already; name another folder or remove it")
     if output.is_local and folder.resolve().is_relative_to(Path(output.root).resolve()):
-        raise ValueError(f"{folder}: lies in the run's own folder; name one outside {output.uri}")
+        raise ValueError(f"{folder}: is in the run's own folder; name one outside {output.uri}")
     manifest = read_manifest(output)
     shards, planned = finished_shards(output, "publish", partial)
     beside = folder.with_name(f"{folder.name}.{os.getpid()}{PARTIAL}")

@@ -49,13 +49,13 @@ def take_over(found: dict[str, str]) -> None:
 
 
 def child(place: str, name: str) -> str:
-    """The place of a file in a folder; a URI's query stays behind it."""
+    """The path or URI of a file in a folder; a URI's query stays at the end."""
     folder, question, query = place.partition("?") if is_uri(place) else (place, "", "")
     return f"{folder.rstrip('/')}/{name}{question}{query}"
 
 
 def parent(place: str) -> tuple[str, str]:
-    """The folder of a file and the file's name; a URI's query stays with the folder."""
+    """A file's folder and its name; a URI's query stays with the folder."""
     path, question, query = place.partition("?") if is_uri(place) else (place, "", "")
     folder, _, name = path.rpartition("/")
     return (folder or ("/" if path.startswith("/") else ".")) + question + query, name
