@@ -3,7 +3,7 @@
 #
 #     sbatch cluster/slurm.sh --input prompts --output out --model GSAI-ML/LLaDA-8B-Instruct
 #
-# The arguments are those of `lrd generate`. To be submitted in the repository's root, on storage
+# The arguments are those of `lrd generate`. Submit it in the repository's root, on storage
 # that all nodes see, with .venv made by `make .venv/.installed` or PYTHON naming another Python.
 # A preempted job is queued again by Slurm; one that nears its time limit, or is interrupted, queues
 # itself. Each start continues where the last one ended.
@@ -18,7 +18,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=lrd-%j.log
-# Five minutes before the time limit this script is told, so that the driver can end in order.
+# Five minutes before the time limit Slurm signals this script, so that the driver stores its rows.
 #SBATCH --signal=B:TERM@300
 
 set -euo pipefail
@@ -33,13 +33,13 @@ mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 # This script runs on the first node.
 head="${nodes[0]}"
 
-# Whoever reaches Ray's ports and has the token can run code as this user: the token is this job's
-# own, in a file that nobody else may read.
+# Anybody who reaches Ray's ports and has the token can run code as this user, so each job has its
+# own token, in a file that nobody else may read.
 state="$HOME/.lrd/$SLURM_JOB_ID"
 (umask 077 && mkdir -p "$state" && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' > "$state/token")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$state/token"
 unset RAY_AUTH_TOKEN
-# srun does not take this over from sbatch.
+# srun does not inherit this from sbatch.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 
 steps=()
@@ -66,7 +66,7 @@ stop() {
 }
 trap stop TERM INT
 
-# In the background alone: exec makes the shell srun, so that a signal to $! reaches it.
+# Only for the background: exec replaces the shell by srun, so that a signal to $! reaches srun.
 step() { # NODES NUMBER COMMAND…: a step beside the job's other steps
     exec srun --overlap --nodelist="$1" --nodes="$2" --ntasks="$2" --ntasks-per-node=1 "${@:3}"
 }
@@ -89,8 +89,8 @@ if ((${#nodes[@]} > 1)); then
     steps+=($!)
 fi
 
-# As many replicas as there are GPUs; nodes that come later are taken as they come. No step of its
-# own: a signal to srun would kill the driver, where it is to keep what is finished.
+# As many replicas as there are GPUs, also of nodes that join later. Not a step of its own: a signal
+# to srun would kill the driver, which has to store finished rows.
 "$python" -m jobs.generate --address "$address" --device cuda "$@" &
 driver=$!
 # A signal ends `wait`, not the driver.

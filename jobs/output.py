@@ -278,7 +278,7 @@ def decoding_command(job: str) -> Callable[[Run], Run]:
 
 def refuse(job: str, reason: str, code: int = BAD_SETTINGS) -> int:
     """Say in one line why a command ended; its exit code."""
-    tell(f"{job}: {reason}")
+    tell(f"{job}: {' '.join(reason.splitlines())}")
     return code
 
 

@@ -159,7 +159,7 @@ def _memory(need: MemoryNeed | None, dtype: str, longest: int, config: RunConfig
 def _output(config: RunConfig, inspector: Inspector | None) -> list[str]:
     if inspector is None:
         return [f"output    {config.output}: nothing there yet"]
-    state = inspector.look()
+    state = inspector.snapshot()
     return [
         f"output    {config.output}: a run with this fingerprint; {state.num_done} of "
         f"{state.num_rows} rows done, {state.num_failed} failed, {state.num_whole} of "

@@ -3,29 +3,28 @@
     lrd prepare SOURCE --output PROMPTS --rows-per-shard 1000
     lrd prepare --task gsm8k SOURCE --output PROMPTS [--shots 8 --exemplars TRAIN.parquet]
 
-All columns are kept with their values; which one is the prompt is said to `lrd generate`. With a
-task the column `prompt` is made by the task's template (one that is there stays as
-`source_prompt`).
+All columns are kept with their values; `lrd generate --prompt-column` says which one is the prompt.
+With --task the task's template makes the column `prompt`; a column of that name that the source has
+is kept as `source_prompt`.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 
+from jobs import output
 from pipeline.preparing.exact_cells import TYPES, parse_types
 from pipeline.preparing.prepare import Prepared, TaskPrompts, prepare
 from pipeline.preparing.reading import Reading
 from pipeline.scoring.tasks import TASKS
 
-BAD_INPUT = 2
 DELIMITERS = {"tab": "\t", "\\t": "\t"}
 MOST_NAMES = 5
-"""Files left out that are named."""
+"""Most left-out files that the closing lines name."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The job's flags."""
+    """Declare the command's flags."""
     parser.add_argument(
         "source",
         help="a file (.parquet, .csv, .tsv, .jsonl, .ndjson, .json; text also .gz, .zst, .bz2), "
@@ -51,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-column", metavar="COLUMN", help="this column of CSV or JSON is text [prompt]"
     )
     parser.add_argument(
-        "--delimiter", help="between the cells of CSV: one character, or tab [found: , ; tab |]"
+        "--delimiter", help="between the cells of CSV: one character, or tab [detected: , ; tab |]"
     )
     parser.add_argument(
         "--field", metavar="KEY", help="the key of a JSON document that holds the list of rows"
@@ -67,21 +66,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exemplars", help="file of solved examples; its first rows are shown")
 
 
+@output.command("lrd prepare")
 def run(args: argparse.Namespace) -> int:
-    """The job; its exit code."""
-    try:
-        made = prepare(
-            args.source, args.output, args.rows_per_shard, reading(args), task_prompts(args)
-        )
-    except (ValueError, OSError) as error:
-        print(f"lrd prepare: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return BAD_INPUT
+    """Run the command; its exit code."""
+    made = prepare(args.source, args.output, args.rows_per_shard, reading(args), task_prompts(args))
     print(describe(made, args.output))
-    return 0
+    return output.OK
 
 
 def reading(args: argparse.Namespace) -> Reading:
-    """How to read the source. Raises ValueError for flags that cannot be."""
+    """The flags on how to read the source. Raises ValueError for impossible values."""
     types = parse_types(args.types)
     kind = types.get(args.prompt_column or "prompt", TYPES["string"])
     if kind != TYPES["string"]:
@@ -93,33 +87,22 @@ def reading(args: argparse.Namespace) -> Reading:
 
 
 def task_prompts(args: argparse.Namespace) -> TaskPrompts | None:
-    """The task's prompts that are asked for. Raises ValueError for its flags without a task."""
+    """The flags on a task's prompts; None without --task. Raises ValueError for others alone."""
     if args.task:
         return TaskPrompts(args.task, args.shots, args.exemplars)
     if args.shots is not None or args.exemplars:
-        raise ValueError("--shots and --exemplars are a task's; name it with --task")
+        raise ValueError("--shots and --exemplars need --task")
     return None
 
 
-def describe(made: Prepared, output: str) -> str:
+def describe(made: Prepared, folder: str) -> str:
     """The closing lines."""
     lines = [
         f"{made.num_rows} rows in {made.num_shards} shards, columns "
-        f"{', '.join(made.columns)}: {output}"
+        f"{', '.join(made.columns)}: {folder}"
     ]
     if made.left_out:
         more = len(made.left_out) - MOST_NAMES
         names = ", ".join(made.left_out[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
         lines.append(f"files left out: {names}")
     return "\n".join(lines)
-
-
-def main() -> None:
-    """`python -m jobs.prepare`."""
-    parser = argparse.ArgumentParser(prog="lrd prepare", description="Make prompt shards.")
-    add_arguments(parser)
-    sys.exit(run(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    main()

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         inspector = Inspector(Storage(args.output))
         with _shown(live=args.watch and not args.json) as show:
             while True:
-                state = inspector.look()
+                state = inspector.snapshot()
                 show(json.dumps(state.to_json()) if args.json else describe(state, args.all))
                 if not args.watch or is_over(state) or output.reader_is_gone():
                     return output.OK
@@ -91,9 +91,9 @@ def _driver(driver: DriverState | None) -> str:
     if driver is None:
         return "none has written its lease here"
     who = f"process {driver.pid} on {driver.host}"
-    beat = f"last heartbeat at {_utc(driver.heard_at)}"
+    beat = f"last heartbeat at {_utc(driver.last_heartbeat)}"
     return {
-        "ended": f"none is running; the last one ended at {_utc(driver.heard_at)}",
+        "ended": f"none is running; the last one ended at {_utc(driver.last_heartbeat)}",
         "dead": f"none is running; {who} is dead, {beat}: the same command continues",
         "beating": f"running: {who}, {beat}",
         "silent": f"{who} sent no heartbeat while watched, {beat}: it may be gone",

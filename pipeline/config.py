@@ -1,6 +1,5 @@
-"""Settings of one run: what a user writes in a TOML file or as flags.
-
-Those of the decoding are `lrd.DecodingConfig`'s own.
+"""The settings of one run, as a user writes them in a TOML file or as flags. Those of the decoding
+are `lrd.DecodingConfig`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The driver's loop: read, feed, collect, store. Holds the only `ray.wait`.
+"""Runs the driver's loop: read, feed, collect, store. The only module that calls `ray.wait`.
 
 The driver is the only writer of the output; replicas return rows. Progress goes to a callback.
 """
@@ -30,9 +30,9 @@ from pipeline.rows import Prompt, Report, results_batch
 
 TICK_SECONDS = 0.5
 PROGRESS_SECONDS = 0.1
-"""Time between two readings of the progress."""
+"""Time between two updates of the progress."""
 FETCH_SECONDS = 60.0
-"""A report that cannot be fetched for as long counts as its replica's death."""
+"""A replica whose report cannot be fetched within this time counts as dead."""
 
 
 class Driver:
@@ -58,14 +58,14 @@ class Driver:
         self._tracker = ProgressTracker(ledger.plan.num_rows, ledger.plan.num_rows - owed_rows)
         self._metrics = RunMetrics()
         self._flushed_at = time.monotonic()
-        self._told_at = 0.0
+        self._published_at = 0.0
 
     def stop(self) -> None:
-        """Ask the loop to end: nothing more is fed, what is finished is kept."""
+        """Ask the loop to end: no more prompts are fed, finished rows are stored."""
         self._stopping = True
 
     def run(self) -> None:
-        """Decode what is owed.
+        """Decode every row that storage does not hold yet.
 
         Raises RunStoppedError where it was asked to stop or replicas keep dying; finished rows are
         on storage then.
@@ -76,7 +76,7 @@ class Driver:
                 self._read_ahead()
                 self._store()
                 if not self._owed and not self._ledger.shards:
-                    self._tell()
+                    self._publish()
                     self._ledger.event("driver finished")
                     return
                 for replica, error in self.fleet.poll():
@@ -107,8 +107,8 @@ class Driver:
             self._buckets.add(found.prompts)
 
     def _wants_more(self) -> bool:
-        """Whether shards are left, the window has room, and there are not batches enough for every
-        replica."""
+        """Whether shards are left, the window has room, and the prompts that wait are too few to
+        fill every replica."""
         enough = self.fleet.capacity * SLOTS_AHEAD + self._config.slots
         room = len(self._ledger.shards) < self._config.lookahead_shards
         return bool(self._owed) and room and len(self._buckets) < enough
@@ -116,11 +116,11 @@ class Driver:
     # Feeding.
 
     def _feed(self) -> None:
-        """Give every ready replica its next batches, round robin, so that near the end of a run no
-        replica hoards the last ones.
+        """Give every ready replica its next batches, one each and then more, so that near the end
+        of a run no replica holds prompts for which another has free slots.
 
-        What is held counts, not batches: a batch's last row may take as long as many others, and
-        the other slots want prompts meanwhile.
+        Rows in flight count, not batches: a batch's last row may take as long as many others, and
+        the other slots need prompts meanwhile.
         """
         for enough in (1, SLOTS_AHEAD * self._config.slots):
             for replica in self.fleet:
@@ -130,7 +130,8 @@ class Driver:
                         self.fleet.feed(replica, batch)
 
     def _next_batch(self, replica: ReplicaHandle) -> list[Prompt]:
-        """Suspects go to a replica that holds nothing, and nothing joins them."""
+        """The batch to give next. Suspects go to a replica that holds no other row, and while it
+        has them it gets nothing else."""
         if any(prompt.suspect for prompt in replica.in_flight.values()):
             return []
         if self._suspects:
@@ -141,7 +142,7 @@ class Driver:
     # Collecting.
 
     def _collect(self) -> None:
-        """Wait a moment for reports, steps of starts, and deaths; take them."""
+        """Wait a moment for reports, steps of starts, and deaths; handle them."""
         owners = {ref: replica for replica in self.fleet for ref in replica.references}
         if not owners:
             time.sleep(TICK_SECONDS / 10)
@@ -149,12 +150,12 @@ class Driver:
             for reference in self._ready(list(owners)):
                 self._advance(owners[reference], reference)
         now = time.monotonic()
-        if now - self._told_at >= PROGRESS_SECONDS:
-            self._told_at = now
-            self._tell()
+        if now - self._published_at >= PROGRESS_SECONDS:
+            self._published_at = now
+            self._publish()
 
     def _ready(self, references: list[Any]) -> list[Any]:
-        """All that are ready now, else the first that is within a tick."""
+        """All references that are ready now, else the first to be within a tick."""
         ready, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
         if not ready:
             ready, _ = ray.wait(references, num_returns=1, timeout=TICK_SECONDS, fetch_local=False)
@@ -179,8 +180,8 @@ class Driver:
             self._take_rows(finished, report.rows())
             self._limits.row_finished()
 
-    def _tell(self) -> None:
-        """Progress to the lease's file, the metrics, and the caller."""
+    def _publish(self) -> None:
+        """Publish the progress: in the lease's file, as metrics, and to the caller."""
         progress = self._tracker.progress({replica.name: replica.state for replica in self.fleet})
         self._ledger.lease.publish(progress.to_json)
         num_waiting = len(self._buckets) + len(self._suspects)
@@ -188,7 +189,7 @@ class Driver:
         self._on_progress(progress)
 
     def _take_rows(self, prompts: list[Prompt], results: pa.RecordBatch) -> None:
-        """Rows of a batch, which may come from several shards."""
+        """Store the rows of a report, which may come from several shards."""
         by_shard: dict[int, list[int]] = {}
         for position, prompt in enumerate(prompts):
             by_shard.setdefault(prompt.shard, []).append(position)
@@ -203,7 +204,7 @@ class Driver:
         record_rows(shard, new)
 
     def _remove_dead(self, replica: ReplicaHandle, error: Exception) -> None:
-        """A replica died. What it had not begun goes back at once."""
+        """Remove a dead replica. Rows that had no slot go back to the buckets at once."""
         if replica.actor is None:
             return
         death = self.fleet.remove_dead(replica, error)
@@ -212,7 +213,7 @@ class Driver:
         self._suspects.died(death)
 
     def _decide(self) -> None:
-        """Draw the conclusions from deaths."""
+        """Decide which rows are suspects, free or quarantined after deaths, and whether to stop."""
         verdict = self._suspects.decide(time.monotonic(), self.fleet.is_gone)
         for node in verdict.lost_nodes:
             self._ledger.event("node lost", node=node)
@@ -224,7 +225,7 @@ class Driver:
         self._limits.unscheduled(self.fleet.unscheduled_seconds, last_words)
 
     def _return(self, prompts: list[Prompt]) -> None:
-        """What nobody blames, back to where it came from."""
+        """Put prompts back where they came from."""
         self._suspects.put_back([prompt for prompt in prompts if prompt.suspect])
         self._buckets.put_back([prompt for prompt in prompts if not prompt.suspect])
 

@@ -1,7 +1,8 @@
-"""Faults on demand: what the tests of failures break, and how. Does nothing unless asked.
+"""Injects faults for tests: kills, hangs, slow or failing calls. Does nothing unless LRD_FAULTS is
+set.
 
-The environment variable LRD_FAULTS holds a JSON list of rules; the driver hands it on to its
-replicas. A rule says where, what for, and what happens:
+The environment variable holds a JSON list of rules; the driver passes it to its replicas. A rule
+says at which point, for which subject, and what happens:
 
     {"at": "replica.place", "match": "*Zoe*", "do": "kill"}
     {"at": "storage.write", "match": "data/*", "do": "raise", "chance": 0.05}
@@ -21,12 +22,12 @@ replicas. A rule says where, what for, and what happens:
 | `hang` | the call never returns |
 | `slow` | the call takes `seconds` longer |
 | `raise` | OSError with `error` as its errno's name (default EIO) |
-| `nan` | the prompt's embeddings are no numbers (`replica.place` alone) |
+| `nan` | the prompt's embeddings become NaN (`replica.place` alone) |
 | `log` | a line with the subject is appended to the file `path` |
 
 `chance` (default 1) and `times` (default: no limit; counted in one process) bound how often.
-The variable is read when the first of these points is passed; what is wrong with it is a
-ValueError there.
+`lrd` reads the variable before it runs a command, a replica when it loads its model; a malformed
+one is a ValueError.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ _rules: list[_Rule] | None = None
 
 
 def load(text: str | None) -> None:
-    """Take the rules of `LRD_FAULTS`; None or empty: no faults.
+    """Set the rules from the text of `LRD_FAULTS`; None or empty: no faults.
 
     Raises ValueError in one line for text that is not a list of rules.
     """
@@ -122,7 +123,7 @@ def wanted() -> bool:
 
 
 def at(point: str, subject: str) -> bool:
-    """Let happen here what the rules say; True where the caller is to make NaN of its numbers."""
+    """Do what the rules say for this point; True where the caller has to make its numbers NaN."""
     make_nan = False
     for rule in _loaded():
         if not rule.applies(point, subject):
@@ -146,8 +147,8 @@ def at(point: str, subject: str) -> bool:
 
 
 class WatchedModel:
-    """A model whose prompts pass `replica.place` when they are embedded, that is when they get
-    their slots."""
+    """Wraps a model so that a prompt passes the point `replica.place` when it is embedded, which is
+    when it gets its slot."""
 
     def __init__(self, model: Any, gen_length: int) -> None:
         self._model, self._gen_length = model, gen_length

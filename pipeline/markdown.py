@@ -1,4 +1,4 @@
-"""Tables in Markdown, and other people's texts as text in it. Knows nothing of what they mean."""
+"""Writes Markdown tables, and escapes texts that other people wrote so that they stay text."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 LONGEST = 300
-"""Characters of one text that is not ours."""
+"""Characters of a text that are shown; the rest is cut."""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in GitHub's form. Cells are Markdown already; a bar or a line break in one does not
-    end it."""
+    """A table in GitHub's form. Cells are Markdown; `|` and line breaks in them are escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
 
@@ -20,8 +19,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def escaped(text: object) -> str:
     """Any text as one line that reads as itself in a Markdown table and is nothing else.
 
-    Whatever could mean something to Markdown, HTML or a link finder is written by number;
-    characters that no reader sees, which can turn a line around, are dropped.
+    Every character that Markdown, HTML or a link finder could act on becomes a numeric entity;
+    invisible characters, some of which reverse a line, are dropped.
     """
     line = " ".join(str(text).split())
     seen = "".join(c for c in line if unicodedata.category(c)[0] != "C")
@@ -30,7 +29,7 @@ def escaped(text: object) -> str:
 
 
 def code(text: object) -> str:
-    """The same as inline code where the text is harmless there."""
+    """The text as inline code where it is harmless there, else `escaped`."""
     plain = re.fullmatch(r"[\w.,:/+=()-][\w.,:/+=() -]*", str(text), re.ASCII)
     return f"`{text}`" if plain and len(str(text)) <= LONGEST else escaped(text)
 

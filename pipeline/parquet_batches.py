@@ -1,5 +1,5 @@
-"""Reads Parquet a batch at a time, so that neither memory nor Arrow's 2 GiB limit on the nested
-cells of one array depends on how large the writer made its row groups.
+"""Reads Parquet in batches of a bounded size, whatever the size of the file's row groups: large
+ones would need much memory, and Arrow cannot hold over 2 GiB of nested cells in one array.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def batches(
 ) -> Iterator[pa.RecordBatch]:
     """All rows in order, about `BATCH_BYTES` and at most `most_rows` at a time.
 
-    columns: those alone.
+    columns: only these.
     Raises pa.ArrowException or OSError where the file is damaged.
     """
     for group in range(parquet.num_row_groups):
@@ -41,7 +41,7 @@ def batches(
 def _rest(
     parquet: pq.ParquetFile, group: int, columns: Sequence[str] | None, size: int, skipped: int
 ) -> Iterator[pa.RecordBatch]:
-    """A row group's rows behind the first ones."""
+    """A row group's rows without the first `skipped` ones."""
     first = 0
     for batch in parquet.iter_batches(size, row_groups=[group], columns=columns):
         if first + batch.num_rows > skipped:
@@ -66,7 +66,8 @@ def read_table(
 
 
 def rows_at(table: pa.Table, rows: Sequence[int]) -> pa.Table:
-    """These rows, ascending. By slices: Arrow's own `take` and `filter` know no string views."""
+    """These rows of a table, ascending. By slices, as Arrow's `take` and `filter` do not support
+    string views."""
     parts, first = [], 0
     for n, row in enumerate(rows, start=1):
         if n == len(rows) or rows[n] != row + 1:

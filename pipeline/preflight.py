@@ -1,6 +1,5 @@
-"""Checks all that a run needs but the cluster: settings, places, input and checkpoint.
-
-Nothing is written. What the results of a run depend on is its fingerprint.
+"""Checks everything a run needs except the cluster: settings, paths, input and checkpoint; and
+collects the run's fingerprint, which is all that its results depend on. Writes nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def package_version() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A run whose settings, input and checkpoint hold; nothing has been written."""
+    """A run whose settings, input and checkpoint were checked; nothing has been written."""
 
     inputs: PromptShards
     output: Storage
@@ -45,27 +44,29 @@ class Checked:
 
     @property
     def notes(self) -> list[str]:
-        """What holds but should be known before anything is decoded, a line each."""
+        """Warnings to show before anything is decoded, a line each."""
         return [*self.inputs.notes(), *cannot_open(self.inputs.schema)]
 
 
 @refused_as_settings()
 def check(config: RunConfig) -> Checked:
-    """Look at all that a run needs but the cluster.
+    """Check everything a run needs except the cluster.
 
-    Raises ValueError for what is wrong with settings, input or checkpoint.
+    Raises ValueError where settings, input or checkpoint are wrong.
     """
     refuse_secrets(config)
     found = input_files.find(config.input)
     output = Storage(config.output)
     _check_places(found.storage, output)
     output.check_writable()
-    output.kind()  # Whether it answers at all.
+    output.kind()  # Raises where the store does not answer.
     inputs = prompt_shards.inspect(found, config.prompt_column)
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype
     face = load_model(local_model(config.model), "meta", dtype, config.revision)
     if face.tokenizer is None:
-        raise ValueError(f"{config.model}: has no tokenizer.json; put its tokenizer files beside")
+        raise ValueError(
+            f"{config.model}: has no tokenizer.json; put its tokenizer files into the folder"
+        )
     if config.prompt_format == "chat" and not face.tokenizer.chat_template:
         raise ValueError(f"{config.model}: has no chat template; use --prompt-format raw")
     if config.decoding.gen_length >= face.max_length:

@@ -1,7 +1,7 @@
-"""A run as a job of Ray's job server: submitted, followed, and the driver's own exit code.
+"""Submits a run as a job to Ray's job server, follows its log, and gets the driver's exit code.
 
-Ray keeps every submission's id for good, so a run's ids are its name and a number that counts up.
-A name belongs to one output: while its job is running there is nothing to submit.
+Ray never frees a submission id, so a run's ids are its name and a number that counts up. A name
+belongs to one output: while its job is running, no other is submitted.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from pipeline.storage.uris import canonical, is_uri
 
 INTERRUPTED = 75
 PATIENCE_SECONDS = 60.0
-"""How long a job server that has answered before may be silent."""
+"""How long a job server that answered before may not answer."""
 BEGIN_SECONDS = 180.0
-"""How long a cluster that has just begun may take until it takes jobs."""
+"""How long a cluster that has just started may refuse jobs."""
 RETRY_SECONDS = 1.0
 LOST = (
     *(requests.RequestException, aiohttp.ClientError, OSError, RuntimeError),
@@ -47,9 +47,9 @@ EXCLUDES = [
     *(".venv", "venv", "__pycache__", "*.egg-info", ".pytest_cache", ".mypy_cache", ".ruff_cache"),
     *(".env*", "*.pem", "*.key", "*.part"),
 ]
-"""What is not uploaded, as in a .gitignore; Ray leaves out what .gitignore names, too."""
+"""What is not uploaded, in .gitignore's syntax; Ray also leaves out what .gitignore names."""
 STOP_SECONDS = "60"
-"""What a driver has to flush its rows when its job is stopped; Ray's own three are too few."""
+"""Time for a driver to store its rows when its job is stopped; Ray's default of 3 is too short."""
 SECRET = re.compile(r"secret|passw|(access|api|private)_?key|(^|_)token($|_)", re.IGNORECASE)
 
 
@@ -58,9 +58,9 @@ class Outcome:
     """How a job ended."""
 
     code: int
-    """The driver's own; 75 where it has none, as it was stopped or lost."""
+    """The driver's exit code; 75 where it has none because it was stopped or lost."""
     reason: str | None
-    """Why there is none."""
+    """Why the driver has no exit code; None where it has one."""
 
 
 def address_from(given: str | None) -> str:
@@ -74,7 +74,7 @@ def address_from(given: str | None) -> str:
 
 
 def check_places(config: RunConfig) -> None:
-    """ValueError for paths that mean something else, or nothing, where the job runs."""
+    """ValueError for paths that mean something else, or do not exist, where the job runs."""
     for name, value in (("input", config.input), ("output", config.output)):
         # The home folder is another one there.
         path = value if value.startswith("~") else canonical(value)
@@ -89,10 +89,10 @@ def check_places(config: RunConfig) -> None:
 
 
 def runtime_env(working_dir: str, environment: list[str]) -> dict[str, Any]:
-    """What the job runs in. environment: `NAME=VALUE`, or `NAME` for its value here.
+    """The job's Ray runtime environment. environment: `NAME=VALUE`, or `NAME` for its value here.
 
-    Raises ValueError for a folder that does not exist, and for secrets: Ray shows a job's
-    environment to whoever may see the job.
+    Raises ValueError for a folder that does not exist, and for secrets: everybody who may see the
+    job sees its environment.
     """
     if not Path(working_dir).is_dir():
         raise ValueError(f"--working-dir {working_dir}: no such folder")
@@ -115,7 +115,7 @@ def connect(address: str) -> JobSubmissionClient:
 
     Raises ValueError in one line where there is none or it wants another token.
     """
-    # Ray logs every file that it does not upload; what goes wrong is raised.
+    # Ray logs every file that it does not upload; errors are raised in any case.
     for handler in logging.getLogger("ray").handlers:
         handler.setLevel(logging.CRITICAL)
     url = urlsplit(address)
@@ -127,7 +127,7 @@ def connect(address: str) -> JobSubmissionClient:
         raise ValueError(f"the address carries a password; leave it out and {TOKEN}")
     port = url.port or (443 if url.scheme == "https" else 80)
     try:
-        # The client itself would wait for as long as the network likes.
+        # The client itself has no timeout.
         socket.create_connection((url.hostname, port), timeout=10).close()
     except OSError as error:
         raise ValueError(
@@ -140,8 +140,8 @@ def connect(address: str) -> JobSubmissionClient:
 
 @contextmanager
 def _variable(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable for a moment: Ray lets some win over an address that is given,
-    this one over all others."""
+    """Set an environment variable for a moment. Ray prefers several variables to the address that
+    it is given, and this one to the others."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -155,7 +155,7 @@ def _variable(name: str, value: str) -> Iterator[None]:
 
 @contextmanager
 def plainly(address: str) -> Iterator[None]:
-    """What the job client raises, as a ValueError of one line."""
+    """Turns what the job client raises into a ValueError of one line."""
     try:
         yield
     except AuthenticationError as error:
@@ -170,7 +170,7 @@ def plainly(address: str) -> Iterator[None]:
 
 
 def job_name(output: str) -> str:
-    """A readable name that is the output's own."""
+    """A readable name that no other output has."""
     output = canonical(output).rstrip("/")
     slug = re.sub(r"[^a-z0-9]+", "-", output.rpartition("/")[2].lower()).strip("-")[:40]
     return f"lrd-{slug or 'run'}-{hashlib.sha256(output.encode()).hexdigest()[:8]}"
@@ -195,7 +195,7 @@ def submit(
                 entrypoint=entrypoint, submission_id=job_id, runtime_env=dict(runtime_env)
             )
         except RuntimeError as error:
-            # Someone else was faster, and theirs is running now; or the cluster has just started.
+            # Somebody else submitted this id first, or the cluster has just started.
             passes = any(words in str(error) for words in ("already exists", "No available agent"))
             if not passes or time.monotonic() > give_up_at:
                 raise
@@ -220,16 +220,16 @@ def follow(
     on_text: Callable[[str], None],
     patience: float = PATIENCE_SECONDS,
 ) -> None:
-    """Hand on a job's log until the job has ended, over lost connections.
+    """Pass a job's log to `on_text` until the job ends; lost connections are made anew.
 
-    Raises what the client raises where the server is silent for longer than `patience` seconds.
+    Raises what the client raises where the server does not answer for `patience` seconds.
     """
-    seen, heard_at = 0, time.monotonic()
+    seen, answered_at = 0, time.monotonic()
 
     def on_chunk(place: int, text: str) -> None:
-        # A connection that is made anew begins with the log's first line.
-        nonlocal seen, heard_at
-        heard_at = time.monotonic()
+        # A new connection sends the log from its first line.
+        nonlocal seen, answered_at
+        answered_at = time.monotonic()
         if place + len(text) > seen:
             on_text(text[max(0, seen - place) :])
             seen = place + len(text)
@@ -239,12 +239,12 @@ def follow(
             asyncio.run(_tail(client, job_id, on_chunk))
             if client.get_job_status(job_id).is_terminal():
                 return
-            heard_at = time.monotonic()
+            answered_at = time.monotonic()
         except (AuthenticationError, BrokenPipeError):
-            # The token's fault, or that of the reader of `on_text`: trying again does not help.
+            # A wrong token, or nobody reads stdout: trying again does not help.
             raise
         except LOST:
-            if time.monotonic() - heard_at > patience:
+            if time.monotonic() - answered_at > patience:
                 raise
         time.sleep(RETRY_SECONDS)
 
@@ -259,7 +259,7 @@ async def _tail(
 
 
 def outcome(client: JobSubmissionClient, job_id: str) -> Outcome:
-    """How a job that is over ended."""
+    """The exit code of a job that has ended."""
     info = client.get_job_info(job_id)
     code = info.driver_exit_code
     if code is None:

@@ -1,4 +1,4 @@
-"""What goes from the driver to a replica and what comes back, one slotted dataclass each.
+"""The dataclasses that travel between the driver and a replica: prompts there, results back.
 
 `Result` is the one place where a column of the result dataset is written down: its name, Arrow
 type and meaning. The schema, the dataset card and the README's table are made from it.
@@ -33,14 +33,15 @@ class Prompt:
 
     shard: int
     index: int
-    """Row number inside its shard."""
+    """Row number in its shard."""
     token_ids: list[int]
     bucket: int
-    """Prompt tokens that its slot holds."""
+    """Prompt tokens that its slot has room for."""
     begun: int = 0
     """Replicas that ended while it was in one of their slots, whatever the cause."""
     suspect: bool = False
-    """Whether it was in a slot at a death that no lost node explains: it is tried apart."""
+    """Whether it was in a slot at a death that no lost node explains. Suspects are tried apart
+    from other rows."""
     deaths_alone: int = 0
     """Deaths of replicas that held no other row, and that no lost node explains."""
 
@@ -61,13 +62,17 @@ INTS, FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
 class Result:
     """One output row without the input's columns; None where a failed row has no value."""
 
-    row_id: str = column(pa.string(), "shard and row number in the input's order")
+    row_id: str = column(pa.string(), "shard and row number; ids sort in the input's order")
     status: str = column(pa.string(), "ok, or failed")
     error: str | None = column(pa.string(), "why a row failed")
     output_text: str | None = column(pa.string(), "the answer, up to the first EOS")
-    output_token_ids: list[int] | None = column(INTS, "the whole canvas, gen_length ids")
-    num_output_tokens: int | None = column(pa.int32(), "tokens before the first EOS")
-    num_prompt_tokens: int | None = column(pa.int32(), "tokens of the prompt with its template")
+    output_token_ids: list[int] | None = column(INTS, "the whole canvas, `gen_length` ids")
+    num_output_tokens: int | None = column(
+        pa.int32(), "tokens before the first EOS: the paper's effective tokens"
+    )
+    num_prompt_tokens: int | None = column(
+        pa.int32(), "tokens of the prompt with its template, as decoded"
+    )
     num_forwards: int | None = column(pa.int32(), "forward passes: `refine_steps` + `decode_steps`")
     refine_steps: int | None = column(pa.int32(), "passes that only refined beliefs (phase 1)")
     decode_steps: int | None = column(pa.int32(), "passes that committed tokens (phase 2)")
@@ -76,10 +81,10 @@ class Result:
         pa.string(), "complete, converged (early stop), eos (filled behind an EOS) or failed"
     )
     open_at_stop: int | None = column(
-        pa.int32(), "positions that early stops committed while they were still open"
+        pa.int32(), "positions that an early stop committed while they were still open"
     )
     max_entropy_at_stop: float | None = column(
-        pa.float32(), "largest entropy among those, nats; 0 where there were none"
+        pa.float32(), "largest entropy among those positions, nats; 0 where there were none"
     )
     refine_converged: bool | None = column(
         pa.bool_(), "whether every refinement phase converged before `max_refine_steps`"
@@ -93,7 +98,7 @@ class Result:
     commit_step: list[int] | None = column(
         INTS, "the pass that committed each canvas position; 0 where EOS filled the rest"
     )
-    mean_mix_weight: float | None = column(pa.float32(), "mean weight of the soft embeddings")
+    mean_mix_weight: float | None = column(pa.float32(), "mean weight α of the soft embeddings")
     bucket: int | None = column(pa.int32(), "prompt tokens that the row's slot held")
     seconds: float | None = column(
         pa.float32(), "wall time in its slot, shared with the slot's neighbours"
@@ -177,7 +182,7 @@ Key = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a replica has to report since its last report."""
+    """What happened in a replica since its last report."""
 
     finished: list[Key]
     content: bytes
@@ -186,9 +191,9 @@ class Report:
     returned: list[Key]
     """Rows that a draining replica has not begun and will not."""
     events: list[str]
-    """For the run's events."""
+    """Texts for the run's events."""
     num_passes: int
-    """That have ended: a replica whose passes go on is alive."""
+    """Passes that have ended: while the number grows, the replica is alive."""
     longest_pass: float
     """Seconds, over all passes of the replica."""
 

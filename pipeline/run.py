@@ -1,6 +1,6 @@
-"""One run from settings to summary: check everything, connect to Ray, drive, sum up.
+"""Runs one run from settings to summary: check everything, connect to Ray, decode, count.
 
-Knows no command line and prints nothing.
+Prints nothing: progress goes to a callback, events to the log.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def generate(
     retry_failed: bool = False,
     actors: Actors | None = None,
 ) -> Summary:
-    """Run `config` to its end; on_driver receives the driver, whose `stop` ends it early.
+    """Run `config` to its end. on_driver is called with the driver, whose `stop` ends it early.
 
     retry_failed: decode rows that failed once more; what succeeds replaces the failure.
-    actors: what starts replicas; benchmarks of the driver put something cheaper in its place.
+    actors: what starts replicas; benchmarks of the driver pass a cheaper stand-in.
     Raises ValueError for bad settings or input before anything is written, RunStoppedError
     where the run was interrupted and can be continued.
     """
@@ -111,7 +111,7 @@ def generate(
     except LeaseLostError as error:
         raise RunStoppedError(str(error)) from error
     except OSError:
-        # Storage has been given its time; what is left to write gets one more try.
+        # Storage was retried for minutes already; the last writes are tried only briefly.
         ledger.output.patience = LAST_TRY_SECONDS
         raise
     finally:

@@ -565,7 +565,9 @@ def test_values_of_another_kind_name_both_files_and_types(
 def test_columns_that_only_one_shard_has(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt": ["p"], "a": [1]}), tmp_path / "x.parquet")
     pq.write_table(pa.table({"prompt": ["p"], "b": [1]}), tmp_path / "y.parquet")
-    with pytest.raises(ValueError, match=r"y\.parquet: .*no column 'a' and 'b' besides, unlike "):
+    with pytest.raises(
+        ValueError, match=r"y\.parquet: .*no column 'a' and the further 'b', unlike "
+    ):
         prompt_shards.inspect(find(str(tmp_path)), "prompt")
 
 

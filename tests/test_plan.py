@@ -165,7 +165,7 @@ def test_an_output_that_is_no_run(source: Path, capsys: pytest.CaptureFixture[st
     (source.parent / "out").mkdir()
     (source.parent / "out" / "notes.txt").write_text("mine")
     assert plan.run(args(source)) == 2
-    assert "holds no run of ours" in capsys.readouterr().err
+    assert "is not empty and holds no run" in capsys.readouterr().err
 
 
 def test_time_is_reckoned_bucket_by_bucket() -> None:

@@ -415,7 +415,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "csv: text after quote": (
         "a.csv",
         b'a,b\n1,"2"x\n',
-        ", line 2: not CSV: a quoted cell goes on",
+        ", line 2: not CSV: a quoted cell continues",
     ),
     "csv: backslash quote": ("a.csv", b'a,b\n1,"x \\"y\\" z"\n', ", line 2: "),
     "csv: carriage return": ("a.csv", b"a\n1\nx\ry\n", ", line 3: not CSV: a carriage return"),
@@ -440,7 +440,11 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "jsonl: number": ("a.jsonl", b"5\n", ", line 1: is '5'"),
     "jsonl: null": ("a.ndjson", b"null\n", ", line 1: is 'null'"),
     "jsonl: bytes": ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', ", line 2: byte 0xff at position 8"),
-    "jsonl: key twice": ("a.jsonl", b'{"a": {"b": 1, "b": 2}}\n', ", line 1: the key 'b' stands"),
+    "jsonl: key twice": (
+        "a.jsonl",
+        b'{"a": {"b": 1, "b": 2}}\n',
+        ", line 1: the key 'b' is",
+    ),
     "jsonl: half character": ("a.jsonl", b'{"a": "\\ud83d"}\n', ", line 1: \\ud83d is half"),
     "jsonl: half in a key": ("a.jsonl", b'{"\\uD83D": 1}\n', ", line 1: \\ud83d is half"),
     "jsonl: too deep": ("a.jsonl", b'{"a": ' + b"[" * 99999 + b"]" * 99999 + b"}\n", ", line 1: "),
@@ -749,7 +753,7 @@ def test_nothing_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
     path = WRITERS[name](tmp_path / name, [{"prompt": "x"}])
     (tmp_path / "home").mkdir()
     (tmp_path / "scratch").mkdir()
-    words = ["-m", "jobs.prepare", str(path), "--output", str(tmp_path / "out")]
+    words = ["-m", "jobs.cli", "prepare", str(path), "--output", str(tmp_path / "out")]
     places = {"HOME": "home", "HF_HOME": "home", "TMPDIR": "scratch"}
     env = os.environ | {key: str(tmp_path / place) for key, place in places.items()}
     root = Path(prepare.__file__).parents[1]
@@ -946,8 +950,7 @@ def test_an_interrupted_call_leaves_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pipeline.preparing.prepare._cut", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        call(str(path), "--output", str(tmp_path / "out"))
+    assert call(str(path), "--output", str(tmp_path / "out")) == 75
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -25,9 +25,9 @@ from markdown_it import MarkdownIt
 
 from jobs import publish as job
 from pipeline.markdown import code, escaped, table
-from pipeline.publishing.dataset_card import COLUMNS, About, Facts, _last_part, card
+from pipeline.publishing.dataset_card import About, Facts, _last_part, card
 from pipeline.publishing.destinations import destination
-from pipeline.rows import RESULT_SCHEMA
+from pipeline.rows import MEANINGS, RESULT_SCHEMA
 
 SECRET = "hf_a-token-that-nobody-may-see"
 
@@ -171,11 +171,11 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert "exists already" in refused(tmp_path / "full")
-    assert "lies in the run" in refused(made.output / "published")
+    assert "is in the run" in refused(made.output / "published")
     assert "holds no run" in refused(tmp_path / "published", output=tmp_path / "full")
-    assert "no licence id" in refused(tmp_path / "published", "--license", "mit\nconfigs: []")
-    assert "is no title" in refused(tmp_path / "published", "--title", "a\n---\nb")
-    assert "is no tag" in refused(tmp_path / "published", "--tag", "- x")
+    assert "not a licence id" in refused(tmp_path / "published", "--license", "mit\nconfigs: []")
+    assert "is not a title" in refused(tmp_path / "published", "--title", "a\n---\nb")
+    assert "is not a tag" in refused(tmp_path / "published", "--tag", "- x")
     assert "nowhere://bucket/published: no filesystem" in refused("nowhere://bucket/published")
     content = made.shard(1).read_bytes()
     made.shard(1).write_bytes(content[:-1] + b"x")
@@ -278,8 +278,11 @@ def test_a_card_of_hostile_names(tmp_path: Path) -> None:
     assert page.count("<tr>") == page.count("</tr>")
 
 
-def test_every_added_column_has_a_meaning() -> None:
-    assert list(COLUMNS) == RESULT_SCHEMA.names
+def test_the_card_has_every_columns_meaning(tmp_path: Path) -> None:
+    assert publish(finished(tmp_path).output, tmp_path / "published") == 0
+    text = (tmp_path / "published" / "README.md").read_text()
+    for name, meaning in MEANINGS.items():
+        assert re.search(rf"^\| `{name}` \| .+ \| {re.escape(meaning)} \|$", text, re.MULTILINE)
 
 
 def test_a_path_of_this_machine_stays_off_the_card() -> None:

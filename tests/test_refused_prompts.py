@@ -91,7 +91,7 @@ def test_a_template_may_raise_anything_for_one_row(name: str, tmp_path: Path) ->
 def test_a_template_that_refuses_every_row_ends_the_run_first(name: str, tmp_path: Path) -> None:
     body, reason = FAILING.get(name, ("{% if %}", "Expected an expression"))
     config = config_of(tmp_path, [*TEXTS, None, " "], tiny_with(tmp_path / "model", body))
-    with pytest.raises(ValueError, match="none of the 3 prompts that were looked at") as refused:
+    with pytest.raises(ValueError, match="none of the 3 prompts that were sampled") as refused:
         forecast(check(config), config)
     assert reason in str(refused.value)
     assert config.input in str(refused.value)

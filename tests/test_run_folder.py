@@ -366,7 +366,7 @@ def test_a_garbled_lease_is_set_aside_and_begun_anew(
     if garbled in LEASE_PARTS:
         content = changed(made.output, DRIVER, **LEASE_PARTS[garbled])
     garble(made.output, DRIVER, content)
-    with pytest.raises(UnreadableError, match=r"driver\.json: .*; the next lrd generate sets"):
+    with pytest.raises(UnreadableError, match=r"driver\.json: .*; the next lrd generate copies"):
         read_lease(made.storage)
     assert read_run(made.storage).driver is None
     # Who only looks goes on looking.

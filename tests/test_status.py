@@ -47,7 +47,7 @@ def rewrite_lease(run: MadeRun, **changes: Any) -> None:
 
 
 def look(run: MadeRun) -> run_state.RunState:
-    return Inspector(run.storage).look()
+    return Inspector(run.storage).snapshot()
 
 
 def test_shards_are_whole_open_or_waiting(run: MadeRun) -> None:
@@ -100,7 +100,7 @@ def test_a_retry_takes_failures_away(tmp_path: Path) -> None:
 
 def test_what_was_read_is_not_read_again(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     inspector = Inspector(run.storage)
-    inspector.look()
+    inspector.snapshot()
     opened: list[str] = []
     monkeypatch.setattr(
         "pipeline.inspection.status._read_statuses", lambda output, name: opened.append(name)
@@ -108,29 +108,29 @@ def test_what_was_read_is_not_read_again(run: MadeRun, monkeypatch: pytest.Monke
     monkeypatch.setattr(
         "pipeline.inspection.status.read_commit", lambda output, name: opened.append(name)
     )
-    before = inspector.look()
+    before = inspector.snapshot()
     assert opened == []
     assert before.num_done == 6
     monkeypatch.undo()
     run.add(1, [0])
-    assert inspector.look().num_done == 7
+    assert inspector.snapshot().num_done == 7
     run.add(2, [1, 2])
-    after = inspector.look()
+    after = inspector.snapshot()
     assert (after.num_done, after.num_whole) == (9, 2)
     run.end()
 
 
 def test_the_driver_as_its_lease_tells(run: MadeRun) -> None:
     inspector = Inspector(run.storage)
-    first = inspector.look().driver
+    first = inspector.snapshot().driver
     assert first is not None
     assert first.state == "unknown", "one read proves nothing"
     rewrite_lease(run, beat=99)
-    again = inspector.look().driver
+    again = inspector.snapshot().driver
     assert again is not None
     assert again.state == "beating"
     run.end()
-    over = inspector.look().driver
+    over = inspector.snapshot().driver
     assert over is not None
     assert (over.state, over.over) == ("ended", True)
 
@@ -138,9 +138,9 @@ def test_the_driver_as_its_lease_tells(run: MadeRun) -> None:
 def test_a_lease_that_stands_still_is_silent(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     rewrite_lease(run, machine="another")
     inspector = Inspector(run.storage)
-    assert "--watch shows" in describe(inspector.look())
+    assert "--watch shows" in describe(inspector.snapshot())
     monkeypatch.setattr("pipeline.inspection.status.SILENT_SECONDS", 0.0)
-    found = inspector.look()
+    found = inspector.snapshot()
     assert found.driver is not None
     assert found.driver.state == "silent"
     assert "it may be gone" in describe(found)
@@ -279,7 +279,7 @@ def test_an_object_store(run: MadeRun) -> None:
     memory = fsspec.filesystem("memory")
     memory.put(str(run.output), "/bucket/status", recursive=True)
     output = Storage("memory://bucket/status")
-    found = Inspector(output).look()
+    found = Inspector(output).snapshot()
     assert [shard.num_done for shard in found.shards] == [4, 0, 2]
     assert found.driver is not None
     assert found.driver.state == "ended"

@@ -113,7 +113,7 @@ def test_a_truncated_shard(run: MadeRun, verified: Any) -> None:
     code, lines = verified(run)
     assert code == 1
     assert "train-00002-of-00003.parquet: its bytes are not those" in lines[0]
-    assert "train-00002-of-00003.parquet: is no whole Parquet file" in lines[1]
+    assert "train-00002-of-00003.parquet: is not a whole Parquet file" in lines[1]
     assert lines[1].endswith(AGAIN)
 
 
@@ -177,7 +177,7 @@ def test_results_beside_another_prompt(run: MadeRun, verified: Any) -> None:
     ("change", "expected"),
     [
         (lambda table: table.drop_columns(["bucket"]), "lacks bucket: int32"),
-        (lambda table: table.append_column("more", pa.array(range(4))), "has more: int64 besides"),
+        (lambda table: table.append_column("more", pa.array(range(4))), "also has more: int64"),
         (lambda table: table.select([1, 0, *range(2, table.num_columns)]), "in another order"),
         (
             lambda table: table.set_column(
@@ -304,8 +304,8 @@ def test_strays(run: MadeRun, verified: Any) -> None:
     (run.output / "data" / "train-00000-of-00003.parquet.77.part").write_bytes(b"half")
     code, lines = verified(run)
     assert code == 1
-    assert lines[0].startswith("data/notes.txt: is no shard of this run; move it away")
-    assert "half a file" in lines[1]
+    assert lines[0].startswith("data/notes.txt: is not a shard of this run; move it away")
+    assert "a partial file" in lines[1]
     (run.output / "data" / "notes.txt").unlink()
     run.begin()
     code, lines = verified(run)

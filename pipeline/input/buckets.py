@@ -1,7 +1,7 @@
-"""Prompts → length buckets → work batches for replicas.
+"""Sorts prompts into length buckets and gives them out as batches for replicas.
 
-Knows nothing of Ray or files. A bucket is the number of prompt tokens that its slots hold:
-prompts share a pass only with prompts of about their length, so little of it is padding.
+A bucket is named by the number of prompt tokens that its slots hold. Prompts share a forward pass
+only with prompts of about their length, so that little of the pass is padding.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def bucket_of(num_tokens: int, max_tokens: int) -> int:
 
 
 MAX_LENGTHS = 128
-"""Distinct lengths that are told apart when shapes are chosen; the work grows with its square."""
+"""Distinct lengths considered when buckets are chosen; the work grows with its square."""
 
 
 def choose_lengths(num_tokens: Iterable[int], max_shapes: int) -> list[int]:
     """At most max_shapes buckets, ascending, that leave these prompts the least padding.
 
-    By dynamic programming over the lengths that occur; of more than `MAX_LENGTHS` neighbours
-    count as the longest of them. Empty where there are no prompts.
+    By dynamic programming over the lengths that occur. Where there are more than `MAX_LENGTHS`,
+    neighbouring lengths count as the longest of them. Empty where there are no prompts.
     """
     counts = Counter(num_tokens)
     if not counts:
@@ -67,13 +67,13 @@ def choose_lengths(num_tokens: Iterable[int], max_shapes: int) -> list[int]:
 
 
 def fitting(num_tokens: int, lengths: Sequence[int]) -> int | None:
-    """The shortest of these buckets, which are in order, that holds a prompt."""
+    """The shortest of these buckets, ascending, that holds so many tokens; None where none does."""
     at = bisect_left(lengths, num_tokens)
     return lengths[at] if at < len(lengths) else None
 
 
 class Buckets:
-    """Prompts that wait, by bucket; gives out work batches of one bucket each."""
+    """The prompts that wait, by bucket; gives out batches of one bucket each."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -87,16 +87,17 @@ class Buckets:
             self._waiting.setdefault(prompt.bucket, deque()).append(prompt)
 
     def put_back(self, prompts: Sequence[Prompt]) -> None:
-        """Prompts that were given out and not begun, before all others."""
+        """Put prompts that were given out and not begun before all others."""
         for prompt in reversed(prompts):
             self._waiting.setdefault(prompt.bucket, deque()).appendleft(prompt)
 
     def take(self, last_bucket: int | None, *, partial: bool) -> list[Prompt]:
-        """The next work batch, empty where none is due.
+        """The next batch for a replica; empty where no bucket fills one.
 
-        A replica stays with its last bucket while that fills a batch; then the longest bucket
-        that does, so that the tail of a run is short. With `partial`, where no bucket fills a
-        batch, the one that holds the oldest row, so that every shard is finished in time.
+        A replica stays with its last bucket while that fills a batch. Otherwise it gets the
+        longest bucket that does, so that short prompts are left for the end of a run. With
+        `partial`, where no bucket fills a batch, it gets what there is of the bucket with the
+        oldest row, so that no shard stays open for long.
         """
         full = [b for b, waiting in self._waiting.items() if len(waiting) >= self.batch_size]
         if last_bucket in full:

@@ -1,5 +1,5 @@
-"""The features that `datasets` keeps in a footer: which structs are images, which integers
-classes."""
+"""Collects the features that `datasets` writes into Parquet footers (which structs are images,
+which integers are class labels) and checks that all shards agree."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ KEY = b"huggingface"
 
 
 class Features:
-    """Those of an input: the first shard's that has any."""
+    """The features of an input: those of the first shard that has any."""
 
     def __init__(self) -> None:
         self._footer: bytes | None = None
@@ -19,7 +19,8 @@ class Features:
         self._where = ""
 
     def add(self, where: str, footer: Mapping[bytes, bytes]) -> None:
-        """Raises ValueError where a shard's integers stand for other classes than before."""
+        """Take in a shard's footer. Raises ValueError where its class names differ from earlier
+        ones."""
         try:
             features = json.loads(footer[KEY])["info"]["features"]
             classes = dict(_classes(features))
@@ -36,12 +37,12 @@ class Features:
 
     @property
     def metadata(self) -> dict[bytes, bytes]:
-        """For the schema of all shards."""
+        """The features as schema metadata; empty where no shard has any."""
         return {} if self._footer is None else {KEY: self._footer}
 
 
 def _classes(feature: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Names of every ClassLabel, by its place."""
+    """The path and the class names of every ClassLabel."""
     if isinstance(feature, list):
         feature = dict(enumerate(feature))
     if not isinstance(feature, dict):

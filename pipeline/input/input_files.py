@@ -1,5 +1,5 @@
-"""Finds the Parquet files of an input by the rule of pyarrow.dataset: all sub-folders, any case of
-`.parquet`, no name that begins with `.` or `_`; `key=value` folders are columns.
+"""Finds the Parquet files of an input by pyarrow.dataset's rule: all sub-folders, `.parquet` in any
+case, no name that begins with `.` or `_`; `key=value` folders become columns.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from pipeline.storage import uris
 from pipeline.storage.storage import RUN, Storage
 
 NULL = "__HIVE_DEFAULT_PARTITION__"
-"""The value of a `key=value` folder that stands for null."""
+"""The value of a `key=value` folder that means null."""
 TABLE_FORMATS = {
     "a Delta Lake table": re.compile(r"(^|/)_delta_log/"),
     "an Apache Hudi table": re.compile(r"(^|/)\.hoodie/"),
     "an Apache Iceberg table": re.compile(r"(^|/)metadata/[^/]*\.metadata\.json(\.gz)?$"),
     "a Lance dataset": re.compile(r"\.lance(/|$)"),
 }
-"""Folders whose Parquet files are not all of today's rows, by what their names show."""
+"""Table formats, by a file or folder that marks one: some of their Parquet files hold rows that
+the table has since deleted or replaced."""
 NAMES_SHOWN = 3
 
 
@@ -39,7 +40,7 @@ class FoundFiles:
     names: list[str]
     """Paths of the Parquet files, relative to the folder, sorted."""
     left_out: list[str]
-    """Paths of what else lies there; of a folder that is not entered its own, with `/` behind."""
+    """Paths of all other files there, and of folders that are not entered, ending in `/`."""
 
 
 def find(uri: str) -> FoundFiles:
@@ -105,8 +106,9 @@ def _local(root: str) -> Iterator[str]:
                         yield f"{path}/"
                     else:
                         yield from walk(f"{path}/", above | {own})
-                # A link to nothing is to be told of, a pipe would be waited at for ever.
-                elif entry.is_symlink() or entry.is_file():
+                # A broken link is listed, so that reading it fails with its name; reading a pipe
+                # would block for ever.
+                elif entry.is_file() or entry.is_symlink():
                     yield path
 
     status = os.stat(root)
@@ -141,7 +143,7 @@ def _refuse_tables(uri: str, listed: Sequence[str]) -> None:
 
 
 def folder_values(name: str) -> dict[str, str | None]:
-    """The columns that the `key=value` folders of a file's path stand for; None: null.
+    """The columns that the `key=value` folders in a file's path give it; None: null.
 
     Raises ValueError where two of them have one key.
     """
@@ -167,7 +169,7 @@ def folder_columns(names: Sequence[str]) -> pa.Schema:
         return pa.schema([])
     options = ds.FileSystemFactoryOptions("/", partitioning=ds.HivePartitioning.discover())
     try:
-        # Of no file but of the names alone.
+        # From the names alone: no file is opened.
         factory = ds.FileSystemDatasetFactory(
             fs.LocalFileSystem(), keyed, ds.ParquetFileFormat(), options
         )

@@ -1,5 +1,7 @@
-"""Chooses the unit in which INT96 timestamps keep their values: as Spark and Impala wrote them,
-they are nanoseconds of any year, which no 64 bits hold.
+"""Chooses the unit in which INT96 timestamps keep their values, nanoseconds or microseconds.
+
+Spark and Impala wrote INT96: nanoseconds of any year, which do not always fit into 64 bits, and
+pyarrow reads others as wrong dates.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ class OutOfRangeError(Exception):
 
 
 def columns(parquet: pq.ParquetFile) -> list[str]:
-    """Top-level columns that hold INT96, by themselves or inside."""
+    """Top-level columns of INT96 values, or with INT96 inside."""
     leaves = [parquet.schema.column(n) for n in range(len(parquet.schema))]
     paths = [f"{leaf.path}." for leaf in leaves if leaf.physical_type == "INT96"]
     return [
@@ -30,7 +32,7 @@ def columns(parquet: pq.ParquetFile) -> list[str]:
 
 
 def check(where: str, open_file: Callable[[], Any], names: list[str], unit: str) -> None:
-    """Compare these columns of a file in several units; unit: ns or us, the one to be read in.
+    """Check that the columns `names` keep their values when read in `unit`, ns or us.
 
     Raises OutOfRangeError where nanoseconds do not hold every value, ValueError where
     microseconds do not.
@@ -63,7 +65,8 @@ def _fits(*coarse_to_fine: pa.RecordBatch) -> bool:
 
 
 def unit_of(parquet: pq.ParquetFile, schema: pa.Schema) -> str | None:
-    """The unit that reads a file's INT96 as this schema has them; None: it holds none."""
+    """The unit (ns or us) in which a file's INT96 columns have the types of `schema`; None where
+    the file has no such columns."""
     names = [name for name in columns(parquet) if name in schema.names]
     if not names:
         return None

@@ -1,4 +1,4 @@
-"""Finds the one schema of all prompt shards, and gives a shard's columns its types.
+"""Finds one schema for all prompt shards, and casts a shard's columns to it.
 
 Shards may differ in what changes no value: the order of columns, nullability, the layout of text,
 bytes and lists (plain, large, view, fixed), dictionaries and the width of their indices, and the
@@ -17,7 +17,7 @@ BYTES = (pa.binary(), pa.large_binary(), pa.binary_view())
 
 
 def merged(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """A type that holds the values of both unchanged; None where they are of another kind."""
+    """A type that holds the values of both unchanged; None where there is none."""
     types = pa.types
     if one.equals(other) or types.is_null(other):
         return one
@@ -92,7 +92,7 @@ class _Column:
     field: pa.Field
     only_nulls: bool
     shard: str
-    """The first that has values, which says the type."""
+    """The first shard with values in this column, which determines the type."""
 
 
 class OneSchema:
@@ -103,7 +103,7 @@ class OneSchema:
         self._first = ""
 
     def add(self, shard: str, schema: pa.Schema, only_nulls: Collection[str]) -> None:
-        """only_nulls: columns without a value in this shard.
+        """Take in a shard's schema. only_nulls: its columns without a value.
 
         Raises ValueError, naming both shards and their types, where values are of another kind.
         """
@@ -121,7 +121,7 @@ class OneSchema:
         more = [name for name in schema.names if name not in self._columns]
         if lacking or more:
             parts = [f"no column {', '.join(map(repr, lacking))}"] if lacking else []
-            parts += [f"{', '.join(map(repr, more))} besides"] if more else []
+            parts += [f"the further {', '.join(map(repr, more))}"] if more else []
             raise ValueError(
                 f"{shard}: has {' and '.join(parts)}, unlike {self._first}; all shards need the "
                 "same columns"

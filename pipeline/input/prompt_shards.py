@@ -1,4 +1,4 @@
-"""Inspects, digests and reads the prompt shards of a run's input."""
+"""Checks the prompt shards of a run's input (rows, SHA-256, schema), and reads them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from pipeline.storage import retry
 from pipeline.storage.storage import Storage
 
 KEPT_METADATA = (b"pandas", b"geo")
-"""Keys of a shard's footer that go with its rows: pandas' index and types, GeoParquet. They stay
-true with more columns beside; Spark's, a list of all columns, would not."""
+"""Footer keys that are copied to the results: pandas' index and types, GeoParquet. They stay true
+when columns are added; Spark's, a list of all columns, would not."""
 BUFFER_BYTES = 1 << 22
 
 
@@ -34,19 +34,19 @@ class PromptShards:
     """An input that was inspected: its shards and their one schema."""
 
     storage: Storage
-    """The folder that the files' names are relative to."""
+    """The input folder; the files' names are relative to it."""
     files: list[InputFile]
     schema: pa.Schema
     """The columns of every shard as `read` gives it; the `datasets` features in its metadata."""
     folders: list[str]
-    """Columns that `key=value` folders stand for."""
+    """Columns made from `key=value` folders."""
     left_out: list[str]
-    """Paths of what lies in the folder and is no input."""
+    """Paths of files and folders in the input folder that are not read."""
 
     def read(
         self, name: str, columns: Sequence[str] | None = None, limit: int | None = None
     ) -> pa.Table:
-        """A shard; columns: those alone; limit: its first rows at most.
+        """Read a shard. columns: only these. limit: at most this many rows, from the first on.
 
         Raises ValueError where the file has changed and no longer fits.
         """
@@ -65,7 +65,7 @@ class PromptShards:
             ) from error
 
     def notes(self) -> list[str]:
-        """What is not read, in one line; empty where everything is."""
+        """One line about files that are not read; empty where there are none."""
         if not self.left_out:
             return []
         num, some = len(self.left_out), input_files.shown(self.left_out)
@@ -211,11 +211,11 @@ def read_shard(
     folders: Collection[str] = (),
     limit: int | None = None,
 ) -> pa.Table:
-    """A shard from an open file, in the columns, order and types of `schema`.
+    """Read a shard from an open file, in the columns, order and types of `schema`.
 
-    name: its path in the input, whose `key=value` folders are columns. schema: None: as the file
-    has them. folders: columns that the input's folders stand for; one that this path lacks is null,
-    as in pyarrow.dataset. limit: the first rows at most.
+    name: its path in the input, whose `key=value` folders are columns. schema: None: as in the
+    file. folders: columns made from the input's folders; one that this path lacks is null, as in
+    pyarrow.dataset. limit: at most this many rows, from the first on.
     Raises pa.ArrowException where values are of another kind, KeyError where a column is missing.
     """
     parquet = pq.ParquetFile(source, pre_buffer=limit is None)

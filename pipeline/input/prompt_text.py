@@ -1,4 +1,4 @@
-"""Which column types hold text, and the text of each row."""
+"""Says which column types can hold prompts, and decodes a column to one text a row."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _TEXT = (
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether prompts can be read from such a column: strings and bytes in every layout of Arrow,
-    plain or as a dictionary (pandas' categories), and JSON."""
+    """Whether prompts can be read from a column of this type: strings and bytes in every Arrow
+    layout, plain or as a dictionary (a pandas category), and JSON."""
     if pa.types.is_dictionary(kind):
         return is_text(kind.value_type)
     if isinstance(kind, pa.JsonType):
@@ -25,7 +25,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def texts(column: pa.ChunkedArray) -> list[str | ValueError | None]:
-    """Each row's text, None where it is null, an error where its bytes are not UTF-8.
+    """Each row's text; None where it is null, a ValueError where its bytes are not UTF-8.
 
     column: of a type that `is_text`, or of any type with nothing but nulls.
     """

@@ -1,7 +1,6 @@
-"""Prompt shards → prompts in buckets, a shard ahead of the driver.
+"""Reads prompt shards and tokenises their prompts, one shard ahead of the driver.
 
-Reading and tokenising go on in a thread of their own, so that no replica waits for them. Knows
-nothing of Ray.
+This happens in a thread of its own, so that replicas do not wait for it.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from pipeline.output.open_shard import OpenShard
 from pipeline.rows import InputFile, Prompt, Result, results_batch, row_id
 
 MAX_BUCKETS = 6
-"""Shapes of slots at most. Fewer leave more padding, more leave buckets that fill no batch."""
+"""Most buckets. Fewer mean more padding; with more, buckets often cannot fill a batch."""
 SAMPLE_ROWS = 500
-"""Prompts of a shard that are looked at when the shapes are chosen."""
+"""Prompts of a shard that are sampled when the buckets are chosen."""
 ROWS_AT_A_TIME = 1000
 """Prompts that are tokenised together."""
 
@@ -35,13 +34,13 @@ class ReadShard:
 
     shard: OpenShard
     prompts: list[Prompt]
-    """Those still owed."""
+    """Prompts without a stored result."""
     failed: pa.RecordBatch
     """Results of rows that cannot be decoded."""
 
 
 class Reader:
-    """Opens shards in the order given."""
+    """Reads shards by number and tokenises their prompts."""
 
     def __init__(
         self,
@@ -52,8 +51,8 @@ class Reader:
         max_length: int,
         restore: Callable[[OpenShard], None] = lambda shard: None,
     ) -> None:
-        """tokenizer_of: anything with the model's `.tokenizer`. max_length: its positions.
-        restore: adds the results of a shard that storage has already."""
+        """tokenizer_of: an object with the model's `.tokenizer`. max_length: the model's positions.
+        restore: adds the results of a shard that are on storage already."""
         self._config, self._inputs, self._files = config, inputs, files
         self._tokenizer_of, self._restore = tokenizer_of, restore
         self._max_tokens = max_length - config.decoding.gen_length
@@ -63,8 +62,8 @@ class Reader:
         self._ahead: Future[ReadShard] | None = None
 
     def ahead(self, number: int) -> ReadShard | None:
-        """The shard where it is ready; None while it is being read. Asked again and again for
-        one shard until that is there."""
+        """The shard, or None while it is being read: call again for the same shard until it is
+        there."""
         if self._ahead is None:
             self._ahead = self._pool.submit(self.read, number)
         if not self._ahead.done():
@@ -73,11 +72,11 @@ class Reader:
         return ready.result()
 
     def close(self) -> None:
-        """Give up what is being read."""
+        """Cancel what is being read."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def read(self, number: int) -> ReadShard:
-        """A shard's prompts that are still owed, and the results of those that never can be.
+        """A shard's prompts without a stored result, and failed rows for those not to be decoded.
 
         Raises ValueError where the file has changed since the run was planned.
         """
@@ -92,7 +91,7 @@ class Reader:
         return self.encode(shard)
 
     def encode(self, shard: OpenShard) -> ReadShard:
-        """Tokenise the prompts of a shard that are still owed."""
+        """Tokenise the prompts of a shard that have no result yet."""
         number = shard.number
         column = shard.prompts[self._config.prompt_column]
         prompts: list[Prompt] = []
@@ -145,7 +144,7 @@ class Reader:
         """Bucket lengths from the prompts of the first, the middle and the last shard.
 
         Raises ValueError where there are prompts and not one of them can be tokenised.
-        Equal at every start of a run, so that a row's bucket does not tell where an earlier
+        Equal at every start of a run, so that a row's bucket does not depend on where an earlier
         driver was interrupted.
         """
         files = self._files
@@ -154,7 +153,7 @@ class Reader:
         for number in sorted({0, len(files) // 2, len(files) - 1}):
             column = self._config.prompt_column
             sample = self._inputs.read(files[number].name, [column], SAMPLE_ROWS)
-            # What has no text fails by itself and says nothing of the others.
+            # A row without text fails on its own and says nothing about the others.
             real = [
                 text for text in texts(sample[column]) if isinstance(text, str) and text.strip()
             ]
@@ -165,7 +164,7 @@ class Reader:
                     lengths.append(min(len(ids), self._max_tokens))
         if refused and not lengths:
             raise ValueError(
-                f"{self._config.input}: none of the {len(refused)} prompts that were looked at "
+                f"{self._config.input}: none of the {len(refused)} prompts that were sampled "
                 f"can be decoded: {refused[0]}"
             )
         return choose_lengths(lengths, MAX_BUCKETS)

@@ -1,7 +1,6 @@
-"""How many slots a device holds, told before there is one: from the checkpoint's shape alone.
+"""Computes how many slots fit on a device, from the checkpoint's shape alone.
 
-The formula is `lrd/memory.py`'s; a replica probes its own device by the same one. Knows nothing
-of Ray or files.
+The formula is in `lrd/memory.py`; replicas probe their devices with the same one.
 """
 
 from __future__ import annotations
@@ -14,27 +13,27 @@ from lrd.memory import MARGIN, fitting_slots, memory_of
 from lrd.models.checkpoint import DTYPES, LoadedModel
 
 MOST_SLOTS = 4096
-"""More are not looked for."""
+"""Most slots that are tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """Of one replica with slots for prompts of `prompt_length` tokens."""
+    """The memory of one replica with slots for prompts of `prompt_length` tokens."""
 
     weights: int
     """Bytes."""
     model: LoadedModel
-    """Without weights, in the dtype that is computed in."""
+    """On the meta device, in the dtype of the computation."""
     decoding: DecodingConfig
     prompt_length: int
 
     def beside_weights(self, num_slots: int) -> int:
-        """Bytes at the peak of a pass."""
+        """Bytes beside the weights at the peak of a pass."""
         need = memory_of(self.model, self.decoding, self.prompt_length, num_slots)
         return need.beside_weights
 
     def slots_in(self, num_bytes: float) -> int:
-        """Slots that fit a device of this size, up to `MOST_SLOTS`; 0 where not one does."""
+        """Slots that fit into this much device memory, up to `MOST_SLOTS`; 0 where none does."""
         spare = int((num_bytes - self.weights) * MARGIN)
         if self.beside_weights(1) > spare:
             return 0
@@ -44,7 +43,8 @@ class MemoryNeed:
 def memory_need(
     model: object, dtype: str, decoding: DecodingConfig, prompt_length: int
 ) -> MemoryNeed | None:
-    """Of a model on the meta device; None for one of another package, whose shape is not known."""
+    """The need of a model on the meta device; None for another package's model, whose shape is
+    unknown."""
     if not isinstance(model, LoadedModel):
         return None
     typed = copy.copy(model)
@@ -53,7 +53,7 @@ def memory_need(
 
 
 def weight_bytes(model: LoadedModel, dtype: str) -> int:
-    """All parameters in what they are kept in; int8 has a scale a row for the blocks' matrices."""
+    """Bytes of all parameters as stored; int8 adds a scale for each row of the blocks' matrices."""
     num_bytes = DTYPES[dtype].itemsize
     total = 0
     for name, weight in model.transformer.named_parameters():

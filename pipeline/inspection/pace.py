@@ -1,4 +1,4 @@
-"""Tells how fast a run decoded, from its files, and what that says of rows still to come."""
+"""Measures how fast a run decoded, from its files, and estimates the time of further rows."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class Pace:
     """How fast a run decoded."""
 
     seconds: dict[int, float]
-    """Mean of a row in its slot, by bucket."""
+    """Mean seconds of a row in its slot, by bucket."""
     busy_slots: float
     """Mean number of slots in use, over all replicas."""
     num_replicas: int
     source: str
-    """Where it was read from."""
+    """The run, and which of its files, it was read from."""
 
 
 def seconds_for(left: dict[int, float], pace: Pace, num_replicas: int | None) -> float:
-    """Seconds that rows by bucket take at that pace; a bucket that was not seen there takes what
-    its nearest neighbour did. num_replicas: of the run to come, where it is known."""
+    """Seconds for so many rows of each bucket at that pace; a bucket that the pace lacks counts as
+    the nearest one. num_replicas: of the run to come; None: as many as the pace had."""
     work = 0.0
     for bucket, rows in left.items():
         nearest = min(pace.seconds, key=lambda seen: (abs(seen - bucket), seen))
@@ -35,9 +35,9 @@ def seconds_for(left: dict[int, float], pace: Pace, num_replicas: int | None) ->
 
 
 def pace_of(output: Storage) -> Pace | None:
-    """How fast a run was: by its driver's last word, else by its result shards; None where it has
+    """A run's pace by its driver's last report, else by its result shards; None where it has
     decoded nothing yet. Raises ValueError where there is no run."""
-    state = Inspector(output).look()
+    state = Inspector(output).snapshot()
     progress = state.driver.progress if state.driver is not None else {}
     buckets = {int(name): b for name, b in progress.get("buckets", {}).items()}
     seen = {length: b for length, b in buckets.items() if b["done"] and b["seconds"]}
@@ -53,7 +53,7 @@ def pace_of(output: Storage) -> Pace | None:
 
 
 def _pace_of_shards(output: Storage, slots: int) -> Pace | None:
-    """From the result columns alone; all slots are taken to have been busy."""
+    """The pace by the result columns, as if all slots had been busy."""
     counts = SlotCounts()
     for shard in written_shards(output)[0]:
         for rows in batches(output, shard.name, SLOT_COLUMNS):

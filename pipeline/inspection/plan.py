@@ -1,7 +1,7 @@
-"""Tells what a run would do, before it does it: rows, lengths, buckets, padding.
+"""Predicts what a run would do: its rows, prompt lengths, buckets, padding and time.
 
-Writes nothing and starts no Ray. Prompts go through the driver's own reader, so that the
-plan says what will happen to them.
+Writes nothing and does not start Ray. Prompts go through the driver's own reader, so the plan shows
+what would happen to each of them.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class BucketRows:
 
     rows: int = 0
     num_tokens: int = 0
-    """Of the prompts, all in all, as they will be decoded."""
+    """Sum over the prompts, as they will be decoded."""
 
 
 @dataclass(slots=True)
 class Forecast:
-    """Lengths of the prompts that were read, and what is wrong with them."""
+    """Lengths and buckets of the prompts that were read, and the reasons why rows will fail."""
 
     num_rows: int
     """Of the whole input."""
@@ -48,8 +48,8 @@ class Forecast:
     """Prompts seen of each shard, by bucket."""
 
     def padding(self, num_more: int = 0, bucket: int | None = None) -> float:
-        """Share of the prompts' columns that are padding, 0 to 1; num_more: other columns of a
-        slot, counted as full. bucket: of this one alone."""
+        """Share of padding among the prompt positions of slots, 0 to 1. num_more: further positions
+        of a slot, which hold no padding. bucket: this one alone."""
         buckets = self.buckets if bucket is None else {bucket: self.buckets[bucket]}
         return padding(list(buckets.items()), num_more)
 
@@ -60,9 +60,9 @@ def forecast(
     sample: int | None = None,
     on_shard: Callable[[int], None] = lambda number: None,
 ) -> Forecast:
-    """Tokenise the input, shard by shard; sample: so many rows of each at most.
+    """Tokenise the input, shard by shard. sample: at most so many rows of each.
 
-    on_shard is called with the number of every shard that has been read.
+    on_shard: called with the number of every shard that has been read.
     """
     found = Forecast(sum(file.num_rows for file in run.files))
     reader = Reader(config, run.inputs, run.files, run.face, run.face.max_length)
@@ -83,17 +83,17 @@ def forecast(
 
 
 def padding(buckets: list[tuple[int, BucketRows]], num_more: int = 0) -> float:
-    """Share of columns that hold nothing, 0 to 1, as `Forecast.padding`."""
+    """Share of padding in these buckets, 0 to 1, as `Forecast.padding`."""
     held = sum((length + num_more) * bucket.rows for length, bucket in buckets)
     real = sum(bucket.num_tokens + num_more * bucket.rows for _, bucket in buckets)
     return 1 - real / held if held else 0.0
 
 
 def check_output(run: Checked, config: RunConfig, dtype: str) -> Inspector | None:
-    """What stands in the output; None where nothing does.
+    """The inspector of the run in the output; None where there is none.
 
-    Raises ValueError, as the run itself would, where that is another run, naming each
-    difference, or no run at all.
+    Raises ValueError, as the run itself would, where the output holds another run, naming each
+    difference, or something that is not a run.
     """
     is_new = run.output.kind(MANIFEST) == "missing"
     # Large weights take a while to digest, and a new run has nothing to compare them with.
@@ -109,7 +109,7 @@ def rows_left(found: Forecast, inspector: Inspector | None) -> dict[int, float]:
     """
     shares = [1.0] * len(found.shards)
     if inspector is not None:
-        states = inspector.look().shards
+        states = inspector.snapshot().shards
         shares = [1 - s.num_done / s.num_rows if s.num_rows else 0.0 for s in states]
     scale = found.num_rows / found.num_seen if found.num_seen else 0.0
     left: dict[int, float] = dict.fromkeys(found.buckets, 0.0)
@@ -120,8 +120,8 @@ def rows_left(found: Forecast, inspector: Inspector | None) -> dict[int, float]:
 
 
 def expected_dtype(config: RunConfig, output: Storage) -> str:
-    """The dtype of the run. What `auto` will be is known on the cluster alone, so it is estimated:
-    that of the run that is there, else a GPU's."""
+    """The dtype of the run. What `auto` becomes depends on the cluster, so it is estimated: as in
+    the run that the output holds, else as on a GPU."""
     if config.dtype != "auto":
         return config.dtype
     if output.kind(MANIFEST) == "file":
@@ -137,15 +137,15 @@ class Duration:
     num_rows: float
     num_replicas: int
     source: str
-    """The run whose pace was taken."""
+    """The run whose pace was used."""
 
 
 def duration_of(
     config: RunConfig, left: dict[int, float], inspector: Inspector | None, like: str | None
 ) -> Duration | str:
-    """How long the rows left will take, or why that is unknown.
+    """How long the rows left will take, or a text that says why that is unknown.
 
-    like: output of a run whose pace is taken; None: that of the run that is there.
+    like: output of a run whose pace is used; None: that of the run that the output holds.
     """
     num_left = sum(left.values())
     if round(num_left) == 0:

@@ -1,5 +1,5 @@
-"""The input's rows as a result shard must hold them: a shard's own values, in the columns' common
-order and types.
+"""Reads the input's rows as a result shard must hold them: the shard's own values, in the common
+order and types of the columns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class PlannedPrompts:
     def __init__(self, inputs: Storage, names: Sequence[str]) -> None:
         self._folders = input_files.folder_columns(names)
         self._order: list[str] = []
-        """Columns of the first shard; none where that cannot be read."""
+        """Columns of the first shard; empty where it cannot be read."""
         try:
             with inputs.open(names[0]) as source:
                 self._order = with_folders(pq.read_schema(source), self._folders).names
@@ -30,8 +30,9 @@ class PlannedPrompts:
             pass
 
     def read(self, content: bytes, name: str, found: pa.Schema) -> pa.Table:
-        """A shard's rows; found: the schema of its result shard, whose types are taken over where
-        they hold the shard's values unchanged. Raises pa.ArrowException for what is no Parquet."""
+        """A shard's rows. found: the schema of its result shard, whose types are used where they
+        hold the shard's values unchanged. Raises pa.ArrowException for bytes that are not
+        Parquet."""
         source = pa.BufferReader(content)
         parquet = pq.ParquetFile(source)
         unit = int96.unit_of(parquet, found)

@@ -1,4 +1,7 @@
-"""A run's state as dataclasses: `pipeline.inspection.status` makes it, `lrd status` shows it."""
+"""Dataclasses for a run's state, which `pipeline.inspection.status` reads and `lrd status` shows.
+
+`lrd status --json` prints them with these field names.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any, Literal
 from pipeline.output.lease import BEAT_SECONDS, LOST_AFTER
 
 SILENT_SECONDS = BEAT_SECONDS * LOST_AFTER
-"""A lease that was watched for as long without a change is silent."""
+"""A lease that was watched for so long without a change is silent."""
 
 Liveness = Literal["ended", "dead", "beating", "silent", "unknown"]
 
@@ -19,8 +22,8 @@ class ShardState:
 
     number: int
     state: Literal["whole", "retried", "open", "waiting"]
-    """whole: written. retried: written, and failed rows of it are being decoded again. open: rows
-    of it are in segments. waiting: nothing of it is on storage."""
+    """whole: written. retried: written, and its failed rows are being decoded again. open: some of
+    its rows are in segments. waiting: none of it is on storage."""
     num_rows: int
     num_done: int
     num_failed: int
@@ -29,28 +32,28 @@ class ShardState:
 
 @dataclass(frozen=True, slots=True)
 class DriverState:
-    """The driver as its lease tells of it."""
+    """The last driver, as its lease describes it."""
 
     state: Liveness
-    """ended: it said so. dead: it ran on this machine and its process is gone. beating: the lease
-    changed while it was watched. silent: it did not for `SILENT_SECONDS`. unknown: not watched
-    long enough."""
+    """ended: it released the lease. dead: it ran on this machine and its process is gone. beating:
+    the lease changed while it was watched. silent: the lease did not change for `SILENT_SECONDS`.
+    unknown: not watched long enough."""
     host: str
     pid: int
-    heard_at: str
-    """By its own clock, UTC; not to be compared with another machine's."""
+    last_heartbeat: str
+    """Time of its last beat in UTC by its own clock; do not compare it with another machine's."""
     progress: dict[str, Any]
-    """`Progress.to_json()` as of then; empty before the first."""
+    """`Progress.to_json()` at that beat; empty before there is any."""
 
     @property
     def over(self) -> bool:
-        """Whether it surely is at work no more."""
+        """Whether it has certainly ended."""
         return self.state in ("ended", "dead")
 
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """Where a run stands."""
+    """The state of a run."""
 
     uri: str
     created: str
@@ -59,11 +62,11 @@ class RunState:
     num_forwards: int
     """Of the rows in whole shards."""
     driver: DriverState | None
-    """None where no lease was ever written, or it cannot be read."""
+    """None where there is no lease, or it cannot be read."""
     events: list[dict[str, Any]]
     """The last ones, oldest first."""
     unreadable: list[str]
-    """Segments and records that cannot be read, whose rows count as left, and the lease."""
+    """Files that cannot be read: segments and records, whose rows count as left, and the lease."""
 
     @property
     def num_rows(self) -> int:
@@ -87,6 +90,6 @@ class RunState:
         return self.num_whole == len(self.shards)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, with the totals."""
+        """All fields, and the totals."""
         totals = ("num_rows", "num_done", "num_failed", "num_whole")
         return {**{name: getattr(self, name) for name in totals}, **asdict(self)}

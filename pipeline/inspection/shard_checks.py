@@ -1,7 +1,4 @@
-"""What must hold inside one result shard, whatever wrote it: bytes in, findings out.
-
-Knows nothing of storage or of other shards.
-"""
+"""Checks the bytes of one result shard: its rows, columns, footer and values."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.rows import RESULT_SCHEMA, row_id
 
 ROWS_NAMED = 3
-"""Rows of a shard that are named for one and the same finding; the others are counted."""
+"""Rows of a shard that are named for the same finding; the others are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +38,11 @@ class Expected:
 
 @dataclass(slots=True)
 class ShardCheck:
-    """The findings in one shard, each a row (None: the whole file) and what is wrong with it."""
+    """The findings in one shard: pairs of a row (None: the whole file) and what is wrong."""
 
     expected: Expected
     schema: pa.Schema | None = None
-    """Of the file; None where it cannot be read or is wrong."""
+    """The file's schema; None where it cannot be read or is wrong."""
     num_rows: int = 0
     num_failed: int = 0
     findings: list[tuple[str | None, str]] = field(default_factory=list)
@@ -55,7 +52,7 @@ class ShardCheck:
         try:
             file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
-            self._found(f"is no whole Parquet file ({_first_line(error)})")
+            self._found(f"is not a whole Parquet file ({_first_line(error)})")
             return
         self.num_rows = file.metadata.num_rows
         if self.num_rows != self.expected.num_rows:
@@ -87,7 +84,7 @@ class ShardCheck:
             self._found(f"its footer names {name!r} as its input, not {self.expected.input_name!r}")
 
     def _check_schema(self, schema: pa.Schema) -> bool:
-        """Whether the input's columns stand first and the results' behind, each of its type."""
+        """Whether the file has the input's columns, then the results', each with its type."""
         before = len(schema) - len(RESULT_SCHEMA)
         fields = list(schema)
         wanted = list(RESULT_SCHEMA)
@@ -100,7 +97,7 @@ class ShardCheck:
             self.schema = schema
             return True
         parts = [f"lacks {pair[0]}: {pair[1]}" for pair in ours if pair not in theirs]
-        parts += [f"has {pair[0]}: {pair[1]} besides" for pair in theirs if pair not in ours]
+        parts += [f"also has {pair[0]}: {pair[1]}" for pair in theirs if pair not in ours]
         self._found(f"its columns are wrong: {'; '.join(parts) or 'in another order'}")
         return False
 
@@ -113,7 +110,7 @@ class ShardCheck:
         self._name_rows(missing, "is missing")
         numbers = {name: n for n, name in enumerate(expected)}
         twice = [numbers[name] for name, n in counts.items() if n > 1 and name in numbers]
-        self._name_rows(twice, "stands there more than once")
+        self._name_rows(twice, "is there more than once")
         foreign = [name for name in counts if name not in numbers]
         if foreign:
             self._found(f"holds row ids that are not its own, {len(foreign)} in all: {foreign[0]}")
@@ -158,7 +155,7 @@ class ShardCheck:
 
 
 def contradictions(rows: pa.Table, gen_length: int | None) -> Iterator[tuple[str, list[int]]]:
-    """What in result rows cannot be together, and the row numbers of `rows` where it is."""
+    """Values in result rows that contradict each other, and the indices of those rows."""
     failed, ok = (pc.equal(rows["status"], word).fill_null(False) for word in ("failed", "ok"))
     no_error = pc.is_null(rows["error"])
     no_output = pc.or_(pc.is_null(rows["output_text"]), pc.is_null(rows["output_token_ids"]))
@@ -188,8 +185,8 @@ def _lengths(lists: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _differing(ours: pa.Table, theirs: pa.Table) -> Iterator[int]:
-    """Rows that differ. NaN counts as equal to itself, which Arrow's comparison does not know, so
-    columns that it calls different are looked at value by value."""
+    """Indices of rows that differ. For Arrow NaN differs from itself, so columns that it calls
+    different are compared value by value."""
     unequal = [name for name in ours.column_names if not ours[name].equals(theirs[name])]
     pairs = [zip(ours[name].to_pylist(), theirs[name].to_pylist(), strict=True) for name in unequal]
     for index, values in enumerate(zip(*pairs, strict=True)):

@@ -1,7 +1,7 @@
-"""Tells a run's state from its files alone: while it is on, after it died, on any storage.
+"""Reads a run's state from its files alone: while it runs, after it died, on any storage.
 
-Writes nothing. What cannot be told from files is not told: whether a driver on another machine
-lives shows only in its lease changing between two looks.
+Writes nothing. Whether a driver on another machine is running cannot be read from one version of
+its lease: only a lease that changes while it is watched proves it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LAST_EVENTS = 8
 
 
 class Inspector:
-    """Looks at a run once or again and again; what cannot have changed is read once."""
+    """Takes snapshots of a run's state; files that have not changed are read once."""
 
     def __init__(self, output: Storage) -> None:
         """Raises ValueError where the folder holds no run, or its manifest is broken."""
@@ -63,9 +63,9 @@ class Inspector:
     def fingerprint(self) -> dict[str, Any]:
         return self._manifest.fingerprint
 
-    def look(self) -> RunState:
+    def snapshot(self) -> RunState:
         """The state now. Raises OSError where storage does not answer."""
-        # Segments before records: one that went in between has become part of a whole shard.
+        # Segments before records: a segment that vanishes in between is part of a whole shard.
         segments = self._read_segments()
         commits = self._read_commits()
         written = {shard.number for shard in written_shards(self._output, len(self.files))[0]}
@@ -137,15 +137,16 @@ class Inspector:
         if lease is None:
             return None
         return DriverState(
-            state=self._pulse(lease),
+            state=self._liveness(lease),
             host=lease.host,
             pid=lease.pid,
-            heard_at=lease.time,
+            last_heartbeat=lease.time,
             progress=lease.progress,
         )
 
-    def _pulse(self, lease: LeaseRecord) -> Liveness:
-        """By this process's clock alone: how long the lease has stood still while watched."""
+    def _liveness(self, lease: LeaseRecord) -> Liveness:
+        """Whether the driver is running, by how long its lease did not change by this process's
+        clock."""
         now, beat = time.monotonic(), (lease.id, lease.beat)
         if beat != self._beat:
             self._beat_changed = self._beat is not None
@@ -160,7 +161,7 @@ class Inspector:
 
 
 def _refreshed(before: dict[Any, Any], found: dict[str, Stamp], read: Any) -> dict[Any, Any]:
-    """What the files found hold; only new ones and new versions are read."""
+    """The contents of these files by name and stamp; only new files and versions are read."""
     names = sorted(found.items())
     new = [item for item in names if item not in before]
     with ThreadPoolExecutor(READS_AT_A_TIME) as pool:
@@ -169,8 +170,8 @@ def _refreshed(before: dict[Any, Any], found: dict[str, Stamp], read: Any) -> di
 
 
 def _read_statuses(output: Storage, name: str) -> pa.Table | None:
-    """Row ids and statuses of a segment or shard, two neighbouring columns that cost one read;
-    None where it cannot be read, no rows where it has gone."""
+    """Row ids and statuses of a segment or shard, two neighbouring columns that need one read;
+    None where it cannot be read, no rows where it has vanished."""
     columns = ["row_id", "status"]
     try:
         with output.open(name) as source:
@@ -182,7 +183,7 @@ def _read_statuses(output: Storage, name: str) -> pa.Table | None:
 
 
 def _tally(tables: list[pa.Table]) -> tuple[int, int]:
-    """Rows done and failed: a row may stand in several, and its success counts."""
+    """Rows done and failed. A row may be in several tables; if one has its success, that counts."""
     if not tables:
         return 0, 0
     rows = pa.concat_tables([table.select(["row_id", "status"]) for table in tables])

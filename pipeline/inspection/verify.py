@@ -1,7 +1,7 @@
-"""Checks whether a result dataset is whole and is what its manifest says: everything is read.
+"""Checks by reading everything whether a result dataset is complete and matches its manifest.
 
-Writes nothing. A few shards are held in memory at a time, each whole and unpacked a row group at a
-time.
+Writes nothing. A few shards are in memory at a time: each one's whole file, and one of its row
+groups unpacked.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ from pipeline.storage.storage import PARTIAL, Storage
 SHARDS_AT_A_TIME = 4
 AGAIN = "the same lrd generate command decodes it again"
 DELETE = "delete it; the same lrd generate command decodes it again"
-"""A shard that is as it was recorded is not decoded again by itself."""
+"""For a wrong shard whose bytes are those of its record: a run decodes it again only once it is
+deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as it should be, or worth a note."""
+    """Something that is wrong, or a note."""
 
     file: str
     row: str | None
@@ -63,7 +64,7 @@ class Finding:
 
 @dataclass(slots=True)
 class _Shard:
-    """One planned shard as found."""
+    """What was found of one planned shard."""
 
     state: str
     """whole, unfinished (never written) or retried (its failures are being decoded again)."""
@@ -72,10 +73,10 @@ class _Shard:
 
 
 class Verification:
-    """One reading of a run's files; the counts are whole when `findings` has ended."""
+    """Reads a run's files once; the counts are complete when `findings` has ended."""
 
     def __init__(self, output: Storage, inputs: Storage | None = None) -> None:
-        """inputs: where the prompts are now; None: they are not looked at.
+        """inputs: where the prompts are now; None: they are not compared.
 
         Raises ValueError where the folder holds no run, or its manifest cannot be read.
         """
@@ -92,7 +93,7 @@ class Verification:
         return len(self.files)
 
     def findings(self) -> Iterator[Finding]:
-        """Everything, shard by shard; shards that are not written yet are only counted."""
+        """All findings, shard by shard; shards that are not written yet are only counted."""
         with ThreadPoolExecutor(SHARDS_AT_A_TIME) as pool:
             for number, shard in enumerate(pool.map(self._check, range(len(self.files)))):
                 self.num_unfinished += shard.state != "whole"
@@ -108,7 +109,7 @@ class Verification:
     def _check(self, number: int) -> _Shard:
         name, planned = shard_name(number, len(self.files)), self.files[number]
         commit, content, broken = self._read(number, name)
-        if broken is None and content is None and (commit is None or self._is_due(number)):
+        if broken is None and content is None and (commit is None or self._may_come(number)):
             return _Shard("unfinished")
         if content is None:
             reason = "is missing" if broken is None else f"cannot be read ({broken})"
@@ -129,14 +130,14 @@ class Verification:
                 shard.findings.append(Finding(commit_name(number), None, what, DELETE))
         return shard
 
-    def _is_due(self, number: int) -> bool:
-        """Whether a shard that has a record is still to be written, rather than lost: its segments
-        go after that, and a driver at work may be between the two."""
-        return bool(segment_files(self._output, number)) or self._may_be_on()
+    def _may_come(self, number: int) -> bool:
+        """Whether a shard that has a record may still be written, so that it is not lost. Its
+        segments are deleted after that, and a running driver may be between the two."""
+        return bool(segment_files(self._output, number)) or self._may_be_running()
 
     def _read(self, number: int, name: str) -> tuple[Commit | None, bytes | None, OSError | None]:
-        """Record and bytes, read once more where they disagree: a driver may have written both
-        in between."""
+        """Record and bytes of a shard; read a second time where they disagree, since a driver may
+        have written both in between."""
         for _ in range(2):
             content: bytes | None = None
             broken: OSError | None = None
@@ -169,7 +170,7 @@ class Verification:
         return False
 
     def _prompts(self, shard: _Shard, number: int, results: bytes) -> pa.Table | None:
-        """The input's rows where they can be read and are those that were planned."""
+        """The input's rows; None where they cannot be read or have changed."""
         if self._inputs is None or self._planned is None:
             return None
         planned = self.files[number]
@@ -204,26 +205,26 @@ class Verification:
             if name in planned:
                 continue
             if name.endswith(PARTIAL):
-                what = "is half a file that a driver left when it was killed"
-                fix = "delete it where no driver is at work: readers of data/ stumble over it"
-                yield Finding(name, None, what, fix, wrong=not self._may_be_on())
+                what = "is a partial file that a driver left when it was killed"
+                fix = "delete it if no driver is running: readers of data/ fail on it"
+                yield Finding(name, None, what, fix, wrong=not self._may_be_running())
             else:
                 fix = "move it away: readers of data/ take it for results"
-                yield Finding(name, None, "is no shard of this run", fix)
+                yield Finding(name, None, "is not a shard of this run", fix)
 
     def _notes(self) -> Iterator[Finding]:
-        """Files that cannot be read and that no row depends on."""
+        """Notes on files that cannot be read and on which no row depends."""
         try:
             read_lease(self._output)
         except UnreadableError as error:
             yield Finding(DRIVER, None, error.what, error.fix, wrong=False)
         _, num_bad = read_events(self._output)
         if num_bad:
-            fix = "the next lrd generate sets them aside"
+            fix = "the next lrd generate copies the file and keeps the other lines"
             yield Finding(EVENTS, None, f"{num_bad} lines are not events", fix, wrong=False)
 
-    def _may_be_on(self) -> bool:
-        """Whether a driver may be at work; one that is writes a lease that can be read."""
+    def _may_be_running(self) -> bool:
+        """Whether a driver may be running; a running one has a lease that can be read."""
         try:
             lease = read_lease(self._output)
         except UnreadableError:

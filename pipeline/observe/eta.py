@@ -1,7 +1,6 @@
-"""How far a run is and how long the rest will take.
+"""Tracks a run's progress and estimates the time left.
 
-Knows nothing of Ray or storage. Buckets differ in what a row of theirs takes, so what is left is
-reckoned bucket by bucket.
+A row takes longer in some buckets than in others, so the time left is estimated bucket by bucket.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from pipeline.rows import Prompt
 
 @dataclass(slots=True)
 class BucketProgress:
-    """One bucket's rows that this driver knows of."""
+    """The rows of one bucket that this driver has read."""
 
     read: int = 0
     """Prompts that were read and are to be decoded."""
     done: int = 0
     num_forwards: int = 0
     seconds: float = 0.0
-    """Of all rows done, each from getting its slot to its end."""
+    """Sum over the rows done, each from getting its slot to its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands, for whoever shows it."""
+    """A run's progress at one moment."""
 
     num_rows: int
     num_done: int
@@ -54,10 +53,10 @@ class Progress:
 
 
 class ProgressTracker:
-    """Counts what comes in."""
+    """Counts the rows that finish and estimates the time left."""
 
     def __init__(self, num_rows: int, num_committed: int) -> None:
-        """num_committed: rows of shards that are owed no more."""
+        """num_committed: rows of shards that are written already."""
         self._num_rows = num_rows
         self._num_before = self._num_seen = num_committed
         self._num_done = self._num_failed = self._num_forwards = 0
@@ -67,19 +66,19 @@ class ProgressTracker:
         self._new: list[pa.RecordBatch] = []
 
     def shard_read(self, num_rows: int, num_stored: int, prompts: Sequence[Prompt]) -> None:
-        """A shard was opened, of whose rows some are on storage already."""
+        """Note a shard that was opened; num_stored: its rows that are on storage already."""
         self._num_seen += num_rows
         self._num_before += num_stored
         for bucket, count in Counter(prompt.bucket for prompt in prompts).items():
             self._buckets.setdefault(bucket, BucketProgress()).read += count
 
     def rows_done(self, results: pa.RecordBatch) -> None:
-        """Rows have come in; counted when progress is asked for, as many small batches cost the
-        driver more than one large one."""
+        """Note rows that have finished. They are counted in `progress`, since many small batches
+        cost the driver more than one large one."""
         if results.num_rows:
             self._new.append(results)
             if self._decoding_since is None:
-                # The first rows were in slots before they came; their seconds count as spent.
+                # The first rows spent this time in slots before they arrived here.
                 first = pc.max(results["seconds"]).as_py() or 0.0
                 self._decoding_since = time.monotonic() - first
 
@@ -101,7 +100,7 @@ class ProgressTracker:
                 found.seconds += group["seconds_sum"] or 0.0
 
     def progress(self, replicas: dict[str, str]) -> Progress:
-        """Where the run stands now."""
+        """The progress now. replicas: state by name."""
         self._count()
         return Progress(
             num_rows=self._num_rows,
@@ -116,9 +115,9 @@ class ProgressTracker:
         )
 
     def _seconds_left(self) -> float | None:
-        """Seconds in slots that the rows left will take, over the slots that were busy so far.
+        """The rows left × mean seconds a row of their bucket ÷ mean number of busy slots so far.
 
-        Rows of shards that nobody has read yet fall into the buckets as those read do.
+        Rows of shards that are not read yet are spread over the buckets as those read are.
         """
         known = [b for b in self._buckets.values() if b.done and b.seconds]
         since = self._decoding_since

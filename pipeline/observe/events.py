@@ -1,6 +1,6 @@
-"""What happens in a run, as log records that carry facts; whoever runs it says where they go.
+"""Logs the events of a run, under the logger `lrd`, as records with facts for programs.
 
-Nothing listens by default, and then a record costs nothing. `jobs/output.py` writes them as JSON.
+Without a handler a record costs nothing. `jobs/output.py` writes them as JSON lines.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ LOG = logging.getLogger("lrd")
 
 
 def record(what: str, **facts: Any) -> None:
-    """Something happened: a few words, and what can be read by a program."""
+    """Log an event. what: its name. facts: its details, for programs."""
     if LOG.isEnabledFor(logging.INFO):
         LOG.info(what, extra={"facts": facts})
 
 
 def note(line: str) -> None:
-    """A line that people should see: on stderr, where the program has not set up logging."""
+    """Log a warning for people, which goes to stderr by default."""
     LOG.warning(line)
 
 
 def record_rows(shard: int, results: pa.Table) -> None:
-    """Rows of `RESULT_SCHEMA` have come in: their ids, and why those failed that did."""
+    """Log that rows of `RESULT_SCHEMA` have finished: their ids, and the errors of failed ones."""
     if not LOG.isEnabledFor(logging.INFO) or not results.num_rows:
         return
     columns = ("row_id", "status", "error", "replica")

@@ -1,9 +1,8 @@
-"""What a run tells Prometheus through Ray: one table of metrics, and who records which.
+"""Exports a run's metrics to Prometheus through Ray: the table of metrics, and their recorders.
 
 Every node of a Ray cluster exports the metrics of its processes; in Prometheus the names have
-Ray's prefix, `ray_lrd_rows_total`. The driver records what comes in (`RunMetrics`), each replica
-its passes (`PassMetrics`). Knows nothing of shards or storage; without a Ray session nothing is
-exported and nothing breaks.
+Ray's prefix, `ray_lrd_rows_total`. The driver records finished rows (`RunMetrics`), each replica
+its passes (`PassMetrics`). Without a Ray session nothing is exported, and nothing fails.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ import pyarrow as pa
 from ray.util import metrics as ray_metrics
 
 TICK_SECONDS = 1.0
-"""The driver records this often what has come in; Ray exports it every ten seconds."""
+"""Time between two recordings by the driver; Ray exports every ten seconds."""
 STATES = ("waiting", "starting", "idle", "busy", "draining")
-"""Of a replica (`pipeline.replicas.fleet.Worker.state`)."""
+"""States of a replica (`pipeline.replicas.handle.ReplicaHandle.state`)."""
 PASSES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 SECONDS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60]
 LONG_SECONDS = [0.1, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800]
@@ -34,7 +33,7 @@ class Metric:
     meaning: str
     labels: tuple[str, ...] = ()
     boundaries: tuple[float, ...] = ()
-    """Of a histogram's classes."""
+    """Of a histogram's buckets."""
 
 
 METRICS = {
@@ -59,7 +58,7 @@ METRICS = {
 
 
 class RunMetrics:
-    """The driver's: rows as they come in, and where the run stands."""
+    """The driver's metrics: finished rows, and the progress of the run."""
 
     def __init__(self) -> None:
         self._rows = _made("lrd_rows_total")
@@ -77,12 +76,12 @@ class RunMetrics:
         self._new: list[pa.RecordBatch] = []
 
     def rows(self, results: pa.RecordBatch) -> None:
-        """Rows of `RESULT_SCHEMA` have come in for the first time; recorded with the next tick,
-        as many small tables cost the driver five times what one large does."""
+        """Note rows of `RESULT_SCHEMA` that have finished. They are recorded with the next tick,
+        since many small tables cost the driver five times what a large one does."""
         self._new.append(results)
 
     def flush(self) -> None:
-        """Record the rows that have come in."""
+        """Record the rows that were noted."""
         if self._new:
             self._record(pa.Table.from_batches(self._new))
             self._new.clear()
@@ -111,14 +110,14 @@ class RunMetrics:
             _add(self._tokens, count, {"replica": replica})
 
     def died(self, replica: str) -> None:
-        """A replica has died."""
+        """Count a replica's death."""
         self._failures.inc(1, {"kind": "replica", "replica": replica})
 
     def tick(self, num_left: int, num_waiting: int, replicas: Iterable[Any]) -> None:
-        """Where the run stands; may be called as often as is convenient.
+        """Record the progress, at most once in `TICK_SECONDS`.
 
-        num_left: rows that are not finished. num_waiting: those of them that are tokenised and
-        with no replica. replicas: `pipeline.replicas.fleet.Worker`s.
+        num_left: rows that are not finished. num_waiting: those of them that are tokenised and not
+        with a replica. replicas: their `ReplicaHandle`s.
         """
         if time.monotonic() - self._ticked_at < TICK_SECONDS:
             return
@@ -133,14 +132,14 @@ class RunMetrics:
             held[replica.name] = len(replica.in_flight)
         for state in STATES:
             self._replicas.set(states[state], {"state": state})
-        # One that has gone would keep its last value.
+        # A gauge keeps its last value, so a replica that is gone gets 0.
         for replica, num_rows in held.items():
             self._in_flight.set(num_rows, {"replica": replica})
         self._known = set(held)
 
 
 class PassMetrics:
-    """A replica's: its passes and slots."""
+    """A replica's metrics: its passes and slots."""
 
     def __init__(self, replica: str, num_slots: int) -> None:
         self._replica = {"replica": replica}
@@ -152,7 +151,7 @@ class PassMetrics:
         self._buckets: set[int] = set()
 
     def passed(self, seconds: float, busy: Mapping[int, int]) -> None:
-        """A pass has ended. busy: slots that hold a row now, by bucket."""
+        """Record a pass that has ended. busy: slots that hold a row now, by bucket."""
         self._passes.inc(1, self._replica)
         self._seconds.observe(seconds, self._replica)
         self._slots.set(self._num_slots, self._replica)
@@ -162,7 +161,7 @@ class PassMetrics:
 
 
 def _made(name: str) -> Any:
-    """Ray's object for a row of the table."""
+    """Ray's metric object for an entry of the table."""
     metric = METRICS[name]
     if metric.kind == "histogram":
         boundaries = list(metric.boundaries)
@@ -172,7 +171,7 @@ def _made(name: str) -> Any:
 
 
 def _add(counter: Any, count: int, labels: dict[str, str]) -> None:
-    """Ray refuses an increment of nothing."""
+    """Increment a counter; Ray refuses an increment of 0."""
     if count:
         counter.inc(count, labels)
 

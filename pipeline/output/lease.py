@@ -1,10 +1,11 @@
-"""Keeps a run to one driver at a time, by a file that its owner rewrites every few seconds.
+"""Lets only one driver at a time write to a run, by a file that its owner rewrites every few
+seconds.
 
-Object stores offer neither locks nor one clock, so nothing here compares times of two machines: a
-lease is alive while its beat changes, and whoever wants it watches for longer than a beat may take.
-Two that take it at once both wait and look again; the file is the last writer's. A file that is
-not a lease is watched as long, for its owner writes it whole at the next beat; then it is set
-aside and the lease begins anew.
+Object stores offer neither locks nor one clock, so times of two machines are never compared. A
+lease is alive while its beat number changes; a driver that wants it watches for longer than a beat
+may take. Where two drivers take it at once, both wait and read it again: it belongs to the one
+that wrote last. A file that is not a lease is watched for as long, since its owner would rewrite it
+at the next beat; then a copy is kept (`driver.json.unreadable`) and the lease starts anew.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from pipeline.storage.storage import Storage
 BEAT_SECONDS = 5.0
 LOCAL_SETTLE_SECONDS = 0.2
 LOST_AFTER = 6
-"""Beats that may be missed before a lease counts as left behind."""
+"""Beats that may be missed before a lease counts as abandoned."""
 
 
 class LeaseLostError(Exception):
-    """Another driver has taken over; this one must not write any more."""
+    """Another driver has taken the lease; this one must not write any more."""
 
 
 class Lease:
@@ -49,25 +50,25 @@ class Lease:
         self._lost: str | None = None
         self._progress: Callable[[], dict[str, Any]] = dict
         self.on_set_aside: Callable[[str, str], None] = lambda error, kept: None
-        """Called with the reason and the new name where the file was not a lease."""
+        """Called with the reason and the copy's name where the file was not a lease."""
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._writing = threading.Lock()
 
     def acquire(self) -> None:
-        """Take the lease and keep it beating.
+        """Take the lease, and renew it in a thread from then on.
 
         Waits for up to `LOST_AFTER` beats where the last owner may be alive. Raises ValueError
         where it is.
         """
-        looked_at = self._wait_for_silence()
+        read_at = self._wait_for_silence()
         self._write()
         settle = LOCAL_SETTLE_SECONDS if self._storage.is_local else self._beat_seconds / 2
-        if not self._storage.is_local and time.monotonic() - looked_at > settle / 2:
-            # A store that was slow to take it: another may have begun meanwhile, and finds out at
-            # its next beat.
+        if not self._storage.is_local and time.monotonic() - read_at > settle / 2:
+            # The store was slow to write: another driver may have started meanwhile, and notices
+            # at its next beat.
             settle = 1.5 * self._beat_seconds
-        # Who saw the lease free at the same moment has written too by then.
+        # A driver that found the lease free at the same moment has written by then.
         time.sleep(settle)
         other = self._others()
         if other is not None:
@@ -76,19 +77,19 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises LeaseLostError unless the lease is surely ours now: to be called before writes."""
+        """Raises LeaseLostError unless the lease is certainly ours. Call before every write."""
         if self._lost is None and time.monotonic() - self._beaten_at > self._longest_silence / 2:
-            # The process or the storage stood still; somebody may have waited long enough.
+            # The process or the storage paused, perhaps long enough for another driver.
             self._renew()
         if self._lost is not None:
             raise LeaseLostError(self._lost)
 
     def publish(self, progress: Callable[[], dict[str, Any]]) -> None:
-        """Called at the next beat: what to tell of the run, for whoever reads the file."""
+        """Set the function that gives the progress, which each beat writes into the lease."""
         self._progress = progress
 
     def release(self) -> None:
-        """Stop beating and say so, unless the lease is lost."""
+        """Stop renewing and mark the lease as released, unless it is lost."""
         self._over.set()
         if self._thread is not None:
             self._thread.join()
@@ -100,23 +101,23 @@ class Lease:
         return LOST_AFTER * self._beat_seconds
 
     def _wait_for_silence(self) -> float:
-        """When the last look began, at which the lease was free."""
-        looked_at = time.monotonic()
+        """Wait until the lease is free; the monotonic time before it was last read."""
+        read_at = time.monotonic()
         seen = now = self._read()
         if not self._may_be_held(seen):
-            return looked_at
+            return read_at
         since = time.monotonic()
         while time.monotonic() - since < self._longest_silence:
             time.sleep(self._beat_seconds / 4)
-            looked_at = time.monotonic()
+            read_at = time.monotonic()
             now = self._read()
             if now is None or (isinstance(now, LeaseRecord) and now.released):
-                return looked_at
+                return read_at
             if isinstance(now, LeaseRecord) and _beat_of(now) != _beat_of(seen):
                 raise ValueError(_held(self._storage, now))
         if isinstance(now, UnreadableError):
             self._set_aside(now)
-        return looked_at
+        return read_at
 
     @staticmethod
     def _may_be_held(seen: LeaseRecord | UnreadableError | None) -> bool:
@@ -155,14 +156,14 @@ class Lease:
         self._beaten_at = time.monotonic()
 
     def _read(self) -> LeaseRecord | UnreadableError | None:
-        """The lease; the error where the file is not one, None where there is none."""
+        """The lease; the error where the file is not a lease, None where there is no file."""
         try:
             return read_lease(self._storage)
         except UnreadableError as error:
             return error
 
     def _others(self) -> LeaseRecord | None:
-        """The lease as another driver wrote it, if one did."""
+        """Another driver's lease, where one has written the file; else None."""
         seen = self._read()
         if isinstance(seen, UnreadableError):
             self._set_aside(seen)
@@ -195,7 +196,7 @@ def _whereabouts() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """Names this boot of this machine and this container's view of its processes."""
+    """Identifies this boot of this machine and this process namespace."""
     parts = [socket.gethostname()]
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         try:
@@ -207,7 +208,7 @@ def _machine() -> str:
 
 
 def is_dead(lease: LeaseRecord) -> bool:
-    """Whether the owner surely is no more: it ran here and its process is gone."""
+    """Whether the owner has certainly ended: it ran on this machine and its process is gone."""
     if lease.machine != _machine():
         return False
     try:

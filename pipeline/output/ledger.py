@@ -1,5 +1,7 @@
-"""Keeps the state of a run on storage, whose only writer it is: what is planned, done and owed.
-`run_folder.py` has the files.
+"""Writes everything of a run's folder: manifest, finished rows, shards with their records, events.
+
+The driver's ledger is the only writer. It also says which shards still have to be decoded.
+`run_folder.py` lists the files.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ READS_AT_A_TIME = 8
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run will do, known before anything is written."""
+    """What a run is to decode and with which settings, before anything is written."""
 
     files: list[InputFile]
     fingerprint: dict[str, Any]
@@ -67,13 +69,13 @@ class Ledger:
         """Open a new run or continue one. Writes nothing before `begin`.
 
         Raises ValueError where the folder holds another run, naming each difference, or
-        anything that is no run.
+        something that is not a run.
         """
         self.output, self.plan = output, plan
         self.shards: dict[int, OpenShard] = {}
         self.lease = Lease(output)
         self.retry_failed = False
-        """Whether rows that failed are owed again."""
+        """Whether rows that failed are decoded again."""
         self._session = uuid.uuid4().hex[:8]
         self._commits: dict[int, Commit] = {}
         self._events: list[str] = []
@@ -82,7 +84,7 @@ class Ledger:
         if self.is_new:
             if output.kind() == "file" or self._has_content():
                 raise ValueError(
-                    f"{output.uri}: is there and holds no run of ours; name a new --output"
+                    f"{output.uri}: is not empty and holds no run; name a new --output"
                 )
             return
         differences = list(_differences(read_manifest(output).fingerprint, plan.fingerprint))
@@ -99,7 +101,7 @@ class Ledger:
     def begin(self) -> None:
         """Take the lease and write the manifest of a new run.
 
-        Raises ValueError where another driver is at work.
+        Raises ValueError where another driver is running.
         """
         self.lease.on_set_aside = lambda error, kept: self.event(
             "file set aside", error=error, kept=kept
@@ -113,7 +115,7 @@ class Ledger:
             self.output.write(MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
 
     def _continue_events(self) -> None:
-        """Put the events of earlier drivers before ours."""
+        """Put the events of earlier drivers before this one's."""
         events, num_bad = read_events(self.output)
         self._events[:0] = [json.dumps(event.to_json()) for event in events]
         self._events_written = len(events)
@@ -123,17 +125,17 @@ class Ledger:
             self.event("file set aside", error=error, kept=kept)
 
     def end(self) -> None:
-        """Write what is left to write, and let the next driver in."""
+        """Write the last rows and events, and release the lease."""
         try:
             self.flush()
         finally:
             self.lease.release()
 
     def owed(self) -> list[int]:
-        """Numbers of the shards that are to be decoded.
+        """Numbers of the shards that have to be decoded.
 
-        Every committed shard is read once: one whose bytes are not those of its record, or are
-        gone, is owed again, and an event says so.
+        Every committed shard is read once. One that is missing or differs from its record's digest
+        is decoded again, with an event.
         """
         records = read_commits(self.output)
         owed = []
@@ -155,7 +157,7 @@ class Ledger:
         return owed
 
     def restore(self, shard: OpenShard) -> None:
-        """Add the results of a shard that storage has already."""
+        """Add to a shard its results that are on storage already."""
         number = shard.number
         if number in self._commits:
             name = shard_name(number, len(self.plan.files))
@@ -167,23 +169,23 @@ class Ledger:
             except pa.ArrowException as error:
                 self.event("segment damaged", segment=name, error=str(error))
                 continue
-            # A stored success beats a failure; where failures are retried, they count for nothing.
+            # A success replaces a failure; where failures are retried, only successes count.
             _restore(shard, _good(results))
             if not self.retry_failed:
                 _restore(shard, results)
 
     def open(self, shard: OpenShard) -> None:
-        """From here on the shard takes results."""
+        """Let `add` take results of this shard from now on."""
         self.shards[shard.number] = shard
 
     def add(
         self, number: int, results: pa.RecordBatch, indices: Sequence[int] | None = None
     ) -> pa.RecordBatch:
-        """Take finished rows, as `OpenShard.add` does; those that are new."""
+        """Take finished rows, as `OpenShard.add` does; returns those that are new."""
         return self.shards[number].add(results, indices)
 
     def flush(self) -> None:
-        """Write events and the finished rows of open shards that storage does not have yet."""
+        """Write the events and finished rows that are not on storage yet."""
         self.lease.check()
         for shard in self.shards.values():
             results = shard.unflushed()
@@ -200,7 +202,7 @@ class Ledger:
             self._events_written = num_events
 
     def commit_complete(self) -> int:
-        """Write every shard whose rows are all in, and forget it; how many there were."""
+        """Write every shard whose rows are all finished, and close it; how many there were."""
         complete = [shard for shard in self.shards.values() if shard.complete]
         for shard in complete:
             self.lease.check()
@@ -224,15 +226,15 @@ class Ledger:
             num_forwards=pc.sum(results["num_forwards"]).as_py() or 0,
             num_output_tokens=pc.sum(results["num_output_tokens"]).as_py() or 0,
         )
-        # The record first: a shard without one would be trusted unread, a record without its
-        # shard is owed.
+        # The record first: a shard without a record would be trusted unread, while a record
+        # without its shard is decoded again.
         self.output.write(commit_name(shard.number), json.dumps(asdict(commit)).encode())
         self.output.write(shard_name(shard.number, len(self.plan.files)), content)
         self._commits[shard.number] = commit
         self.output.delete_folder(segment_folder(shard.number))
 
     def event(self, what: str, **facts: Any) -> None:
-        """Record what happened; in the log at once, on storage with the next flush."""
+        """Record an event: in the log at once, on storage with the next flush."""
         record(what, **facts)
         self._events.append(json.dumps(Event(_now(), what, facts).to_json()))
 

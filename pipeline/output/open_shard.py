@@ -1,4 +1,4 @@
-"""Holds a shard of the run while it is open: its prompts, and the results that are in.
+"""Holds a shard while it is decoded: its prompts, and the results that have arrived.
 
 Rows stay in Arrow from the replica to the shard's file, so that a row costs the driver
 microseconds and a few hundred bytes.
@@ -39,16 +39,16 @@ class OpenShard:
         return self._num_done == len(self._done)
 
     def has(self, index: int) -> bool:
-        """Whether the row's result is in."""
+        """Whether the row's result has arrived."""
         return bool(self._done[index])
 
     def add(
         self, results: pa.RecordBatch, indices: Sequence[int] | None = None, *, stored: bool = False
     ) -> pa.RecordBatch:
-        """Take results of `RESULT_SCHEMA`; those that were new. A row's first result stays.
+        """Take results of `RESULT_SCHEMA`; returns those that are new. A row's first result stays.
 
-        indices: their row numbers in the shard, read off their ids where they are not given.
-        stored: they come from storage and need no flush.
+        indices: their row numbers in the shard; None: as their ids say. stored: they come from
+        storage and need no flush.
         """
         if indices is None:
             indices = [row_index(row_id) for row_id in results["row_id"].to_pylist()]
@@ -69,8 +69,8 @@ class OpenShard:
         return pa.Table.from_batches(self._unflushed) if self._unflushed else None
 
     def flushed(self) -> None:
-        """`unflushed` has reached storage."""
-        # A row that came alone is a batch of its own, thirty times the size of what it holds.
+        """Note that the `unflushed` results are on storage."""
+        # A batch of one row takes thirty times the memory of the row, so batches are combined.
         self._stored += pa.Table.from_batches(self._unflushed).combine_chunks().to_batches()
         self._unflushed.clear()
 

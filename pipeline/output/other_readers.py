@@ -1,4 +1,4 @@
-"""Which columns of a result dataset other programs cannot open, by their types.
+"""Warns of columns of a result dataset that pandas or `datasets` cannot open, by their types.
 
 As of datasets 5.2 and pandas 3.1; a test compares with what is installed.
 """
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 
 def cannot_open(schema: pa.Schema) -> list[str]:
-    """A line for each program that cannot open some column; no line where all are opened."""
+    """A line for each program that cannot open some column."""
     lines = []
     for reader, is_refused, way_out in (
         ("datasets.load_dataset", _datasets_refuses, "pandas and pyarrow do"),
@@ -52,5 +52,5 @@ def _datasets_refuses(kind: pa.DataType) -> bool:
 
 
 def _pandas_refuses(kind: pa.DataType) -> bool:
-    """Times of a day become Python's, which have no nanoseconds."""
+    """Times of day become Python's `time`, which has no nanoseconds."""
     return bool(kind == pa.time64("ns"))

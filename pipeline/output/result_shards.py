@@ -18,16 +18,16 @@ from pipeline.storage.storage import Storage
 
 ROW_GROUP_ROWS = 1000
 ROW_GROUP_BYTES = 1 << 28
-"""Fewer rows are a group where they are large: nested cells of over 2 GiB in one cannot be read."""
+"""Most bytes of a row group: Arrow cannot read one with over 2 GiB of nested cells."""
 AGAIN = "delete it and continue the run, which decodes it again"
 BATCH_ROWS = 16384
-"""Rows that `batches` holds in memory unless it is told otherwise."""
+"""Rows that `batches` reads at a time by default."""
 
 
 @contextmanager
 def opened(output: Storage, name: str, fix: str = AGAIN) -> Iterator[pq.ParquetFile]:
-    """A result shard, open for reading. Raises ValueError, with the fix, naming a file that is not
-    whole."""
+    """Open a result shard for reading. Raises ValueError, with the file and the fix, where it is
+    not a whole Parquet file."""
     try:
         with output.open(name) as source:
             yield pq.ParquetFile(source)
@@ -43,7 +43,7 @@ def opened(output: Storage, name: str, fix: str = AGAIN) -> Iterator[pq.ParquetF
 def batches(
     output: Storage, name: str, columns: Sequence[str], num_rows: int = BATCH_ROWS
 ) -> Iterator[pa.RecordBatch]:
-    """These columns of a result shard, at most `num_rows` rows at a time.
+    """Read these columns of a result shard, at most `num_rows` rows at a time.
 
     Raises ValueError naming the file where it is damaged or lacks a column.
     """
@@ -60,7 +60,7 @@ def batches(
 def results_in(content: bytes) -> pa.Table:
     """The results in a segment's or shard's bytes.
 
-    Raises pa.ArrowException where they are no whole Parquet file with these columns.
+    Raises pa.ArrowException where they are not a whole Parquet file with these columns.
     """
     source = pa.BufferReader(content)
     try:
@@ -72,7 +72,7 @@ def results_in(content: bytes) -> pa.Table:
 
 
 def shard_bytes(prompts: pa.Table, results: pa.Table, provenance: dict[str, str]) -> pa.Buffer:
-    """A result shard: the prompts' columns, then the results' in the same row order."""
+    """A result shard as a Parquet file: the input's columns, then the results', row by row."""
     assert prompts.num_rows == results.num_rows
     table = prompts
     for field, column in zip(RESULT_SCHEMA, results.columns, strict=True):

@@ -5,8 +5,8 @@
     OUT/.run/driver.json                    the lease of the driver that writes here
     OUT/.run/commits/00003.json             digest and counts of a shard, written before it
     OUT/.run/segments/00003/000001-….parquet  finished rows of a shard not committed yet
-    OUT/.run/events.jsonl                   restarts, quarantines, starts and ends
-    OUT/.scores/gsm8k.parquet               what `lrd evaluate` made of the rows
+    OUT/.run/events.jsonl                   starts, ends, deaths, quarantined rows
+    OUT/.scores/gsm8k.parquet               the scores of `lrd evaluate`
 
 Shards, segments and records are read by name, so a file that somebody else left beside them
 (`notes.txt`, `.DS_Store`, `.nfs…`) never counts as the run's. Whatever is read is checked for all
@@ -31,7 +31,7 @@ from pipeline.storage.storage import RUN, Storage
 MANIFEST, DRIVER, EVENTS = f"{RUN}/manifest.json", f"{RUN}/driver.json", f"{RUN}/events.jsonl"
 COMMITS, SEGMENTS = f"{RUN}/commits", f"{RUN}/segments"
 UNREADABLE = ".unreadable"
-"""Suffix under which a driver keeps a file that it could not read and began anew."""
+"""Suffix of the copy that a driver keeps of a file that it cannot read and writes anew."""
 DATA, SCORES = "data", ".scores"
 NOT_REPLACED = "its rows were retried, and the shard that holds them was not written yet"
 
@@ -40,14 +40,14 @@ _COMMIT = re.compile(rf"{re.escape(COMMITS)}/([0-9]+)\.json")
 _SEGMENT = re.compile(rf"{re.escape(SEGMENTS)}/([0-9]+)/([0-9]+)-[^/]+\.parquet")
 
 Stamp = tuple[int, int | None]
-"""Size and time of change of a file: what tells a new version from the one that was read."""
+"""Size and time of change of a file; a new version of the file has another."""
 MOST_PARTS = 4
-"""Parts of a file that are named when they are missing or wrong."""
+"""Most wrong or missing parts of a file that an error names."""
 T = TypeVar("T")
 
 
 class UnreadableError(ValueError):
-    """A file of the run is there and is not what a driver writes."""
+    """A file of the run exists and is not what a driver writes."""
 
     def __init__(self, path: str, what: str, fix: str) -> None:
         super().__init__(f"{path}: {what}; {fix}")
@@ -79,8 +79,8 @@ def segment_folder(number: int) -> str:
 
 
 def listing(storage: Storage, folder: str, *, recursive: bool = False) -> dict[str, Stamp]:
-    """Files under a folder by their name under the storage's root; with those that are not whole
-    yet. One request a thousand files, where `Storage.names` needs one a folder."""
+    """Files under a folder, by their name relative to the storage's root, also those that are not
+    whole yet. One request for a thousand files, where `Storage.names` needs one for each folder."""
     return {
         f"{folder}/{info.path.rpartition(f'/{folder}/')[2]}": (info.size, info.mtime_ns)
         for info in storage.files(folder, recursive=recursive)
@@ -88,20 +88,20 @@ def listing(storage: Storage, folder: str, *, recursive: bool = False) -> dict[s
 
 
 def commit_files(output: Storage) -> dict[str, Stamp]:
-    """The records of shards that are there."""
+    """The records of shards that exist."""
     return {name: stamp for name, stamp in listing(output, COMMITS).items() if numbers_in(name)}
 
 
 def segment_files(output: Storage, number: int | None = None) -> dict[str, Stamp]:
-    """The segments that are there, of one shard or of all."""
+    """The segments that exist, of one shard or of all."""
     folder = SEGMENTS if number is None else segment_folder(number)
     found = listing(output, folder, recursive=number is None)
     return {name: found[name] for name in sorted(found) if numbers_in(name)}
 
 
 def numbers_in(name: str) -> tuple[int, ...]:
-    """The shard's number in the name of a record or a segment, behind it the segment's own; none
-    in the name of another file."""
+    """The numbers in a name: a record's shard; a segment's shard and its own number. Empty for
+    other files."""
     found = _SEGMENT.fullmatch(name) or _COMMIT.fullmatch(name)
     return tuple(map(int, found.groups())) if found else ()
 
@@ -109,9 +109,9 @@ def numbers_in(name: str) -> tuple[int, ...]:
 def written_shards(output: Storage, num_planned: int | None = None) -> tuple[list[Shard], int]:
     """The result shards that are written, in order, and how many there will be.
 
-    num_planned: as the manifest has it, which is read where this is None. Of a dataset that was
-    copied without its run the shards' own names tell (`train-00000-of-00012`). Raises ValueError
-    where there is neither.
+    num_planned: as in the manifest, which is read where this is None. For a dataset that was copied
+    without its `.run` the number is taken from the shards' names (`train-00000-of-00012`). Raises
+    ValueError where there is neither.
     """
     files = {info.base_name: info for info in output.files(DATA)}
     matches = {name: _SHARD.fullmatch(name) for name in sorted(files)}
@@ -135,8 +135,8 @@ def finished_shards(
 ) -> tuple[list[Shard], int]:
     """`written_shards` of a run that is finished or, with `partial`, has begun.
 
-    use: what a command with --partial does with them, in a word. Raises ValueError where they are
-    not enough.
+    use: the verb of a command that has --partial, such as "publish". Raises ValueError where they
+    are not enough.
     """
     shards, num_planned = written_shards(output)
     if not num_planned:
@@ -161,7 +161,7 @@ def _utc(time: datetime | None) -> datetime | None:
 
 
 def read_run(output: Storage) -> Run:
-    """Everything but the rows. Raises ValueError where the folder holds no run."""
+    """Read everything but the rows. Raises ValueError where the folder holds no run."""
     manifest = read_manifest(output)
     events, num_bad = read_events(output)
     try:
@@ -173,8 +173,8 @@ def read_run(output: Storage) -> Run:
 
 
 def read_manifest(output: Storage) -> Manifest:
-    """A run's manifest. Raises ValueError where the folder holds no run, UnreadableError where
-    the file is not a whole manifest."""
+    """Read the manifest. Raises ValueError where the folder holds no run, UnreadableError where the
+    file is not a whole manifest."""
     try:
         return _read(output, MANIFEST, _MANIFEST, "restore it, or decode into a new --output")
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -182,9 +182,9 @@ def read_manifest(output: Storage) -> Manifest:
 
 
 def read_lease(output: Storage) -> LeaseRecord | None:
-    """The lease; None where there is none. Raises UnreadableError where it is not a lease."""
+    """Read the lease; None where there is none. Raises UnreadableError where it is not a lease."""
     try:
-        lease = _read(output, DRIVER, _LEASE, "the next lrd generate sets it aside")
+        lease = _read(output, DRIVER, _LEASE, "the next lrd generate copies and replaces it")
     except FileNotFoundError:
         return None
     try:
@@ -195,7 +195,7 @@ def read_lease(output: Storage) -> LeaseRecord | None:
 
 
 def read_commit(output: Storage, name: str) -> Commit | None:
-    """A shard's record; None where there is none that can be read."""
+    """Read a shard's record; None where there is none or it cannot be read."""
     try:
         return _read(output, name, _COMMIT_RECORD, "")
     except (FileNotFoundError, UnreadableError):
@@ -203,13 +203,13 @@ def read_commit(output: Storage, name: str) -> Commit | None:
 
 
 def read_commits(output: Storage) -> dict[int, Commit]:
-    """The records of shards by number; one that cannot be read counts as missing."""
+    """Read the records of shards, by number; one that cannot be read counts as missing."""
     found = {numbers_in(name)[0]: read_commit(output, name) for name in commit_files(output)}
     return {number: commit for number, commit in found.items() if commit is not None}
 
 
 def read_events(output: Storage) -> tuple[list[Event], int]:
-    """All events, oldest first, and how many lines are not events."""
+    """Read all events, oldest first; and the number of lines that are not events."""
     try:
         lines = output.read(EVENTS).split(b"\n")
     except FileNotFoundError:
@@ -220,7 +220,7 @@ def read_events(output: Storage) -> tuple[list[Event], int]:
 
 
 def damage(output: Storage, name: str, commit: Commit) -> str | None:
-    """What is wrong with a committed shard's bytes; None where nothing is."""
+    """What is wrong with a committed shard's bytes; None where they are those of its record."""
     try:
         digest = hashlib.sha256(output.read(name)).hexdigest()
     except FileNotFoundError:
@@ -233,7 +233,7 @@ def damage(output: Storage, name: str, commit: Commit) -> str | None:
 
 
 def set_aside(output: Storage, name: str) -> str:
-    """Keep a copy of a file that cannot be read, which is about to be written anew; its name."""
+    """Copy a file that cannot be read and is about to be written anew; the copy's name."""
     kept = f"{name}{UNREADABLE}"
     output.write(kept, output.read(name))
     return kept
@@ -249,7 +249,7 @@ _COMMIT_RECORD, _PROGRESS = TypeAdapter(Commit), TypeAdapter(Progress)
 
 
 def _read(output: Storage, name: str, kind: TypeAdapter[T], fix: str) -> T:
-    """A file of one JSON object. Raises FileNotFoundError, or UnreadableError with the fix."""
+    """Read a file of one JSON object. Raises FileNotFoundError, or UnreadableError with the fix."""
     content = output.read(name)
     try:
         return kind.validate_python(_object(content))

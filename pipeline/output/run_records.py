@@ -1,6 +1,5 @@
-"""What the files of a run hold, as dataclasses; `run_folder` reads them.
-
-The checks are those that reading makes: of every part that any caller uses.
+"""The contents of a run's files as dataclasses, with the checks that `run_folder` makes when it
+reads them: of every part that any caller uses.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pipeline.storage.storage import Storage
 
 
 def _with(**kinds: type) -> AfterValidator:
-    """Entries that an object has to have, and their types."""
+    """Checks that a JSON object has these entries, with these types."""
 
     def check(found: dict[str, Any]) -> dict[str, Any]:
         lacking = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
@@ -36,16 +35,16 @@ class Manifest:
     """All that results depend on."""
     settings: Annotated[dict[str, Any], _with(model=str, input=str, decoding=dict)]
     files: list[InputFile]
-    """The prompt shards, in order: as many result shards will there be."""
+    """The prompt shards, in order; each gives one result shard."""
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """The record of a shard, written before the shard: what its file must hold."""
+    """The record of a result shard, written before the shard: its digest and counts."""
 
     sha256: str
     replaces: str | None
-    """Digest of the file that was there before, which stays good until the new one is whole."""
+    """Digest of the file that it replaces, which stays valid until the new one is whole."""
     rows: int
     failed: int
     num_forwards: int
@@ -54,22 +53,22 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """What a driver says of itself in its lease."""
+    """What a driver writes about itself into its lease."""
 
     id: str
     host: str
     machine: str
-    """The host, this boot of it, and the container's view of its processes."""
+    """Identifies the host, its boot and the process namespace."""
     pid: int
     process_began: float
     beat: int
     """Counted up while the driver is at work."""
     time: str
-    """Of the beat, by the driver's own clock; not to be compared with another machine's."""
+    """Time of the beat by the driver's clock; do not compare it with another machine's clock."""
     released: bool
-    """Whether the driver has ended in good order."""
+    """Whether the driver has ended and given up the lease."""
     progress: dict[str, Any]
-    """`Progress.to_json()` as of then; empty before the first, or where it cannot be read."""
+    """`Progress.to_json()` at the beat; empty before there is any, or where it cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Everything under an output folder but the rows."""
+    """Everything under an output folder except the rows."""
 
     output: Storage
     manifest: Manifest

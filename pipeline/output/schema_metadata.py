@@ -1,4 +1,4 @@
-"""Makes the input's words to `datasets` and pandas, in a footer, true of the result columns too."""
+"""Extends the schema metadata of `datasets` and pandas from an input to the result columns."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pipeline.rows import RESULT_SCHEMA
 
 
 def with_results(metadata: Mapping[bytes, bytes] | None) -> dict[bytes, bytes]:
-    """The metadata of a schema to which the columns of `RESULT_SCHEMA` were added; what cannot be
-    understood is dropped."""
+    """Schema metadata for the input's columns together with those of `RESULT_SCHEMA`; entries that
+    cannot be parsed are dropped."""
     found = dict(metadata or {})
     for key, change in ((b"huggingface", _datasets), (b"pandas", _pandas)):
         if key in found:
@@ -25,7 +25,8 @@ def with_results(metadata: Mapping[bytes, bytes] | None) -> dict[bytes, bytes]:
 
 
 def _datasets(content: bytes) -> bytes:
-    """Add the features of the result columns: some versions know no column beside the listed."""
+    """Add the features of the result columns: some versions of `datasets` refuse columns that are
+    not listed."""
     found = json.loads(content)
     results = {field.name: _feature(field.type) for field in RESULT_SCHEMA}
     found["info"]["features"] = {**found["info"]["features"], **results}
@@ -40,7 +41,8 @@ def _feature(kind: pa.DataType) -> Any:
 
 
 def _pandas(content: bytes) -> bytes:
-    """Column labels are strings: pandas would turn the results' names into integers or tuples."""
+    """Say that column labels are strings, where the input's were integers or tuples: pandas would
+    convert the results' names too."""
     found = json.loads(content)
     labels = found.get("column_indexes", [])
     if len(labels) != 1 or labels[0].get("pandas_type") != "unicode":

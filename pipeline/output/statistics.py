@@ -1,7 +1,8 @@
-"""Counts result rows: how many failed and why, how the others stopped, what they took.
+"""Counts result rows: how many failed and why, how the others stopped, their forwards, tokens and
+seconds.
 
-Every figure that the summary, the report, the dataset card, scores and the paper's tables have in
-common is counted here, a batch of rows at a time.
+The summary, the report, the dataset card, the scores and the paper's tables all take these figures
+from here. Rows are counted a batch at a time.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SLOT_COLUMNS = ("bucket", "num_forwards", "num_prompt_tokens", "seconds", "repli
 
 @dataclass(slots=True)
 class Counts:
-    """What result rows say together. Forwards, tokens and seconds are of rows that are ok."""
+    """Totals over result rows. Forwards, tokens and seconds are those of rows that are ok."""
 
     num_rows: int = 0
     num_failed: int = 0
@@ -48,7 +49,7 @@ class Counts:
     seconds: float = 0.0
     """Sum of the rows' time in slots."""
     most_reasons: int | None = None
-    """Distinct `errors` that are told apart; the others count as `OTHER`. None: all."""
+    """Most distinct `errors` that are kept; further ones count as `OTHER`. None: no limit."""
 
     @property
     def num_ok(self) -> int:
@@ -93,7 +94,7 @@ class Bucket:
 
 @dataclass(slots=True)
 class SlotCounts:
-    """Where rows were decoded, failed ones too as far as they reached a slot."""
+    """Counts rows by bucket and by replica, failed ones too if they reached a slot."""
 
     buckets: dict[int, Bucket] = field(default_factory=dict)
     """By the number of prompt tokens that a slot holds."""
@@ -140,7 +141,7 @@ def total(column: pa.Array | pa.ChunkedArray) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a finished run says of its result dataset."""
+    """The closing figures of a run."""
 
     num_rows: int
     num_failed: int
@@ -153,7 +154,7 @@ class Summary:
 
 
 def summarize(output: Storage) -> Summary:
-    """Count a result dataset from its files alone."""
+    """The closing figures of a run, from its files alone."""
     counts = count_rows(output)
     return Summary(
         num_rows=counts.num_rows,

@@ -1,7 +1,7 @@
 """Reads CSV: every cell is text, as written, unless a type is named for its column.
 
-An empty cell is empty text, and null in a column of another type. Blank lines are no rows; in a
-file of one column those between rows are rows whose cell is empty.
+An empty cell is empty text, or null in a column of another type. Blank lines are skipped; in a file
+of one column, those between rows are rows with an empty cell.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ DELIMITERS = ",;\t|"
 NAMES = {"\t": "tab"}
 REASONS = {
     "unexpected end": "a quote opens here and is never closed",
-    "expected after": "a quoted cell goes on behind its closing quote; double quotes inside cells",
-    "new-line character": "a carriage return stands in a cell without quotes; quote the cell",
+    "expected after": "a quoted cell continues after its closing quote; double quotes inside cells",
+    "new-line character": "a carriage return is in a cell without quotes; quote the cell",
 }
-"""What stands in a message of Python's csv → our words."""
+"""Part of an error message of Python's csv → the reason to show."""
 SAMPLE_LINES = 1000
-"""Lines from which a file's delimiter is told."""
+"""Lines that are read to find a file's delimiter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class Header:
 
 
 def read(files: Sequence[SourceFile], reading: Reading) -> Rows:
-    """Files with the same columns, one after another; columns in the first one's order.
+    """Read files with the same columns, one after another; columns in the order of the first file.
 
-    Raises ValueError naming file and line, here for headers and while iterating for rows.
+    Raises ValueError naming file and line: at once for headers, while iterating for rows.
     """
     csv.field_size_limit(sys.maxsize)
     headers = [_header(file, reading.delimiter) for file in files]
@@ -86,11 +86,11 @@ def _table(file: SourceFile, header: Header, rows: list[Row], schema: pa.Schema)
 
 
 def _rows(file: SourceFile, header: Header) -> Iterator[tuple[int, Row]]:
-    """Length in characters and row, below the header."""
+    """The rows below the header, each with its length in characters."""
     width, blank = len(header.columns), []
     for line, cells in islice(_records(file, header.delimiter), 1, None):
         if not cells:
-            # One empty cell looks like a blank line: it is one where a row follows.
+            # In a file of one column a blank line is an empty cell if a row follows it.
             if width == 1:
                 blank.append(line)
             continue
@@ -117,7 +117,7 @@ def _records(file: SourceFile, delimiter: str) -> Iterator[Row]:
                     yield begins, cells
                 begins = reader.line_num + 1
         except csv.Error as error:
-            reason = next((told for word, told in REASONS.items() if word in str(error)), error)
+            reason = next((ours for theirs, ours in REASONS.items() if theirs in str(error)), error)
             raise file.fault(f"not CSV: {reason}", begins) from error
 
 
@@ -125,7 +125,7 @@ def _records(file: SourceFile, delimiter: str) -> Iterator[Row]:
 def _text(file: SourceFile) -> Iterator[io.TextIOWrapper]:
     try:
         with file.open() as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
-            # A carriage return alone ends lines only where it ends the first one.
+            # A carriage return alone ends lines only in a file whose first line it ends.
             newline = "\r" if text.readline().endswith("\r") else "\n"
         with file.open() as stream, io.TextIOWrapper(stream, "utf-8-sig", newline=newline) as text:
             yield text
@@ -150,9 +150,10 @@ def _header(file: SourceFile, delimiter: str | None) -> Header:
 
 
 def _delimiter(file: SourceFile) -> str:
-    """The one that cuts the header; of several the one that cuts the rows alike.
+    """The delimiter that splits the header; of several, the one that gives all rows the same number
+    of cells. A comma where none does.
 
-    Raises ValueError where no or more than one does.
+    Raises ValueError where several remain.
     """
     if file.suffix == ".tsv":
         return "\t"
@@ -170,7 +171,8 @@ def _delimiter(file: SourceFile) -> str:
 
 
 def _counts(sample: list[str], delimiter: str) -> list[int]:
-    """Cells of each row, up to one that is not CSV; without the last, which the sample may cut."""
+    """Number of cells of each row, up to one that is not CSV; without the last row where the sample
+    may have cut it."""
     found: list[int] = []
     with suppress(csv.Error):
         found.extend(len(cells) for cells in csv.reader(sample, delimiter=delimiter) if cells)

@@ -1,4 +1,4 @@
-"""Reads with the `datasets` library: datasets of the hub, and folders of `save_to_disk`."""
+"""Reads hub datasets and folders of `save_to_disk`, through the `datasets` library."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pipeline.preparing.reading import Rows
 from pipeline.preparing.source_file import BATCH_ROWS
 
 HUB_SPLIT = "train"
-"""The hub's split where none is named."""
+"""The split of a hub dataset that is read where none is named."""
 SAVED = ("dataset_dict.json", "state.json")
-"""Files that `save_to_disk` writes: one for several splits, one for a single one."""
+"""Files that `save_to_disk` writes, the first for several splits, the second for one."""
 
 
 def read_hub(hub_id: str, split: str | None) -> Rows:
-    """A dataset of the hub. Raises ValueError naming it where it cannot be read."""
+    """Read a hub dataset. Raises ValueError naming it where it cannot be read."""
     with _named(hub_id):
         import datasets
 
@@ -30,12 +30,12 @@ def read_hub(hub_id: str, split: str | None) -> Rows:
 
 
 def read_saved(folder: Path, shown: str, split: str | None) -> Rows:
-    """A folder of `save_to_disk`. Raises ValueError naming it where it cannot be read, and where
-    it has several splits and none is named."""
+    """Read a folder of `save_to_disk`. Raises ValueError naming it where it cannot be read, or has
+    several splits and none is named."""
     with _named(shown), tempfile.TemporaryDirectory() as name:
         import datasets
 
-        # The library takes :: in a path for several paths.
+        # The library reads :: in a path as a separator of paths.
         link = Path(name) / "saved"
         link.symlink_to(folder.resolve(), target_is_directory=True)
         found = datasets.load_from_disk(str(link))
@@ -72,7 +72,7 @@ def _rows(shown: str, dataset: Any) -> Rows:
 
 @contextmanager
 def _named(shown: str) -> Iterator[None]:
-    """ValueError naming the source for whatever is raised."""
+    """Turns every exception into a ValueError that names the source."""
     try:
         yield
     except ValueError as error:

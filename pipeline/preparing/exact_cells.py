@@ -1,4 +1,4 @@
-"""Text → a typed value, exactly or not at all; and the column types that `--types` names."""
+"""Converts text to typed values, exactly or with an error; and parses `--types`."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ TYPES = {
 }
 INT64 = range(-(1 << 63), 1 << 63)
 LARGEST_EXACT = 1 << 53
-"""Every integer up to this one is a double; not every one above is."""
+"""Every integer up to this one is exactly a double; above it some are not."""
 INTEGER = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 NO_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-"""What JSON writers put for doubles that are not finite numbers."""
+"""How JSON writers spell doubles that are not finite."""
 SAFE_DIGITS = 15
-"""Every number of so many digits is found again in its double."""
+"""Every decimal number of at most so many digits survives the way to a double and back."""
 BOOLS = {"true": True, "false": False}
 
 
 def parse_types(words: Sequence[str]) -> dict[str, pa.DataType]:
-    """`name=type` words, or several in one with commas → Arrow types by column.
+    """Parse `name=type` words, or several in one with commas, to Arrow types by column.
 
     A name may hold `=` and `,`. Raises ValueError for another type and a column named twice.
     """

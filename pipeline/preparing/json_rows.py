@@ -1,6 +1,6 @@
 """Reads JSON: one object a line, a list of objects, or such a list under a key of a document.
 
-Twice: first to find types that hold every value exactly, then for the rows.
+Files are read twice: first to find types that hold every value exactly, then for the rows.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pipeline.preparing.reading import PROMPT, Reading, Rows
 from pipeline.preparing.source_file import SourceFile, in_batches
 
 Row = tuple[SourceFile, str, dict[str, Any]]
-"""File, what names the row in it, and the object."""
+"""A row's file, its place there (`line 3`), and its object."""
 
 
 def read(files: Sequence[SourceFile], reading: Reading) -> Rows:
-    """Files one after another; a column for each key, null where a row lacks it.
+    """Read files one after another; a column for each key, null where a row lacks it.
 
-    Raises ValueError naming file and line: here for what is not JSON and for columns that no
+    Raises ValueError naming file and line: at once for what is not JSON and for columns that no
     type holds exactly, while iterating where `--types` asks for another type.
     """
     columns = _columns(files, reading)
-    shown = files[0].shown if len(files) == 1 else f"{files[0].shown} and those beside it"
+    shown = files[0].shown if len(files) == 1 else f"{files[0].shown} and the other files"
     schema = pa.schema([_field(name, shape, reading, shown) for name, shape in columns.items()])
 
     def tables() -> Iterator[pa.Table]:
@@ -40,7 +40,7 @@ def read(files: Sequence[SourceFile], reading: Reading) -> Rows:
 
 
 def _columns(files: Sequence[SourceFile], reading: Reading) -> dict[str, Shape]:
-    """The shape of every column; those that have a type anyway stay without a kind."""
+    """The shape of every column; columns whose type is given stay without a kind."""
     columns: dict[str, Shape] = {}
     for _, (file, where, row) in _rows(files, reading):
         place = f"{where} of {file.shown}"
@@ -93,7 +93,7 @@ def _value(value: Any, field: pa.Field, shape: Shape, reading: Reading) -> Any:
 
 
 def _typed(value: Any, kind: pa.DataType) -> Any:
-    """A value in a type that `--types` names."""
+    """A value converted to a type of `--types`."""
     if value is None:
         return None
     if isinstance(value, list | dict) and not pa.types.is_string(kind):
@@ -117,7 +117,7 @@ def _fault(file: SourceFile, where: str, message: str) -> ValueError:
 
 
 def _rows(files: Sequence[SourceFile], reading: Reading) -> Iterator[tuple[int, Row]]:
-    """Length in characters and row."""
+    """All rows, each with its length in characters."""
     rows = (row for file in files for row in _rows_of(file, reading))
     for length, file, where, value in islice(rows, reading.limit):
         if not isinstance(value, dict):
@@ -140,7 +140,7 @@ def _rows_of(file: SourceFile, reading: Reading) -> Iterator[tuple[int, SourceFi
 
 
 def _is_document(file: SourceFile) -> bool:
-    """Whether a file is one JSON value, not one a line: by its first line that is not blank."""
+    """Whether a file is one JSON value, not one a line; by its first line that is not blank."""
     if file.suffix != ".json":
         return False
     lines = (line for _, line in file.lines() if line.strip())
@@ -155,7 +155,7 @@ def _is_document(file: SourceFile) -> bool:
 
 
 def _rows_field(file: SourceFile, document: Any, name: str | None) -> list[Any]:
-    """The list of rows of a document."""
+    """The list of rows in a document. name: its key; None: the document is the list."""
     if isinstance(document, list) and name is None:
         return document
     if not isinstance(document, dict):
@@ -173,7 +173,7 @@ def _rows_field(file: SourceFile, document: Any, name: str | None) -> list[Any]:
 
 
 def _parsed(file: SourceFile, text: str, line: int) -> Any:
-    """A JSON text, its numbers as they are written. line: where it begins."""
+    """Parse a JSON text; numbers keep their spelling. line: where the text begins."""
     try:
         value = EXACT.decode(text)
         if "\\ud" in text.lower():
@@ -194,11 +194,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {short(twice)} stands twice in one object")
+        raise ValueError(f"the key {short(twice)} is twice in one object")
     return found
 
 
 EXACT = json.JSONDecoder(
     parse_int=Number, parse_float=Number, parse_constant=Number, object_pairs_hook=_object
 )
-"""Keeps numbers as they are written."""
+"""Keeps the spelling of numbers, and refuses a key that an object has twice."""

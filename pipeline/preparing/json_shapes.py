@@ -1,8 +1,8 @@
-"""Tells the Arrow type of JSON values: one that holds every value seen exactly, or an error.
+"""Finds an Arrow type for JSON values that holds every one of them exactly; else raises an error.
 
-    null            null, of any type beside others    [..]  list<…>
+    null            null; any type with other values   [..]  list<…>
     true, 5, 0.5    bool, int64, float64               {..}  struct<…>, absent keys null
-    "…"             string, whatever it looks like
+    "…"             string, also where it looks like a number
 
 Integers and fractions in one column are float64 where every integer is exactly a double.
 """
@@ -18,12 +18,12 @@ import pyarrow as pa
 from pipeline.preparing.exact_cells import LARGEST_EXACT, double, integer
 
 MAX_KEYS = 2000
-"""Most different keys of a column's objects. More are a mapping, not fields."""
+"""Most different keys of a column's objects. An object with more is a mapping, not a record."""
 KINDS: dict[type, str] = {bool: "true or false", str: "text", list: "a list", dict: "an object"}
 
 
 class Number(str):
-    """A number as the source writes it."""
+    """A number in the spelling of the source."""
 
     __slots__ = ()
 
@@ -34,23 +34,23 @@ class Number(str):
 
 @dataclass(slots=True)
 class Shape:
-    """What the values at one place of the rows are so far."""
+    """The kind of the values that were seen so far at one place in the rows."""
 
     path: str
-    """Column, then keys behind dots, `[]` for a list's items."""
+    """The column, then `.key` for each key, `[]` for a list's items."""
     kind: str | None = None
     """One of KINDS, `an integer` or `a fraction`; None: only nulls."""
     where: str = ""
-    """The row that said so first."""
+    """The first row with this kind."""
     widest: tuple[int, str] = (0, "")
-    """The largest integer without its sign, and its row."""
+    """The largest absolute integer, and its row."""
     item: Shape | None = None
     fields: dict[str, Shape] = field(default_factory=dict)
 
     def see(self, value: Any, where: str) -> None:
         """Take in a value. where: names its row.
 
-        Raises ValueError where no one type holds it and those before exactly.
+        Raises ValueError where no type holds it and the earlier ones exactly.
         """
         if value is None:
             return
@@ -101,8 +101,8 @@ class Shape:
         return ValueError(f"{self.path!r} {message}")
 
     def convert(self, value: Any) -> Any:
-        """A value that was seen, with its numbers as Python's. Raises KeyError for a key that was
-        not."""
+        """A value that was seen, with Python numbers. Raises KeyError for a key that was not
+        seen."""
         if isinstance(value, Number):
             return int(value) if self.kind == "an integer" else float(value)
         if isinstance(value, list) and self.item:
@@ -133,7 +133,7 @@ class Shape:
 
 
 def as_text(value: Any) -> str:
-    """A text as it is; any other value as JSON, its numbers as the source writes them."""
+    """A text unchanged; any other value as JSON, with its numbers as the source spells them."""
     return str(value) if isinstance(value, str) else _json(value)
 
 

@@ -1,7 +1,7 @@
-"""Reads Parquet: the files' own types, which have to agree.
+"""Reads Parquet files, whose column types have to agree.
 
-INT96 times are read in nanoseconds, or, where one of them lies beyond the years 1677 to 2262 that
-fit in those, in microseconds: pyarrow would make other dates of it.
+INT96 times are read in nanoseconds; in microseconds where a value is outside the years 1677 to
+2262, which pyarrow would silently read as another date.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pipeline.preparing.reading import Rows
 from pipeline.preparing.source_file import BATCH_ROWS, SourceFile
 
 FEATURES = b"huggingface"
-"""Key of the schema's metadata that says what `datasets` makes of the columns."""
+"""Key of the schema's metadata under which `datasets` stores the features of the columns."""
 
 
 def read(files: Sequence[SourceFile]) -> Rows:
-    """Files with the same columns, one after another; columns in the first one's order.
+    """Read files with the same columns, one after another; columns in the order of the first file.
 
-    Raises ValueError naming the file: here for schemas that disagree, while iterating for
+    Raises ValueError naming the file: at once for schemas that disagree, while iterating for
     damaged data.
     """
     unit = "ns" if all(map(_fits_nanoseconds, files)) else "us"
@@ -58,7 +58,7 @@ def _opened(file: SourceFile, unit: str) -> Iterator[pq.ParquetFile]:
 
 
 def _fits_nanoseconds(file: SourceFile) -> bool:
-    """Whether every INT96 time of a file can be counted in nanoseconds."""
+    """Whether every INT96 time of a file fits into 64 bits of nanoseconds."""
     fine, coarse = _schema(file, "ns"), _schema(file, "us")
     # Only the type of INT96 columns depends on the unit.
     names = [field.name for field in fine if field.type != coarse.field(field.name).type]
@@ -85,7 +85,7 @@ def _schema(file: SourceFile, unit: str) -> pa.Schema:
 
 
 def _agreed(first: SourceFile, ours: pa.Schema, file: SourceFile, theirs: pa.Schema) -> pa.Schema:
-    """The schema of both; a column that is all null in one has the other's type."""
+    """A schema for both files; a column of type null in one has the other's type."""
     reason = ", ".join(sorted(set(ours.names) ^ set(theirs.names)))
     if not reason:
         try:

@@ -1,6 +1,6 @@
-"""Makes prompt shards: Parquet files of equal size with every column of a source, unchanged.
+"""Makes prompt shards: Parquet files of equal size, with every column of a source unchanged.
 
-The folder appears under its name only when it is whole.
+The output folder gets its name only when it is whole.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class TaskPrompts:
 
     name: str
     shots: int | None = None
-    """Exemplars in a base model's prompt; None: a chat model's prompt."""
+    """Number of exemplars in a base model's prompt; None: a chat model's prompt."""
     exemplars: str | None = None
-    """Where the solved examples are."""
+    """File of the solved examples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def prepare(
 
 @contextmanager
 def _output_folder(output: str) -> Iterator[Path]:
-    """A folder that becomes the output when the context ends well, and goes otherwise."""
+    """A folder that becomes the output when the context ends; after an error it is removed."""
     if not output.strip():
         raise ValueError("--output is empty; name a folder or a URI")
     output = canonical(output)
@@ -106,7 +106,7 @@ def _output_folder(output: str) -> Iterator[Path]:
 
 
 def write_shards(rows: Rows, folder: Path, rows_per_shard: int) -> tuple[int, int]:
-    """Write shards of so many rows each, the last of the rest; numbers of rows and shards."""
+    """Write shards of so many rows each, the last with the rest; numbers of rows and shards."""
     num_rows = num_shards = 0
     for shard, pieces in groupby(_cut(rows.tables, rows_per_shard), lambda piece: piece[0]):
         with pq.ParquetWriter(folder / f"{shard}{PARTIAL}", rows.schema) as writer:
@@ -114,7 +114,7 @@ def write_shards(rows: Rows, folder: Path, rows_per_shard: int) -> tuple[int, in
                 writer.write_table(table)
                 num_rows += table.num_rows
         num_shards = shard + 1
-    for shard in range(num_shards):  # Their names say how many there are: known only now.
+    for shard in range(num_shards):  # The names hold the number of shards, known only now.
         (folder / f"{shard}{PARTIAL}").rename(folder / shard_name(shard, num_shards))
     return num_rows, num_shards
 
@@ -126,7 +126,7 @@ def shard_name(number: int, num_shards: int) -> str:
 
 
 def _cut(tables: Iterator[pa.Table], rows_per_shard: int) -> Iterator[tuple[int, pa.Table]]:
-    """Pieces of the tables, none across two shards, each with its shard's number."""
+    """Slices of the tables, each within one shard and with that shard's number."""
     row = 0
     for table in tables:
         while table.num_rows:

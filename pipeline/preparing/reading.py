@@ -1,4 +1,4 @@
-"""What is asked of a source, and the rows that come of it."""
+"""Dataclasses: the settings for reading a source, and the rows that were read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROMPT = "prompt"
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How to read a source. None: as the source says itself."""
+    """How to read a source. None: as found in the source."""
 
     split: str | None = None
     """Split names, joined by `+`."""
@@ -22,7 +22,7 @@ class Reading:
     delimiter: str | None = None
     """Between the cells of a CSV row."""
     rows_field: str | None = None
-    """Key of a JSON document under which its rows are."""
+    """Key of a JSON document that holds its rows."""
     prompt_column: str | None = None
     """Column that is always text; None: `prompt`, where there is one."""
     limit: int | None = None
@@ -38,11 +38,11 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A source's rows. Iterating `tables` reads it, once."""
+    """A source's rows. `tables` reads them and can be iterated once."""
 
     schema: pa.Schema
     tables: Iterator[pa.Table]
-    """Some rows each, all of the schema."""
+    """Batches of rows with this schema."""
     left_out: tuple[str, ...] = ()
     """Files of the source that are not read."""
 

@@ -1,4 +1,4 @@
-"""Opens a source: a file, a folder, a URI of one, a folder of `save_to_disk`, or a hub id."""
+"""Opens a source of rows: a file, a folder, a URI, a folder of `save_to_disk`, or a hub id."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ OPTIONS = {
     "--delimiter": ("delimiter", ("CSV",)),
     "--field": ("rows_field", ("JSON",)),
 }
-"""Flag → field of Reading, and the kinds of files that it is for."""
+"""Flag → field of Reading, and the kinds of files for which it is valid."""
 
 
 @contextmanager
 def open_source(source: str, reading: Reading) -> Iterator[Rows]:
-    """The source's rows, to be read inside the context: a store's files are local only there.
+    """Open the source's rows, which can be read inside the context: files of a store are fetched
+    into a temporary folder.
 
-    Nothing is cached: what is read is what the files hold now. Raises ValueError naming the
-    source, or its file and line, where it cannot be read as asked, OSError where its store does
-    not answer.
+    Nothing is cached: rows are read from the files as they are now. Raises ValueError naming the
+    source, or its file and line, where it cannot be read with these settings, OSError where its
+    store does not answer.
     """
     if not source.strip():
         raise ValueError("the source is empty; name a file, a folder, a URI or a hub id")
@@ -75,7 +76,8 @@ def _local(source: str, reading: Reading, scratch: Path) -> Rows:
 
 
 def _below(folder: Path) -> Iterator[str]:
-    """All files below a folder, as paths in it. Raises OSError where one cannot be listed."""
+    """All files in a folder and its sub-folders, as relative paths. Raises OSError where one cannot
+    be listed."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -106,7 +108,7 @@ def _store(uri: str, reading: Reading, scratch: Path) -> Rows:
 
 
 def _fetch(storage: Storage, names: list[str], folder: Path) -> None:
-    """Read a store's files into a local folder."""
+    """Copy a store's files into a local folder."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(storage.read(name))
@@ -120,7 +122,7 @@ def _is_saved(names: list[str]) -> bool:
 
 
 def _files(source: str, choice: Choice, folder: Path, reading: Reading) -> Rows:
-    """The rows of files that lie in a local folder. source: the folder as the user names it."""
+    """The rows of files in a local folder. source: the folder as the user names it."""
     files = [SourceFile(folder / name, _shown(source, name)) for name in choice.names]
     _refuse_options(files[0].shown, choice.kind, reading)
     match choice.kind:
@@ -134,13 +136,13 @@ def _files(source: str, choice: Choice, folder: Path, reading: Reading) -> Rows:
 
 
 def _shown(folder: str, name: str) -> str:
-    """A file as messages name it."""
+    """A file's path in messages."""
     path = child(folder, name)
     return path.partition("?")[0] if is_uri(path) else path.removeprefix("./")
 
 
 def _refuse_options(shown: str, kind: str, reading: Reading) -> None:
-    """Raises ValueError for options that are not for this kind of source."""
+    """Raises ValueError for flags that are not valid for this kind of source."""
     for flag, (name, kinds) in OPTIONS.items():
         if getattr(reading, name) and kind not in kinds:
             raise ValueError(f"{shown}: {flag} is for {' and '.join(kinds)}; this is {kind}")

@@ -1,4 +1,4 @@
-"""One file of a source: its name for messages, its bytes (decompressed) and its lines."""
+"""Opens one file of a source: its bytes, decompressed, and its lines as text."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ BOM = b"\xef\xbb\xbf"
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 BATCH_ROWS = 1000
 BATCH_CHARACTERS = 1 << 26
-"""Most rows and most characters that become Arrow arrays together; a longer row is a batch."""
+"""Most rows and most characters of a batch; a longer row is a batch of its own."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A local file, and the name by which the user knows it."""
+    """A local file, and its name in messages."""
 
     path: Path
     shown: str
 
     @property
     def suffix(self) -> str:
-        """In lower case, without that of a compression."""
+        """The suffix in lower case, without the suffix of a compression."""
         suffixes = [suffix.lower() for suffix in self.path.suffixes]
         if suffixes and suffixes[-1] in COMPRESSIONS:
             suffixes.pop()
         return suffixes[-1] if suffixes else ""
 
     def fault(self, message: str, line: int | None = None) -> ValueError:
-        """The error to raise: file, line where there is one, and what is wrong."""
+        """The error to raise: the file, the line if there is one, and what is wrong."""
         return ValueError(f"{self.shown}{f', line {line}' if line else ''}: {message}")
 
     def utf8_fault(self, line: bytes, number: int, error: UnicodeDecodeError) -> ValueError:
@@ -52,7 +52,7 @@ class SourceFile:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The bytes, decompressed by the suffix.
+        """Open the file; its bytes are decompressed as its suffix says.
 
         Raises ValueError naming the file where it is UTF-16 or cannot be decompressed, OSError
         where it cannot be read.
@@ -90,7 +90,7 @@ class SourceFile:
 
 
 def in_batches(rows: Iterable[tuple[int, T]]) -> Iterator[list[T]]:
-    """Groups rows that come with their length in characters."""
+    """Groups rows, given with their length in characters, into batches."""
     batch: list[T] = []
     characters = 0
     for length, row in rows:

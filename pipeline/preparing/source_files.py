@@ -1,6 +1,6 @@
-"""Which files of a folder are the source: of one kind, of the splits that are named.
+"""Chooses the files of a folder to read: all of one kind, of the splits that are named.
 
-Works on names alone, so that of a store's folder only what is read is fetched.
+Only names are used, so that of a store's folder no more is fetched than is read.
 
     train-00000-of-00002.parquet        split train
     data/train_sft-00000-of-…           split train_sft
@@ -28,13 +28,13 @@ KINDS = {
 TEXT_SUFFIXES = [suffix for suffix, kind in KINDS.items() if kind != "Parquet"]
 EXPECTED = f"{', '.join(KINDS)}, text also compressed ({', '.join(COMPRESSIONS)})"
 METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-"""What `datasets` and the hub put beside data."""
+"""Files that `datasets` and the hub store beside the data."""
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-"""The words by which `datasets` knows splits in names of files and folders."""
+"""The words for splits that `datasets` recognises in names of files and folders."""
 SHARD = re.compile(r"(.+)-\d{5,}-of-\d{5,}")
 
 
@@ -48,7 +48,8 @@ class Choice:
 
 
 def kind_of(name: str) -> str | None:
-    """Parquet, CSV or JSON by the suffix in any case, behind it perhaps that of a compression."""
+    """Parquet, CSV or JSON, by the suffix in any case, which a suffix of a compression may follow;
+    None for other files."""
     stem, suffix = _parted(name.lower())
     if suffix in COMPRESSIONS:
         suffix = _parted(stem)[1]
@@ -57,8 +58,8 @@ def kind_of(name: str) -> str | None:
 
 
 def choose_file(source: str, name: str, split: str | None) -> Choice:
-    """A single file. Raises ValueError where it is of no kind that can be read, or of another
-    split than the one named."""
+    """The choice of a single file. Raises ValueError where its kind cannot be read, or it is of
+    another split than the one named."""
     kind = kind_of(name)
     if kind is None:
         raise ValueError(f"{source}: cannot be read; expected {EXPECTED}")
@@ -67,10 +68,10 @@ def choose_file(source: str, name: str, split: str | None) -> Choice:
 
 
 def choose(source: str, names: Sequence[str], split: str | None) -> Choice:
-    """The files to read of a folder's, as paths in it; names that begin with . or _ are skipped.
+    """The files of a folder to read, as paths in it; names that begin with . or _ are skipped.
 
     Raises ValueError where they are of several kinds, of several splits and none is named, or in
-    several folders, and where there are none.
+    several folders, and where there is no file to read.
     """
     with naming(source):
         if any(name.startswith("_delta_log/") for name in names):
@@ -107,13 +108,13 @@ def _of_splits(names: list[str], split: str | None) -> list[str]:
 
 
 def _group(groups: dict[str, list[str]], word: str) -> str:
-    """The split that is meant by a word."""
+    """The split to which a word of --split refers."""
     if word in groups:
         return word
-    meant = SPLITS.get(word, word)
-    found = [group for group in groups if _keyword(group) == meant]
-    if not found and meant == "train" and len(groups) == 1 and _keyword(next(iter(groups))) is None:
-        # Files that name no split are the train split, as `datasets` has it.
+    split = SPLITS.get(word, word)
+    found = [group for group in groups if _keyword(group) == split]
+    if not found and split == "train" and len(groups) == 1 and _keyword(next(iter(groups))) is None:
+        # Files that name no split are the train split, as in `datasets`.
         found = list(groups)
     if len(found) != 1:
         fault = "has several splits" if found else "has no split"
@@ -124,7 +125,7 @@ def _group(groups: dict[str, list[str]], word: str) -> str:
 def split_of(name: str) -> str:
     """The split that a file's path names; empty where it names none.
 
-    A word of SPLITS alone is that split; with other words around it, it is a split of that name.
+    A word of SPLITS alone is that split; with other words beside it, all of them are its name.
     """
     stem = _parted(name)[0]
     if name.lower().endswith(tuple(COMPRESSIONS)):
@@ -140,7 +141,7 @@ def split_of(name: str) -> str:
 
 
 def _keyword(group: str) -> str | None:
-    """The one split among a group's words."""
+    """The first word for a split in a group's name; None where there is none."""
     return next((SPLITS[word] for word in _words(group) if word in SPLITS), None)
 
 

@@ -16,7 +16,7 @@ from pipeline.preparing.source import open_source
 from pipeline.scoring.task import Example, Task, few_shot_prompt
 
 KEPT = "source_prompt"
-"""Where the source's own column `prompt` goes."""
+"""The name that the source's own column `prompt` gets."""
 
 
 def read_exemplars(task: Task, shots: int | None, path: str | None) -> list[Any] | None:
@@ -68,15 +68,15 @@ def with_prompts(rows: Rows, source: str, task: Task, exemplars: Sequence[Exampl
 
 
 def _features(metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes] | None:
-    """What `datasets` knows of the columns, with the new ones."""
+    """The features of `datasets` with those of the new columns."""
     if not metadata or FEATURES not in metadata:
         return None
-    told = json.loads(metadata[FEATURES])
-    features = told["info"]["features"]
+    content = json.loads(metadata[FEATURES])
+    features = content["info"]["features"]
     if PROMPT in features:
         features[KEPT] = features[PROMPT]
     features[PROMPT] = {"dtype": "string", "_type": "Value"}
-    return {FEATURES: json.dumps(told).encode()}
+    return {FEATURES: json.dumps(content).encode()}
 
 
 def _check_columns(source: str, there: list[str], task: Task, columns: tuple[str, ...]) -> None:

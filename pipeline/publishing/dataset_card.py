@@ -1,7 +1,7 @@
-"""The dataset card: a published run's README.md, whose YAML header tells `datasets` what to load.
+"""Writes the dataset card: a published run's README.md, whose YAML header is read by `datasets`.
 
-Knows nothing of files or of the hub. Column names, prompts, reasons and paths are other people's
-text: none of it can become Markdown, HTML or YAML here.
+Column names, prompts, reasons and paths are other people's text, and escaped: none of it can become
+Markdown, HTML or YAML.
 """
 
 from __future__ import annotations
@@ -16,38 +16,12 @@ import pyarrow as pa
 import yaml
 
 from pipeline.markdown import code, escaped, table
-from pipeline.rows import RESULT_SCHEMA
+from pipeline.rows import MEANINGS
 
 PAPER = "[Latent Refinement Decoding](https://arxiv.org/abs/2510.11052)"
 TAGS = ("synthetic", "diffusion-language-model", "latent-refinement-decoding")
-COLUMNS = {
-    "row_id": "shard and row number in the input's order",
-    "status": "ok, or failed",
-    "error": "why a row failed",
-    "output_text": "the answer, up to the first EOS",
-    "output_token_ids": "the whole canvas",
-    "num_output_tokens": "tokens before the first EOS",
-    "num_prompt_tokens": "tokens of the prompt with its template",
-    "num_forwards": "forward passes: refine_steps + decode_steps",
-    "refine_steps": "passes that only refined beliefs",
-    "decode_steps": "passes that committed tokens",
-    "blocks": "blocks that were decoded",
-    "stop_reason": "complete, converged (early stop), eos or failed",
-    "open_at_stop": "positions that early stops committed unsettled",
-    "max_entropy_at_stop": "largest entropy among those, nats",
-    "refine_converged": "whether every refinement phase converged",
-    "kl_trace": "change of the beliefs a forward (D_t, nats); null in a block's first",
-    "entropy_trace": "mean entropy of the open positions a forward, nats",
-    "commit_step": "the forward that committed each position; 0 where EOS filled the rest",
-    "mean_mix_weight": "mean weight of the soft embeddings",
-    "bucket": "prompt tokens that the row's slot held",
-    "seconds": "wall time in its slot, shared with the slot's neighbours",
-    "replica": "which replica decoded it",
-    "attempts": "times it got a slot",
-}
-"""What the added columns mean."""
 PROMPT_SETTINGS = ("revision", "prompt_column", "prompt_format", "system_prompt", "truncation")
-"""Settings beside the decoding's that results depend on; places and machines are left out."""
+"""Settings beside the decoding's on which results depend; paths and machines are left out."""
 SIZES = (
     (1_000, "n<1K"),
     (10_000, "1K<n<10K"),
@@ -57,35 +31,36 @@ SIZES = (
     (100_000_000, "10M<n<100M"),
     (1_000_000_000, "100M<n<1B"),
 )
-"""The hub's classes: rows below, name."""
+"""The hub's size classes: upper bound of rows, name."""
 MOST_INPUTS = 20
 """Input files that are listed."""
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What the publisher says of the dataset."""
+    """What the publisher says about the dataset."""
 
     title: str
     license: str | None = None
     tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """ValueError for what cannot stand in a card's header."""
+        """Raises ValueError for values that a card's header cannot hold."""
         if not self.title.strip() or not self.title.isprintable():
-            raise ValueError(f"{self.title!r} is no title; one printable line is due")
+            raise ValueError(f"{self.title!r} is not a title; expected one printable line")
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license):
             raise ValueError(
-                f"{self.license!r} is no licence id of the hub; such as mit, apache-2.0, cc-by-4.0"
+                f"{self.license!r} is not a licence id of the hub; expected mit, apache-2.0, "
+                "cc-by-4.0 or the like"
             )
         for tag in self.tags:
             if not re.fullmatch(r"[\w.:+-]+", tag):
-                raise ValueError(f"{tag!r} is no tag; letters, digits, - and _ are")
+                raise ValueError(f"{tag!r} is not a tag; expected letters, digits, - and _")
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a card tells of a run."""
+    """The figures of a run that a card shows."""
 
     manifest: dict[str, Any]
     schema: pa.Schema
@@ -94,14 +69,14 @@ class Facts:
     num_ok: int
     num_failed: int
     num_forwards: int
-    """Of the rows that are ok, as all that follows."""
+    """Of the rows that are ok, like the figures below it."""
     most_forwards: int
     num_output_tokens: int
     stop_reasons: dict[str, int]
     errors: dict[str, int]
     """Reasons of failed rows, most frequent first."""
     evaluations: list[dict[str, Any]]
-    """As `lrd evaluate` left them beside the run."""
+    """The summaries that `lrd evaluate` stored with the run."""
 
 
 def card(facts: Facts, about: About) -> str:
@@ -204,8 +179,8 @@ def _accuracy(evaluations: Sequence[dict[str, Any]]) -> Iterator[str]:
 def _columns(facts: Facts, settings: dict[str, Any]) -> Iterator[tuple[object, ...]]:
     for field in facts.schema:
         meaning = "the input's"
-        if field.name in RESULT_SCHEMA.names:
-            meaning = COLUMNS[field.name]
+        if field.name in MEANINGS:
+            meaning = MEANINGS[field.name]
         elif field.name == settings.get("prompt_column"):
             meaning = "the prompt"
         yield code(field.name), escaped(field.type), meaning
@@ -231,6 +206,6 @@ def _digests(fingerprint: dict[str, Any]) -> Iterator[tuple[object, ...]]:
 
 
 def _last_part(model: str) -> str:
-    """A hub id as it is; of a path, which is a machine's own, the last part."""
+    """A hub id unchanged; the last part of a path, whose other parts only mean something here."""
     is_path = model.startswith((".", "/", "~")) or "://" in model or model.count("/") > 1
     return model.rstrip("/").rpartition("/")[2] if is_path else model

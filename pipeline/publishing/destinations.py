@@ -1,4 +1,4 @@
-"""Where a published dataset goes: a local folder, an object store or the hub."""
+"""Sends a published dataset to a local folder, an object store or the hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.storage.uris import canonical, is_uri
 HUB = "hf://datasets/"
 
 Send = Callable[[Path], str]
-"""Takes a published folder elsewhere; where it is then."""
+"""Sends a published folder somewhere; returns its new address."""
 
 
 def publish_to(
@@ -28,11 +28,11 @@ def publish_to(
     partial: bool = False,
     on_shard: Callable[[int, int], None] = lambda done, planned: None,
 ) -> tuple[Facts, str]:
-    """Publish a run to a folder, a URI or a hub id: what was written, and where it is.
+    """Publish a run to a folder, a URI or a hub id; the card's figures, and the dataset's address.
 
-    public: of a hub repository that is new. partial, on_shard: as `publish`.
-    Raises ValueError for a destination that is not one or holds something, and as `publish`;
-    PushError where the hub does not take it; OSError where storage fails.
+    public: whether a new hub repository is public. partial, on_shard: as in `publish`.
+    Raises ValueError for a destination that is not valid or not empty, and as `publish`;
+    PushError where the hub refuses it; OSError where storage fails.
     """
     to = canonical(to)
     send = destination(to, public)
@@ -40,7 +40,7 @@ def publish_to(
         Storage(to).check_writable()
         folder = Path(to)
         return publish(output, folder, about, partial=partial, on_shard=on_shard), str(folder)
-    # Beside a local run, so that its shards need no second copy.
+    # On the file system of a local run, so that shards can be hard links instead of copies.
     beside = str(Path(output.root).resolve().parent) if output.is_local else None
     with tempfile.TemporaryDirectory(prefix=".lrd-publish-", dir=beside) as parent:
         folder = Path(parent) / "dataset"
@@ -49,9 +49,9 @@ def publish_to(
 
 
 def destination(to: str, public: bool) -> Send | None:
-    """What takes the dataset to a store or the hub; None for a local folder.
+    """The function that sends the dataset to a store or the hub; None for a local folder.
 
-    Raises ValueError for what is not a hub id, where a folder could be meant as well, and where a
+    Raises ValueError where `to` is not a hub id, where it could mean a folder too, and where a
     store holds something there already.
     """
     if is_uri(to) and not to.startswith(HUB):
@@ -69,6 +69,6 @@ def destination(to: str, public: bool) -> Send | None:
 
 
 def _to_store(store: Storage, folder: Path) -> str:
-    """Write a published folder to a store, the card last; where it is."""
+    """Write a published folder to a store, the card last; its URI."""
     store.take_folder(folder, last="README.md")
     return store.uri

@@ -1,11 +1,11 @@
-"""A finished run → a dataset in the hub's layout, in a folder, a store, or pushed to the hub.
+"""Makes a dataset in the hub's layout from a finished run, and pushes it to the hub.
 
     README.md                                the card (`pipeline/publishing/dataset_card.py`)
     data/train-00000-of-00012.parquet        rows that are ok, of shards that have any
     failed/failed-00000-of-00012.parquet     rows that failed, of shards that have any
 
-Reads the run and changes nothing in it. One shard is held in memory at a time; a local shard
-without failures is the same file under a second name.
+The run is only read. One shard is in memory at a time; a local shard without failed rows becomes a
+hard link instead of a copy.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from pipeline.publishing.dataset_card import About, Facts, card
 from pipeline.storage.storage import PARTIAL, Storage
 
 EVALUATION = b"lrd.evaluation"
-"""What a file of scores comes to, as JSON in its footer."""
+"""Footer key of the summary of a file of scores, JSON."""
 REASONS = 10
-"""Reasons of failed rows that a card lists."""
+"""Most reasons of failed rows that a card lists."""
 
 
 class PushError(Exception):
-    """The hub refused the dataset, or could not be reached; nothing of the run is lost."""
+    """The hub refused the dataset or could not be reached; the run is unchanged."""
 
 
 def publish(
@@ -56,17 +56,17 @@ def publish(
     partial: bool = False,
     on_shard: Callable[[int, int], None] = lambda done, planned: None,
 ) -> Facts:
-    """Write the dataset; the folder has its name once it is whole. What its card tells.
+    """Write the dataset into a folder, which is renamed once it is whole; its card's figures.
 
-    partial: take the shards that are there of a run that is not finished. on_shard: told how many
-    of how many are done.
-    Raises ValueError where the folder exists or lies in the output, there is no run, shards are
+    partial: publish the finished shards of a run that is not finished. on_shard: called with the
+    numbers of shards done and planned.
+    Raises ValueError where the folder exists or is in the output, there is no run, shards are
     missing or damaged; OSError where storage fails.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: exists already; name another folder or remove it")
     if output.is_local and folder.resolve().is_relative_to(Path(output.root).resolve()):
-        raise ValueError(f"{folder}: lies in the run's own folder; name one outside {output.uri}")
+        raise ValueError(f"{folder}: is in the run's own folder; name one outside {output.uri}")
     manifest = read_manifest(output)
     shards, planned = finished_shards(output, "publish", partial)
     beside = folder.with_name(f"{folder.name}.{os.getpid()}{PARTIAL}")
@@ -87,9 +87,9 @@ def publish(
 
 
 def push(folder: Path, hub_id: str, *, public: bool = False) -> str:
-    """Upload a published folder as one commit that replaces what was there; the dataset's address.
+    """Upload a published folder as one commit that replaces earlier data; the dataset's address.
 
-    public: of a repository that is new; one that exists stays as it is. The token is
+    public: whether a new repository is public; an existing one is not changed. The token is
     huggingface_hub's: HF_TOKEN, else the stored login.
     Raises PushError with the reason.
     """
@@ -116,7 +116,7 @@ def push(folder: Path, hub_id: str, *, public: bool = False) -> str:
 
 
 def evaluations(output: Storage) -> list[dict[str, Any]]:
-    """What `lrd evaluate` found, of every task whose scores lie beside the run."""
+    """The summary of `lrd evaluate` for every task whose scores are stored with the run."""
     found = []
     for name in output.names(SCORES):
         if not name.endswith(".parquet"):
@@ -131,7 +131,7 @@ def evaluations(output: Storage) -> list[dict[str, Any]]:
         except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
             path = output.path(f"{SCORES}/{name}")
             raise ValueError(
-                f"{path}: is no file of scores ({error!r}); score again or remove it"
+                f"{path}: is not a file of scores ({error!r}); score again or remove it"
             ) from error
     return found
 
@@ -139,7 +139,7 @@ def evaluations(output: Storage) -> list[dict[str, Any]]:
 def _add_shard(
     output: Storage, shard: Shard, planned: int, folder: Path, found: _Published
 ) -> None:
-    """One shard into the folder: as it is, or split where rows of it failed."""
+    """Write one shard into the folder: whole, or split in two where rows of it failed."""
     name = shard.name
     content = output.read(name)
     _check_digest(output, name, content, read_commit(output, commit_name(shard.number)))
@@ -149,7 +149,7 @@ def _add_shard(
     found.schema = found.schema or file.schema_arrow
     failed = pc.equal(rows["status"], "failed")
     num_failed = pc.sum(failed).as_py() or 0
-    # `datasets` opens no Parquet file without rows, so there are none.
+    # `datasets` cannot open a Parquet file without rows, so none is written.
     if not num_failed:
         if rows.num_rows:
             _same_file(output, name, content, folder / name)
@@ -171,18 +171,18 @@ def _add_shard(
 
 def _check_digest(output: Storage, name: str, content: bytes, commit: Commit | None) -> None:
     digest = hashlib.sha256(content).hexdigest()
-    # A shard whose failures are being decoded again is good until the new one takes its place.
+    # A shard whose failed rows are being decoded again is valid until the new one replaces it.
     if commit is None or digest not in (commit.sha256, commit.replaces):
         reason = "has no record" if commit is None else "its bytes are not those of its record"
         raise ValueError(
             f"{output.path(name)}: {reason}; the same lrd generate command decodes it again, "
-            "lrd verify tells more"
+            "lrd verify says more"
         )
 
 
 def _same_file(output: Storage, name: str, content: bytes, target: Path) -> None:
-    """A second name where the filesystem allows it, else a copy. The run never writes into a
-    shard: it replaces it by another file."""
+    """Hard-link a shard where the filesystem allows it, else copy it. A link is safe: a run never
+    writes into a shard but replaces the file."""
     if output.is_local:
         try:
             os.link(output.path(name), target)
@@ -194,7 +194,7 @@ def _same_file(output: Storage, name: str, content: bytes, target: Path) -> None
 
 @dataclass(slots=True)
 class _Published:
-    """What goes into the dataset, shard by shard."""
+    """What was published so far."""
 
     counts: Counts = field(default_factory=Counts)
     schema: pa.Schema | None = None
@@ -206,7 +206,7 @@ class _Published:
         num_shards_planned: int,
         evaluations: list[dict[str, Any]],
     ) -> Facts:
-        """What the card tells of it."""
+        """The card's figures."""
         assert self.schema is not None
         counts = self.counts
         return Facts(

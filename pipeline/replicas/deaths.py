@@ -1,8 +1,8 @@
-"""Rows that were in the slots of a replica when it died, until it is known which of them did it.
+"""Finds the row that kills its replicas, and says when a run has to stop.
 
-A death on a machine that is lost blames nobody. After any other the rows are tried again by a
-replica that holds nothing else; each death halves the group; what stays in a group of one dies
-alone. Knows nothing of Ray.
+The rows in a replica's slots at its death are suspects, unless its node was lost. A group of
+suspects is decoded by a replica that holds no other row. Each death halves the group, until the
+row that causes it is in a group of one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pipeline.rows import Prompt, Result
 
 MAX_FAILED_STARTS = 3
-"""Starts in a row that may fail before any replica has come up."""
+"""Failed starts after which the run stops, while no replica has ever been up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,9 @@ class Death:
     begun: list[Prompt]
     """Rows that were in its slots."""
     untouched: list[Prompt]
-    """Rows that it held beside them."""
+    """Rows that it held and that had no slot yet."""
     alone: bool
-    """Whether the one row in its slot was all that it held."""
+    """Whether it held one row and no other."""
     node: str | None
     failed_start: bool
     decide_at: float
@@ -36,19 +36,19 @@ class Death:
 
 @dataclass(slots=True)
 class Verdict:
-    """What has been decided about deaths."""
+    """What was decided about deaths."""
 
     lost_nodes: list[str | None] = field(default_factory=list)
     freed: list[Prompt] = field(default_factory=list)
-    """Rows that nobody blames."""
+    """Rows that go back to be decoded as if nothing had happened."""
     given_up: list[tuple[Prompt, str]] = field(default_factory=list)
-    """Rows that have died alone too often, with the last reason."""
+    """Rows to quarantine: alone at too many deaths. With the last reason."""
     blamed: list[Death] = field(default_factory=list)
-    """Deaths that no lost machine explains."""
+    """Deaths that no lost node explains."""
 
 
 def quarantined(prompt: Prompt, reason: str) -> Result:
-    """What becomes of a row that is given up."""
+    """The failed result of a row that is quarantined."""
     return Result.failed(
         prompt.row_id,
         f"{prompt.begun} replicas died with this row in a slot, {prompt.deaths_alone} of them "
@@ -60,10 +60,10 @@ def quarantined(prompt: Prompt, reason: str) -> Result:
 
 
 class Suspects:
-    """Deaths that are not decided yet, and groups that wait for a replica of their own."""
+    """Deaths to be decided, and groups of suspects that wait for an empty replica."""
 
     def __init__(self, max_attempts: int) -> None:
-        """max_attempts: deaths alone after which a row is given up."""
+        """max_attempts: quarantine a row after this many deaths while alone."""
         self._max_attempts = max_attempts
         self._undecided: list[Death] = []
         self._groups: deque[list[Prompt]] = deque()
@@ -72,12 +72,12 @@ class Suspects:
         return sum(map(len, self._groups))
 
     def died(self, death: Death) -> None:
-        """A replica has died."""
+        """Record a replica's death."""
         begun = [replace(prompt, begun=prompt.begun + 1) for prompt in death.begun]
         self._undecided.append(replace(death, begun=begun))
 
     def decide(self, now: float, is_gone: Callable[[str | None], bool]) -> Verdict:
-        """Decide what can be decided. is_gone: whether a node is known to be lost."""
+        """Decide the deaths that can be decided now. is_gone: whether a node is known as lost."""
         verdict, undecided = Verdict(), []
         for death in self._undecided:
             if is_gone(death.node):
@@ -92,16 +92,16 @@ class Suspects:
         return verdict
 
     def take(self) -> list[Prompt]:
-        """The next group, all of one bucket; empty where none waits."""
+        """The next group of suspects, all of one bucket; empty where none waits."""
         return self._groups.popleft() if self._groups else []
 
     def put_back(self, group: Sequence[Prompt]) -> None:
-        """A group that was taken and not tried to its end, through no fault of its own."""
+        """Put back, first in the queue, a group whose trial something else cut short."""
         if group:
             self._groups.appendleft(list(group))
 
     def _suspect(self, death: Death) -> list[Prompt]:
-        """Form new groups; the row that is given up, if it is."""
+        """Form new groups of a death's rows; the row to quarantine, if there is one."""
         begun = [replace(prompt, suspect=True) for prompt in death.begun]
         if death.alone:
             (prompt,) = begun
@@ -121,19 +121,20 @@ class RunStoppedError(Exception):
 
 
 class Limits:
-    """Counts what goes wrong; every call may raise RunStoppedError."""
+    """Stops a run in which too much goes wrong; `died` and `unscheduled` raise RunStoppedError."""
 
     def __init__(self, max_restarts: int, start_seconds: float) -> None:
-        """max_restarts: deaths in a row without a finished row. start_seconds: without a place."""
+        """max_restarts: most deaths without a finished row in between. start_seconds: longest time
+        in which no replica has a node."""
         self._max_restarts, self._start_seconds = max_restarts, start_seconds
         self._failed_starts = self._deaths_without_row = 0
 
     def row_finished(self) -> None:
-        """Something goes well."""
+        """A row has finished, so deaths are counted from zero again."""
         self._deaths_without_row = 0
 
     def died(self, death: Death, any_ready: bool) -> None:
-        """A replica has died that no lost machine explains. any_ready: whether one ever started."""
+        """A replica died and no lost node explains it. any_ready: whether one was ever up."""
         self._failed_starts += death.failed_start
         self._deaths_without_row += 1
         if not any_ready and self._failed_starts >= MAX_FAILED_STARTS:
@@ -145,7 +146,7 @@ class Limits:
             )
 
     def unscheduled(self, seconds: float, last_words: Callable[[], str | None]) -> None:
-        """No replica has had a place on any node for so long. last_words: of a worker process,
+        """No replica has been on any node for so many seconds. last_words: of a worker process,
         where one wrote any."""
         if seconds > self._start_seconds:
             if words := last_words():

@@ -1,8 +1,7 @@
-"""The replicas as the driver sees them: started, watched, buried, moved.
+"""Starts, watches, replaces and moves the replicas of a run.
 
-Knows nothing of shards or results. Ray restarts no actor here and repeats no call: a replica
-that ends in any way is replaced by a new actor after a pause, and what it held is the driver's
-to decide.
+Ray restarts no actor here and repeats no call: a replica that ends for any reason is replaced by
+a new actor after a pause, and the driver decides what happens to the rows that it held.
 """
 
 from __future__ import annotations
@@ -24,17 +23,18 @@ from pipeline.replicas.replica import Replica, ReplicaSettings
 from pipeline.rows import Prompt, Report
 
 LONGEST_PAUSE = 30.0
-LOOK_SECONDS = 2.0
-"""Time between two looks at the cluster's nodes."""
+NODES_SECONDS = 2.0
+"""Time between two requests for the list of the cluster's nodes."""
 PASSES_OF_SILENCE = 20
-"""A replica that is silent for as many of the longest pass seen hangs."""
+"""A replica hangs when no pass ends within this many times the longest pass seen, and within
+`hang_seconds`."""
 FIRST_PASS_FACTOR = 10
-"""A first pass may take as many times `hang_seconds`: kernels are compiled in it."""
+"""Multiplier on `hang_seconds` for a replica's first pass, which compiles kernels."""
 DOUBT_SECONDS = 20.0
-"""How long a replica that cannot be reached may turn out to have been on a lost node; Ray takes
-some twelve seconds to call a node dead."""
+"""How long to wait, after a replica became unreachable, for Ray to say that its node is dead; Ray
+takes about twelve seconds."""
 CALLS_AT_A_TIME = 4
-"""Of a replica: its next report, a batch that is submitted, `drain`, and one to spare."""
+"""Concurrent calls of a replica: `collect`, `submit`, `drain`, and one to spare."""
 STARTS_A_NODE = 2
 """Failed starts on a node after which it is avoided."""
 
@@ -74,10 +74,10 @@ class Fleet:
         self._event = on_event
         self._hang_seconds, self._start_seconds = hang_seconds, start_seconds
         self.longest_pass = 0.0
-        """Seconds, of all passes that replicas told of."""
+        """Seconds, over all passes that replicas reported."""
         self.any_ready = False
         self._any_passed = False
-        self._looked_at = 0.0
+        self._nodes_read_at = 0.0
         self._placed_at = time.monotonic()
         self._failed_on: Counter[str] = Counter()
         self._num_named = 0
@@ -89,26 +89,28 @@ class Fleet:
 
     @property
     def capacity(self) -> int:
-        """Rows that are in slots when all replicas are busy."""
+        """Slots of all replicas together."""
         return len(self.replicas) * self._settings.slots
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Where replicas go, for the record."""
+        """Device, replicas and the resources of one, for the event `driver started`."""
         resources = self._placement.resources
         return {"device": self._placement.device, "replicas": len(self.replicas), **resources}
 
     @property
     def unscheduled_seconds(self) -> float:
-        """For how long no replica has had a place on any node."""
+        """For how long no replica has been on any node."""
         return time.monotonic() - self._placed_at
 
     def poll(self) -> list[tuple[ReplicaHandle, Exception]]:
-        """Start those that are due, move those whose node is going; those that hang or start too
-        slowly, for the driver to remove_dead."""
+        """Start replicas whose pause is over, and drain those whose node will be taken away.
+
+        Returns those that hang or start too slowly, with the reason, for `remove_dead`.
+        """
         now = time.monotonic()
-        if now - self._looked_at >= LOOK_SECONDS:
-            self._looked_at = now
+        if now - self._nodes_read_at >= NODES_SECONDS:
+            self._nodes_read_at = now
             self._resize()
             self._drain()
         if any(replica.node is not None for replica in self.replicas):
@@ -131,7 +133,7 @@ class Fleet:
             replica.collecting = replica.actor.collect.remote()
 
     def received(self, replica: ReplicaHandle, report: Report) -> list[Prompt]:
-        """A report has come: the prompts of its finished rows. Asks for the next one."""
+        """Take in a report: the prompts of its finished rows, in its order."""
         if report.num_passes > replica.num_passes:
             replica.num_passes, replica.last_heartbeat = report.num_passes, time.monotonic()
             self._any_passed = True
@@ -146,7 +148,7 @@ class Fleet:
         replica.collecting = replica.actor.collect.remote() if replica.in_flight else None
 
     def advance_start(self, replica: ReplicaHandle, reference: Any) -> None:
-        """A start has come one step further; raises what went wrong in it."""
+        """Go one step on in a replica's start; raises what went wrong in it."""
         if reference is replica.scheduling:
             replica.node, replica.pid = ray.get(reference)
             replica.scheduling, replica.loading = None, replica.actor.load.remote()
@@ -159,7 +161,8 @@ class Fleet:
         self._event("replica up", replica=replica.name, node=replica.node, pid=replica.pid)
 
     def remove_dead(self, replica: ReplicaHandle, error: Exception) -> Death:
-        """End what is left of a replica; a new one starts after a pause that grows."""
+        """End what is left of a replica; a new one starts after a pause, which doubles with each
+        death in a row."""
         in_flight, now = list(replica.in_flight.values()), time.monotonic()
         unreachable = isinstance(error, ActorUnavailableError)
         death = Death(
@@ -189,12 +192,12 @@ class Fleet:
         return death
 
     def retire(self, replica: ReplicaHandle) -> None:
-        """End an idle replica on a node that is going; a new one starts elsewhere."""
+        """End an idle replica on a node that will be taken away; a new one starts elsewhere."""
         self._event("replica retired", replica=replica.name, node=replica.node)
         self._end(replica)
 
     def is_gone(self, node: str | None) -> bool:
-        """Whether Ray knows that a node is no more."""
+        """Whether Ray says that a node is dead."""
         return node is not None and node not in nodes.alive()
 
     def end(self) -> None:

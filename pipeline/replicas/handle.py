@@ -1,4 +1,4 @@
-"""A replica as the driver sees it: its actor, how far its start is, and what it holds."""
+"""The driver's record of a replica: its actor, how far its start is, and the rows it holds."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from pipeline.rows import Key, Prompt
 
 @dataclass(slots=True, eq=False)
 class ReplicaHandle:
-    """A replica."""
+    """What the driver keeps of one replica."""
 
     name: str
     actor: Any = None
     scheduling: Any = None
-    """Reference that is due once the actor has a process; None afterwards."""
+    """Reference of `location`, ready once the actor runs on a node; None afterwards."""
     loading: Any = None
-    """Reference that is due once the model is loaded; None before and afterwards."""
+    """Reference of `load`, ready once the model is loaded; None before and afterwards."""
     node: str | None = None
     pid: int | None = None
     collecting: Any = None
     """Reference to its next report; None while it holds no prompt."""
     in_flight: dict[Key, Prompt] = field(default_factory=dict)
-    """Prompts that are not back, in the order of submission."""
+    """Prompts without a result yet, in the order in which they were given."""
     num_batches: int = 0
-    """Batches that its actor was ever given."""
+    """Batches that its actor was given."""
     num_passes: int = 0
-    """Passes of which its actor has reported."""
+    """Passes that its actor has reported."""
     last_bucket: int | None = None
     start_at: float = 0.0
     deaths: int = 0
-    """In a row, without a finished row in between."""
+    """Deaths since it last finished a row."""
     last_heartbeat: float = 0.0
     draining: bool = False
 
@@ -43,7 +43,7 @@ class ReplicaHandle:
 
     @property
     def state(self) -> str:
-        """In a word; waiting: for the end of a pause, or for room on a node."""
+        """waiting (for the end of a pause or room on a node), starting, idle, busy or draining."""
         if self.actor is None or self.scheduling is not None:
             return "waiting"
         if self.loading is not None:
@@ -52,6 +52,6 @@ class ReplicaHandle:
 
     @property
     def references(self) -> list[Any]:
-        """What the driver waits for."""
+        """The Ray references for which the driver waits."""
         known = (self.scheduling, self.loading, self.collecting)
         return [reference for reference in known if reference is not None]

@@ -1,7 +1,4 @@
-"""The cluster's nodes, as Ray knows them now.
-
-Knows nothing of replicas.
-"""
+"""Lists the cluster's nodes, alive and draining, as Ray reports them now."""
 
 from __future__ import annotations
 
@@ -12,15 +9,15 @@ Resources = dict[str, float]
 
 
 def alive() -> dict[str, Resources]:
-    """Id → all that a node has, in use or not."""
+    """Node id → all its resources, in use or not."""
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     return {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}
 
 
 def draining() -> set[str]:
-    """Ids of nodes that will be taken away, as far as Ray knows."""
+    """Ids of nodes that will be taken away soon, as far as Ray knows."""
     try:
-        # No public call tells it in Ray 2.60.
+        # Ray 2.60 has no public call for it.
         from ray._private.state import state
 
         return set(state.get_draining_nodes())

@@ -1,7 +1,7 @@
-"""Runs a replica's passes in a thread: requests in, finished samples out.
+"""Runs a replica's forward passes in a thread: takes requests, reports finished samples.
 
-There is an engine for each bucket whose prompts are under way; together they hold as many
-canvases as the replica has slots.
+Each bucket with prompts in flight has an engine of its own. Together the engines decode at most as
+many canvases as the replica has slots.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pipeline import faults
 from pipeline.observe.metrics import PassMetrics
 
 Report = Callable[[Sample | Request | str | Exception], None]
-"""Called in the thread with a finished sample, a request that is returned, an event's text, or
-what a pass raised."""
+"""Called in the thread with a finished sample, a request that is returned, an event's text, or the
+exception of a pass."""
 
 
 class PassLoop:
@@ -36,18 +36,18 @@ class PassLoop:
         new_engine: Callable[[int, int], Engine],
         report: Report,
     ) -> None:
-        """name: the replica's. num_threads: to compute with. fitting_slots: bucket → as many of
-        the slots as there is memory for. new_engine: (bucket, slots) → an engine."""
+        """name: the replica's. num_threads: torch's, for computing. fitting_slots: bucket → slots
+        that memory has room for. new_engine: (bucket, slots) → an engine."""
         self._name, self._num_slots, self._num_threads = name, num_slots, num_threads
         self._fitting_slots, self._new_engine, self._report = fitting_slots, new_engine, report
         self._orders: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        """What is to be done before the next pass."""
+        """Calls to make before the next pass."""
         self._engines: list[tuple[int, Engine]] = []
-        """With their buckets, in the order in which their prompts were given."""
+        """Bucket and engine, in the order in which their prompts were given."""
         self._slots: dict[int, int] = {}
-        """Bucket → slots that there was memory for."""
+        """Bucket → slots that memory had room for."""
         self._early: dict[int, tuple[int, list[Request]]] = {}
-        """Batches that came before those of smaller numbers."""
+        """Batches that arrived before one with a smaller number."""
         self._num_begun = 0
         self.num_passes = 0
         self.longest_pass = 0.0
@@ -56,16 +56,16 @@ class PassLoop:
         threading.Thread(target=self._work, name="passes", daemon=True).start()
 
     def give(self, number: int, bucket: int, requests: list[Request]) -> None:
-        """Decode a batch of one bucket. Batches may come in another order than they are numbered
-        in; their requests get slots in the order of the numbers."""
+        """Decode a batch of one bucket. Batches may arrive out of order; slots are filled in the
+        order of the numbers."""
         self._orders.put(partial(self._arrive, number, bucket, requests))
 
     def return_waiting(self) -> None:
-        """Begin nothing more: requests without a slot are returned."""
+        """Return the requests that have no slot yet."""
         self._orders.put(self._return_waiting)
 
     def _work(self) -> None:
-        # A thread has its own number of threads to compute with.
+        # torch keeps this number for each thread.
         torch.set_num_threads(self._num_threads)
         while True:
             try:
@@ -76,7 +76,7 @@ class PassLoop:
                 self._report(error)
 
     def _run_orders(self) -> None:
-        """Do what is asked; wait for it while there is nothing to decode."""
+        """Make the calls that were ordered; wait for one while there is nothing to decode."""
         while not self._orders.empty() or not any(engine.busy for _, engine in self._engines):
             self._orders.get()()
 
@@ -97,8 +97,9 @@ class PassLoop:
                 self._report(request)
 
     def _run_pass(self) -> None:
-        """One pass of every engine. All share the slots of one; who came first is served first,
-        so that what is in slots is what was given first."""
+        """One pass of every engine. They share the replica's slots, and the first engine takes its
+        slots first: so the rows in slots are always the ones that were given first, which is how
+        the driver knows them after a death."""
         faults.at("replica.pass", self._name)
         began = time.monotonic()
         num_free = self._num_slots
@@ -122,8 +123,8 @@ class PassLoop:
         self._metrics.passed(seconds, busy)
 
     def _engine(self, bucket: int) -> Engine:
-        """The last engine where it is of this bucket, else one behind all that are busy: in an
-        engine further ahead prompts would get slots before those that were given earlier."""
+        """The last engine if it has this bucket, else a new or idle one behind all busy ones: in an
+        engine further ahead these prompts would get slots before others that were given earlier."""
         if self._engines and self._engines[-1][0] == bucket:
             return self._engines[-1][1]
         idle = [engine for b, engine in self._engines if b == bucket and not engine.busy]

@@ -1,7 +1,6 @@
-"""Settings and the cluster's nodes → device, dtype, number of replicas and what each is given.
+"""Chooses device, dtype, number of replicas and the resources of each, from settings and nodes.
 
-Counts node by node: a replica is on one machine, and a fraction of a GPU is one GPU's. Knows
-nothing of Ray but its names for resources.
+Counts node by node: a replica is on one machine, and a fraction of a GPU is on one GPU.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from pipeline.config import RunConfig
 from pipeline.replicas.nodes import Resources
 
 TYPE = "accelerator_type:"
-"""Before a GPU type's name in what a node has."""
+"""Prefix of Ray's resource that names a node's GPU type."""
 MOST_CPUS = 8.0
-"""What a replica takes where the user does not say."""
+"""Most CPUs of a replica where the user does not set a number."""
 CPU_UNITS = 10_000
 """Parts of a CPU; Ray counts no finer."""
 
@@ -31,24 +30,24 @@ class Placement:
     device: str
     dtype: str
     resources: dict[str, Any]
-    """Of one replica, as options of a Ray actor."""
+    """Resources of one replica, as options of a Ray actor."""
     replicas: int | None
     """None: as many as there is room for, now and later."""
 
     def size(self, nodes: Sequence[Resources]) -> int:
-        """How many replicas there are to be; one at least, so that an autoscaler sees that
-        something is wanted."""
+        """How many replicas to start on these nodes; at least one, so that an autoscaler sees
+        demand."""
         return self.replicas or max(1, self.room(nodes))
 
     def room(self, nodes: Sequence[Resources]) -> int:
-        """How many the nodes can hold."""
+        """How many replicas fit on these nodes."""
         return sum(_fitting(node, **self.resources) for node in nodes)
 
 
 def place(config: RunConfig, nodes: Sequence[Resources]) -> Placement:
     """The placement of a run on a cluster of these nodes.
 
-    Raises ValueError with the numbers where they cannot hold the replicas and none are to come.
+    Raises ValueError with the numbers where the replicas do not fit and no autoscaler adds nodes.
     """
     device = _device(config, nodes)
     dtype = config.dtype
@@ -85,7 +84,7 @@ def _device(config: RunConfig, nodes: Sequence[Resources]) -> str:
 
 
 def _known_type(config: RunConfig, nodes: Sequence[Resources]) -> str:
-    """The GPU type that was asked for; ValueError where the cluster has none and none can come."""
+    """The GPU type of the settings; ValueError where no node has it, now or later."""
     wanted = str(config.accelerator_type)
     if any(TYPE + wanted in node for node in nodes):
         return wanted
@@ -111,8 +110,8 @@ def _known_type(config: RunConfig, nodes: Sequence[Resources]) -> str:
 def _cpu_share(
     nodes: Sequence[Resources], resources: dict[str, Any], replicas: int | None, autoscale: bool
 ) -> float:
-    """The most CPUs that a replica can have so that all fit; where nodes are still to come, so
-    that GPUs of those that are there can all be used."""
+    """The most CPUs for each replica with which all fit. Where an autoscaler adds nodes: with which
+    all GPUs of today's nodes can be used."""
     usable = [node for node in nodes if _fitting(node, 0.0, **resources)]
     if autoscale and ("num_gpus" not in resources or not usable):
         return 1.0
@@ -133,7 +132,7 @@ def _fitting(
     num_gpus: float | None = None,
     accelerator_type: str | None = None,
 ) -> int:
-    """How many replicas of a kind fit on a node."""
+    """How many replicas with these resources fit on a node."""
     if accelerator_type is not None and TYPE + accelerator_type not in node:
         return 0
     counts = []

@@ -1,4 +1,5 @@
-"""The actor: one model on one device. Batches of prompts in, reports of finished rows out."""
+"""The Ray actor: one model on one device. Takes batches of prompts, returns reports with finished
+rows."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ from pipeline.storage import uris
 from pipeline.storage.model_files import local_model, node_folder
 
 SLOTS_AHEAD = 1.5
-"""A replica that holds fewer times its slots of prompts is given more: they fill the slots that
-get free before the driver has heard of it."""
+"""The driver gives a replica more prompts while it holds fewer than this many times its slots, so
+that a slot that gets free is filled before the driver knows of it."""
 HEARTBEAT_SECONDS = 1.0
 """Longest time between two reports."""
 
@@ -39,31 +40,31 @@ class ReplicaSettings:
     threads: int
     compile: Compile = "none"
     memory_share: float = 1.0
-    """Of the device's free memory that is this replica's."""
+    """This replica's share of the device's free memory."""
     faults: str | None = None
-    """Rules of `pipeline.faults`."""
+    """The text of LRD_FAULTS (`pipeline.faults`)."""
     servers: dict[str, str] = field(default_factory=dict)
-    """Which servers of object stores the driver means, for nodes that do not say."""
+    """The driver's environment variables for object-store servers; a node's own come first."""
 
 
 class Replica:
     """One model and its slots.
 
-    The driver wraps the class into a Ray actor whose calls run in a few threads: `submit` hands a
-    batch to the thread of the passes and returns, `collect` waits for something to report. What
-    comes in between two calls of `collect` goes into one report, so that a busy driver gets fewer
-    and larger ones.
+    The driver makes a Ray actor of the class, whose calls run in a few threads: `submit` passes a
+    batch to the thread of the pass loop and returns, `collect` waits for something to report.
+    Whatever happens between two calls of `collect` goes into one report, so that a busy driver gets
+    fewer and larger ones.
     """
 
     def __init__(self, name: str, settings: ReplicaSettings) -> None:
-        """Cheap: the model comes with `load`, so that the driver knows where the actor is before
-        anything can go wrong."""
+        """Loads nothing: the model comes with `load`, so that the driver knows the actor's node
+        before anything can go wrong."""
         self._name = name
         self._settings = settings
         self._node = "no node"
         self._model: Any = None
         self._prompts: dict[Key, Prompt] = {}
-        """Those whose rows have not been reported."""
+        """Prompts whose rows have not been reported."""
         self._outbox: SimpleQueue[Any] = SimpleQueue()
         self._loop = PassLoop(
             name,
@@ -75,7 +76,7 @@ class Replica:
         )
 
     def location(self) -> tuple[str, int]:
-        """Ray's id of its node, and its process."""
+        """Ray's id of its node, and its process id."""
         import ray
 
         self._node = ray.get_runtime_context().get_node_id()
@@ -97,12 +98,12 @@ class Replica:
             self._model = faults.WatchedModel(self._model, settings.decoding.gen_length)
 
     def drain(self) -> None:
-        """Begin nothing more: prompts that have no slot yet go back to the driver."""
+        """Return prompts that have no slot yet to the driver; those in slots are finished."""
         self._loop.return_waiting()
 
     def submit(self, number: int, prompts: list[Prompt]) -> None:
-        """Begin a batch: prompts of one bucket. number: how many batches were given before; the
-        calls may come in another order, their prompts get slots in this one."""
+        """Decode a batch, whose prompts are of one bucket. number: how many batches were given
+        before; calls may arrive out of order, slots are filled in the order of the numbers."""
         seed = self._settings.decoding.seed
         requests = []
         for index, prompt in enumerate(prompts):
@@ -112,8 +113,8 @@ class Replica:
         self._loop.give(number, prompts[0].bucket, requests)
 
     def collect(self) -> Report:
-        """All there is to report since the last call, as soon as there is anything; after
-        `HEARTBEAT_SECONDS` how far the passes are.
+        """Everything since the last call, as soon as there is anything; after `HEARTBEAT_SECONDS` a
+        report with the number of passes alone.
 
         Raises what a pass raises.
         """
@@ -146,7 +147,7 @@ class Replica:
         )
 
     def _fitting_slots(self, bucket: int) -> int:
-        """As many of the slots as the device has memory for."""
+        """How many of the slots fit into the device's memory."""
         settings = self._settings
         if settings.device == "cpu":
             return settings.slots

@@ -1,13 +1,13 @@
-"""Brings a checkpoint's files to the local disk, once a machine.
+"""Copies a checkpoint's files to the local disk, once on each machine.
 
 A checkpoint under a URI (s3://bucket/folder, gs://…) is read into a folder under `LRD_CACHE`
-[~/.cache/lrd], which is named by the URI and by the files' sizes and times, so that a changed
+[~/.cache/lrd], whose name depends on the URI and on the files' sizes and times, so that a changed
 checkpoint is read again. Replicas of one machine that start together wait for the one that reads.
 
-A folder on a disk, NFS or Lustre is used where it is: the kernel keeps the pages of a file for
-every process that maps it. File systems in user space (buckets mounted as folders) may lose them
-at every open, and a checkpoint is opened for each tensor: from there the first replica of a node
-copies it to the node's disk. Hub ids are huggingface_hub's, which locks its cache itself.
+A folder on a disk, NFS or Lustre is used in place: the kernel caches the pages of a file for every
+process that maps it. File systems in user space (FUSE: buckets mounted as folders) may drop the
+pages at every open, and a checkpoint is opened once for each tensor, so the first replica of a
+node copies such a folder to the node's disk. Hub ids are left to huggingface_hub and its cache.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def model_for_workers(model: str) -> str:
 
 
 def fetch(uri: str, files: Sequence[str] = FILES) -> Path:
-    """The local folder of a checkpoint under a URI, read where this machine lacks it.
+    """The local folder of a checkpoint under a URI; copied if this machine has no copy.
 
     files: patterns of the names to have. Raises ValueError where there is no such folder or it
     may not be read, OSError where the store does not answer or the disk does not hold it.
@@ -106,11 +106,11 @@ def cache_folder() -> Path:
 
 
 def kept_once(name: str, fill: Callable[[Path], None]) -> Path:
-    """The folder of this name among the copies, filled where this machine lacks it.
+    """The folder of this name in the cache; filled if this machine has none.
 
-    fill: writes into the empty folder that it is given, which gets its name when it is whole.
-    Processes that want one folder wait for the one that fills it. Raises OSError where it cannot
-    be made, and what `fill` raises.
+    fill: writes into the empty folder that it gets, which is renamed once it is whole. Processes
+    that need the same folder wait for the one that fills it. Raises OSError where it cannot be
+    made, and what `fill` raises.
     """
     folder = cache_folder() / name
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -127,8 +127,8 @@ def kept_once(name: str, fill: Callable[[Path], None]) -> Path:
 def node_folder(model: str) -> str:
     """The model itself, or the node's copy of its folder.
 
-    A copy belongs to its files' place, sizes and times; old ones may be deleted at will. Raises
-    OSError where it cannot be made.
+    A copy is identified by its files' path, sizes and times; old ones may be deleted at any time.
+    Raises OSError where it cannot be made.
     """
     if not Path(model).is_dir() or not in_user_space(Path(model)):
         return model

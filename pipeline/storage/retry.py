@@ -1,4 +1,4 @@
-"""Repeats calls to storage while their failure may pass, and says in one line why one did not."""
+"""Repeats calls to storage that fail temporarily; one that fails for good raises one line."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 from tenacity.wait import wait_random_exponential
 
 PATIENCE_SECONDS = 300.0
-"""How long one call goes on trying."""
+"""How long one call is repeated."""
 LONGEST_PAUSE = 15.0
 MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError)
 FOR_GOOD = (*MISSING, PermissionError)
-"""What waiting does not mend. fsspec raises these without a number."""
+"""Errors that waiting does not fix. fsspec raises these without an errno."""
 FOR_GOOD_NUMBERS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
 REFUSALS = re.compile(
     r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|INVALID_CLIENT_TOKEN|SIGNATURE_DOES_NOT_MATCH"
     r"|UNRECOGNIZED_CLIENT|(Expired|Invalid)Token|HTTP status 401|Bucket '.*' not found"
     r"|PERMISSION_DENIED|UNAUTHENTICATED"
 )
-"""The same in object stores' words, which come without a number."""
+"""The same as messages of object stores, which have no errno."""
 
 T = TypeVar("T")
 
 
 class StorageError(OSError):
-    """An object store did not answer for as long as it was asked."""
+    """An object store did not answer until the last try."""
 
 
 class RefusedError(StorageError):
-    """An object store that answers and will not: what the user has to mend."""
+    """An object store answered and refuses (no access, no bucket): the user has to fix it."""
 
 
 def again(
@@ -45,11 +45,12 @@ def again(
 ) -> T:
     """Call until it succeeds, fails for good, or `patience` seconds are over.
 
-    uri: of the store that is asked, None for local files; on_retry is told of failed tries.
-    Raises what the last try raised: a store's words as StorageError or RefusedError in one line.
+    uri: of the store, None for local files. on_retry: called with the error of each failed try.
+    Raises what the last try raised; an object store's error as a StorageError or RefusedError in
+    one line.
     """
 
-    def told(state: RetryCallState) -> None:
+    def report(state: RetryCallState) -> None:
         assert state.outcome is not None
         on_retry(str(state.outcome.exception()))
 
@@ -57,7 +58,7 @@ def again(
         retry=retry_if_exception(may_pass),
         wait=wait_random_exponential(multiplier=0.5, max=LONGEST_PAUSE),
         stop=stop_after_delay(PATIENCE_SECONDS if patience is None else patience),
-        before_sleep=told,
+        before_sleep=report,
         reraise=True,
     )
     try:
@@ -77,7 +78,7 @@ def may_pass(error: BaseException) -> bool:
 
 
 def _is_refusal(error: OSError) -> bool:
-    # What stands before it are names, which may hold any word.
+    # Before it are names, which may hold any word.
     words = str(error)
     return REFUSALS.search(words[max(words.find("AWS Error"), 0) :]) is not None
 

@@ -1,8 +1,8 @@
-"""Files under one root, local or in an object store: list, read, write whole or not at all.
+"""Lists, reads and writes files under one root, local or in an object store.
 
-Knows nothing of what the files hold. A file with its final name is whole: local files are
-written beside their place, synced and renamed; objects appear when their upload ends. What may
-pass by itself (a lost connection, throttling) is tried again with growing, random pauses.
+A file is written whole or not at all: local files are written under another name, synced and
+renamed; objects appear when their upload ends. Calls that fail temporarily (a lost connection,
+throttling) are repeated with growing, random pauses.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.storage import retry, uris
 from pipeline.storage.uri_secrets import refuse_secret
 
 RUN = ".run"
-"""Folder of a run's own files under its output; a folder that holds it is no input."""
+"""Folder of a run's own files under its output; a folder that holds it is not read as input."""
 PARTIAL = ".part"
 """Suffix of local files that are not whole yet; never read."""
 PART_BYTES = 1 << 25
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @contextmanager
 def refused_as_settings() -> Iterator[None]:
-    """Before anything is written, storage that refuses is a setting that is wrong: ValueError."""
+    """Turns a refusal of storage into ValueError, bad settings: for use before the first write."""
     try:
         yield
     except (retry.RefusedError, PermissionError) as error:
@@ -51,9 +51,9 @@ class Storage:
 
     Raises ValueError where the place is not one (`uris.canonical`).
 
-    Methods raise OSError for what waiting does not mend and for what lasted longer than
-    `patience` seconds (of an object store `retry.StorageError`, where access is denied or the
-    bucket missing `retry.RefusedError`); on_retry is told of every failed try.
+    Methods raise OSError for errors that waiting does not fix, and for others after `patience`
+    seconds: of an object store `retry.StorageError`, or `retry.RefusedError` where access is denied
+    or the bucket missing. `on_retry` is called with the error of every failed try.
     """
 
     def __init__(self, uri: str) -> None:
@@ -108,8 +108,8 @@ class Storage:
         return self._again(once)
 
     def open(self, name: str) -> Any:
-        """A file for random access, to be closed by whoever asked; each read is repeated as
-        `read` is. Raises FileNotFoundError where there is none."""
+        """A file for random access, which the caller closes; each read is repeated as in `read`.
+        Raises FileNotFoundError where there is none."""
         if self.is_local:
             return self.filesystem.open_input_file(self.path(name))
         return pa.PythonFile(_Repeated(self, name), mode="r")
@@ -169,7 +169,7 @@ class Storage:
             ) from error
 
     def check_empty(self) -> None:
-        """Raises ValueError where something is there already."""
+        """Raises ValueError where the root is a file or holds one."""
         if self.kind() == "file" or self.files(recursive=True):
             raise ValueError(f"{self.uri}: exists already; name another place or remove it")
 

@@ -1,8 +1,8 @@
-"""Secrets do not belong in settings: those are written to storage, in every run's manifest.
+"""Refuses URIs with secrets in settings, which are written to storage in every run's manifest.
 
-    s3://KEY:SECRET@bucket/prompts     refused; the environment or the machine's role has them
+    s3://KEY:SECRET@bucket/prompts     refused: they belong in the environment or the machine's role
 
-Knows nothing of storage. Looks at URIs alone: whatever has no `://` is a path, a name or a text.
+Only texts with `://` are checked: others are paths, names or prose.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import re
 from typing import Any
 
 HOST = re.compile(r"([^:@/]+@)?(\[[^\]]*\]|[^:@/]*)(:\d+)?")
-"""What may stand between `://` and the next slash. A name before the @ is none of a secret where
-it stands alone: abfs:// has its container there, hdfs:// the user."""
+"""What may stand between `://` and the next slash. A name alone before the @ is not a secret:
+abfs:// has its container there, hdfs:// the user."""
 KEY_ID_SCHEMES = ("s3", "s3a", "s3n")
-"""Where even a name alone before the @ is half of a pair of keys."""
+"""Where even a name alone before the @ is the half of a key pair."""
 SECRET_PARAMETER = re.compile(
     r"secret|passw|token|credential|signature|(access|account|api|shared)[-_]?key|^key$|^sig$",
     re.IGNORECASE,
@@ -35,12 +35,12 @@ def refuse_secret(name: str, value: Any) -> None:
 
 
 def hidden(uri: str) -> str:
-    """A URI with its secrets hidden; the same text where it has none or is no URI."""
+    """A URI with its secrets hidden; the same text where it has none or is not a URI."""
     scheme, separator, rest = uri.partition("://")
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         return uri
-    # A secret key may hold any sign, / and ? included, where it was not percent-encoded: what is
-    # no host up to the first slash is hidden up to the last @.
+    # A secret key that was not percent-encoded may hold any character, / and ? too: what is not a
+    # host up to the first slash is hidden up to the last @.
     host = rest.partition("/")[0].partition("?")[0]
     keys = scheme.lower() in KEY_ID_SCHEMES and "@" in host
     if keys or not HOST.fullmatch(host):

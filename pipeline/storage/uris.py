@@ -6,7 +6,7 @@
     gs://bucket/folder      pyarrow's
     abfs://…, hf://…        whatever pyarrow.fs or an installed fsspec package opens
 
-Credentials come from where each cloud's own tools take them, never from here.
+Credentials come from where each cloud's own tools read them, never from the URI.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pyarrow import fs
 from pipeline.storage import retry
 
 S3_ATTEMPTS = 3
-"""Tries of one HTTP request by Amazon's own client, so that one lost part of a large object does
-not cost the object."""
+"""Tries of one HTTP request by the S3 client, so that one lost part of a large object does not
+fail the object."""
 S3_CONNECT_SECONDS = 5.0
 S3_SILENCE_SECONDS = 15.0
-"""Longest time in which a request may move no byte."""
+"""Time without a byte after which a request counts as failed."""
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 """Environment variables that name a server other than Amazon's, as its own tools read them."""
 SERVERS = (*ENDPOINTS, "AWS_REGION", "AWS_DEFAULT_REGION")
-"""Environment variables that say which server is meant, and nothing secret."""
+"""Environment variables that name the server and hold no secret."""
 S3_OPTIONS = {"region", "scheme", "endpoint_override"}
 """What may stand in the query of an s3 URI."""
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(/+)")
@@ -104,18 +104,18 @@ def is_uri(place: str) -> bool:
 
 
 def servers() -> dict[str, str]:
-    """What this process's environment says of servers: for processes on other machines."""
+    """The variables of `SERVERS` that are set here, to be passed to processes on other machines."""
     return {name: os.environ[name] for name in SERVERS if os.environ.get(name)}
 
 
 def take_over(found: dict[str, str]) -> None:
-    """Let this process mean the same servers, where its own environment names none."""
+    """Set these variables in this process, where it has none of its own."""
     for name, value in found.items():
         os.environ.setdefault(name, value)
 
 
 def child(place: str, name: str) -> str:
-    """The place of a file in a folder; a URI's query stays behind it."""
+    """The path or URI of a file in a folder; a URI's query stays at the end."""
     folder, question, query = place.partition("?") if is_uri(place) else (place, "", "")
     return f"{folder.rstrip('/')}/{name}{question}{query}"
 
@@ -152,7 +152,7 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def _open_s3(uri: str) -> tuple[fs.FileSystem, str]:
-    """pyarrow makes S3 filesystems of URIs too, but such that give up after a second or three."""
+    """An S3 filesystem with longer timeouts and more tries than pyarrow gives those of URIs."""
     path, _, query = uri.removeprefix("s3://").partition("?")
     bucket = path.partition("/")[0]
     options = dict(parse_qsl(query))
@@ -160,7 +160,7 @@ def _open_s3(uri: str) -> tuple[fs.FileSystem, str]:
     if unknown or not bucket:
         fault = f"its query has {', '.join(unknown)}" if unknown else "names no bucket"
         raise ValueError(
-            f"s3://{path}: {fault}; s3://bucket/folder is due, and behind a ? at most "
+            f"s3://{path}: {fault}; expected s3://bucket/folder, and after a ? at most "
             f"{', '.join(sorted(S3_OPTIONS))}"
         )
     named = [os.environ.get(name) for name in ENDPOINTS]
