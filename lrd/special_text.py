@@ -103,7 +103,7 @@ class ChatReader:
         if spans is not None:
             # What a template makes of a text may hold special tokens of its own.
             as_given = all(any(chat[a:b] in one for one in texts) for a, b in spans)
-            if spelt or as_given:
+            if as_given:
                 return self._reread(chat, spans)
         if spelt:
             raise ValueError(

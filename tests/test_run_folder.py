@@ -85,7 +85,7 @@ def test_a_synthetic_run_is_one_that_a_driver_could_have_written(tmp_path: Path)
     verification = Verification(output, inputs)
     assert list(verification.findings()) == []
     assert (verification.num_rows, verification.num_failed) == (60, 7)
-    config = retry_failed.settings_from(_retry_args(tmp_path / "run"))
+    config = retry_failed.run_config(_retry_args(tmp_path / "run"))
     assert config.input == str(tmp_path / "run-prompts")
     manifest = read_manifest(output)
     ledger = Ledger(output, plan_of(manifest))

@@ -108,7 +108,7 @@ def _local(root: str) -> Iterator[str]:
                         yield from walk(f"{path}/", above | {own})
                 # A broken link is listed, so that reading it fails with its name; reading a pipe
                 # would block for ever.
-                elif entry.is_file() or entry.is_symlink():
+                elif entry.is_symlink() or entry.is_file():
                     yield path
 
     status = os.stat(root)
