@@ -85,6 +85,19 @@ def test_a_grid_has_every_combination_once_that_decodes_differently() -> None:
 
 
 @pytest.mark.parametrize("preset", ["fast", "paper", "baseline"])
+@pytest.mark.parametrize("fixed", [{}, {"stop_at_eos": True}, {"stop_at_eos": False}])
+def test_all_settings_of_a_grid_end_at_an_eos_or_none_does(
+    preset: str, fixed: dict[str, bool]
+) -> None:
+    whole = ["fast", "paper", "baseline"]
+    blocks = {"gen_length": 64, "block_length": 16, **fixed}
+    configs = Grid(preset, blocks, {"r_f": [0.15, 0.3]}, ["none", "mean"], whole).configs()
+    assert len(configs) >= len(whole)
+    expected = fixed.get("stop_at_eos", DecodingConfig.preset(preset).stop_at_eos)
+    assert {config.stop_at_eos for config in configs} == {expected}
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper", "baseline"])
 @pytest.mark.parametrize("changes", SETTINGS)
 def test_a_settings_file_gives_the_same_decoding(
     tmp_path: Path, preset: str, changes: dict[str, object]
