@@ -314,7 +314,7 @@ def test_configurations_that_cannot_be(
 
 
 def test_names_that_mean_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such checkpoint folder, and no hub id"):
+    with pytest.raises(ValueError, match="no such checkpoint folder, and not a hub id"):
         lrd.load_model(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"no config\.json"):
         lrd.load_model(tmp_path)
