@@ -155,7 +155,7 @@ def test_samples_are_drawn_alike(tmp_path: Path, finished: tuple[Path, pd.DataFr
     assert len(shown) == 30
     assert len({row["id"] for row in shown}) == 30
     most = rows.row_id[rows.num_forwards.idxmax()]
-    assert {row["why"] for row in shown} == {"failed", "most passes", "by lot"}
+    assert {row["why"] for row in shown} == {"failed", "most passes", "random sample"}
     assert most in {row["id"] for row in shown}
     expected = dict(zip(rows.row_id, rows.commit_step, strict=True))
     for row in shown:
