@@ -261,7 +261,7 @@ def test_a_folder_of_something_else_is_left_alone(
     usual = ["--task", "word-problems", "--input", str(source), "--output", str(tmp_path)]
     (tmp_path / "notes.txt").write_text("mine")
     assert call(*usual) == 2
-    assert "holds no sweep" in capsys.readouterr().err
+    assert "is not the folder of a sweep" in capsys.readouterr().err
     assert not (tmp_path / "sample.json").exists()
 
 
