@@ -4,7 +4,7 @@
 
 Everything in one run, on the same prompts and settings, in alternating turns; medians. Prints
 a table, then as its last line one JSON object. On a machine that does other work, threads wait
-for each other: give it cores of its own, or --threads 1.
+for each other: reserve cores for it, or --threads 1.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from lrd.models.checkpoint import LoadedModel
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and what came back."""
+    """Seconds of a call, and its result."""
     began = time.perf_counter()
     found = call()
     return time.perf_counter() - began, found
@@ -152,7 +152,7 @@ def costs(args: argparse.Namespace) -> dict[str, StepCost]:
 
 
 def table(results: dict[str, Any], step_costs: dict[str, StepCost]) -> str:
-    """What a person reads."""
+    """The results as text."""
     rates = {**results["rows_per_second"], "slots bf16": results["rows_per_second_bfloat16"]}
     shares = ", ".join(f"{part} {share:.1%}" for part, share in results["shares"].items())
     lines = [f"{'variant':14} {'rows/s':>8} {'x plain':>8}"]

@@ -17,7 +17,7 @@ from pipeline.experiments.frontier import Series, frontier
 from pipeline.experiments.paired import Comparison, Outcomes, compare
 from pipeline.markdown import table
 
-LOOKS = ("s2", "s1")
+STYLES = ("s2", "s1")
 BLOCK = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SIGNIFICANT = 0.05
 
@@ -37,7 +37,7 @@ def fill(page: str, made: Mapping[str, str], where: str) -> str:
     if sorted(names) != sorted(made):
         raise ValueError(
             f"{where}: has the measured blocks {', '.join(names) or 'none'}; "
-            f"{', '.join(made)} are due, each as <!-- measured: NAME --> and <!-- end -->"
+            f"{', '.join(made)} are expected, each as <!-- measured: NAME --> and <!-- end -->"
         )
     return BLOCK.sub(lambda found: f"{found[1]}\n{made[found[2]]}\n\n{found[3]}", page)
 
@@ -142,15 +142,15 @@ def as_svg(
     most_forwards: decoders with more, in the mean of a model, are left out.
     """
     labels = {decoder.key: str(number) for number, decoder in enumerate(decoders, 1)}
-    told = {decoder.key: decoder.name for decoder in decoders}
+    tooltips = {decoder.key: decoder.name for decoder in decoders}
     series = [
         Series(
             one.label,
-            look,
+            style,
             [found for found in one.outcomes.values() if found.mean_forwards <= most_forwards],
             labels,
-            told,
+            tooltips,
         )
-        for one, look in zip(measured, LOOKS, strict=True)
+        for one, style in zip(measured, STYLES, strict=True)
     ]
     return frontier(series, f"{measured[0].label} and {measured[1].label} under every decoder")
