@@ -247,7 +247,7 @@ def test_unknown_architecture_names_the_supported(tmp_path: Path) -> None:
         assert all(name in str(refused.value) for name in family.architectures)
 
 
-def test_family_is_told_by_either_field_and_never_by_the_path(tmp_path: Path) -> None:
+def test_family_is_recognised_by_either_field_and_never_by_the_path(tmp_path: Path) -> None:
     assert family_of({"model_type": "llada"}) is LLADA
     assert family_of({"architectures": ["DreamModel"]}) is DREAM
     folder = write(tmp_path / "Dream-7B", SMALL_LLADA, random_tensors(SMALL_LLADA))

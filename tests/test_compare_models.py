@@ -1,4 +1,4 @@
-"""Two models under every decoder: what is kept, what is decoded again, the page's blocks."""
+"""Two models under every decoder: what is stored, what is decoded again, the page's blocks."""
 
 from __future__ import annotations
 

@@ -183,10 +183,10 @@ def study_in(output: Path | str, **changes: Any) -> Study:
 # Time.
 
 
-def events(*told: tuple[float, str] | tuple[float, str, dict[str, Any]]) -> list[Event]:
+def events(*entries: tuple[float, str] | tuple[float, str, dict[str, Any]]) -> list[Event]:
     return [
         Event(synthetic_run.START + timedelta(seconds=entry[0]), entry[1], dict(*entry[2:]))
-        for entry in told
+        for entry in entries
     ]
 
 
@@ -200,7 +200,7 @@ def test_time_runs_from_the_first_replica_to_the_last_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "why"),
+    ("entries", "why"),
     [
         ([], "no driver's start"),
         ([START, UP, (8, "driver stopped"), (30, "driver started"), END], "2 drivers"),
@@ -210,8 +210,8 @@ def test_time_runs_from_the_first_replica_to_the_last_row() -> None:
         ([START, END], "no replica"),
     ],
 )
-def test_a_time_that_is_not_known_is_not_told(told: list[Any], why: str) -> None:
-    assert why in str(decoding_seconds(events(*told)))
+def test_a_time_that_is_not_known_is_not_shown(entries: list[Any], why: str) -> None:
+    assert why in str(decoding_seconds(events(*entries)))
 
 
 # Pages.

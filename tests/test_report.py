@@ -120,7 +120,7 @@ def test_curves_are_those_of_pandas(finished: tuple[Path, pd.DataFrame, str]) ->
     assert refined == [f"{(below & (first <= n)).mean():.1%}" for n in range(2, 2 + len(refined))]
 
 
-def test_time_is_told_by_files_and_events(finished: tuple[Path, pd.DataFrame, str]) -> None:
+def test_times_come_from_files_and_events(finished: tuple[Path, pd.DataFrame, str]) -> None:
     _, rows, page = finished
     chart = data_of(page)["charts"]["throughput"]
     assert chart["names"] == ["1 minutes", "2 minutes", "3 minutes"]

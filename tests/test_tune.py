@@ -61,7 +61,7 @@ def test_a_monitors_text_reads_back(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["median", "mean:gate", "mean:window=3", "mean:patience=0"])
-def test_what_is_no_monitor_is_refused(text: str) -> None:
+def test_what_is_not_a_monitor_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"monitor|reduction|patience"):
         DecodingConfig.preset("fast", **monitor_settings(text))
 
@@ -152,7 +152,7 @@ def test_the_choice_has_the_fewest_forwards_that_are_not_shown_to_be_worse() -> 
         choose([failed], max_loss=1.0)
 
 
-def test_the_files_tell_what_was_measured() -> None:
+def test_the_files_show_what_was_measured() -> None:
     trials = [WORSE, LATE, CLOSE, BEST]
     found = tuning_page.Sweep({"model": "m"}, "word-problems", trials, choose(trials, 0.02))
     rows = list(csv.DictReader(io.StringIO(tuning_page.as_csv(found))))
