@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.tiny.accuracy import distinct, outcomes
-from jobs.tiny.comparison_page import Measured, as_svg, blocks, fill
+from jobs.tiny.comparison_page import ModelOutcomes, as_svg, blocks, fill
 from jobs.tiny.problems import Problem
 from lrd import DecodingConfig, load_model
 from lrd.models.checkpoint import fingerprint
@@ -114,7 +114,7 @@ def measure_model(
     return found
 
 
-def draw(page: Path, measured: Sequence[Measured], decoders: Sequence[Decoder]) -> None:
+def draw(page: Path, measured: Sequence[ModelOutcomes], decoders: Sequence[Decoder]) -> None:
     """PAGE.svg, and PAGE-few.svg where there are decoders with few forwards."""
     page.with_suffix(".svg").write_text(as_svg(measured, decoders))
     everything = [found for one in measured for found in one.outcomes.values()]
@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
         for checkpoint, label in zip((args.plain, args.soft), args.labels, strict=True):
             stored = Stored(output, label, fingerprint(checkpoint), digest(tested))
             found = measure_model(checkpoint, stored, tested, decoders, args.gen_length)
-            measured.append(Measured(label, found))
+            measured.append(ModelOutcomes(label, found))
         made = blocks(measured, decoders, args)
         if page:
             page.write_text(fill(text, made, str(page)))

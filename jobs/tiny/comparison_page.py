@@ -23,7 +23,7 @@ SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class ModelOutcomes:
     """One model's outcomes."""
 
     label: str
@@ -43,7 +43,7 @@ def fill(page: str, made: Mapping[str, str], where: str) -> str:
 
 
 def blocks(
-    measured: Sequence[Measured], decoders: Sequence[Decoder], args: argparse.Namespace
+    measured: Sequence[ModelOutcomes], decoders: Sequence[Decoder], args: argparse.Namespace
 ) -> dict[str, str]:
     """The blocks by name."""
     return {
@@ -55,7 +55,7 @@ def blocks(
 
 
 def facts(
-    measured: Sequence[Measured], decoders: Sequence[Decoder], args: argparse.Namespace
+    measured: Sequence[ModelOutcomes], decoders: Sequence[Decoder], args: argparse.Namespace
 ) -> str:
     """What was decoded, and how many tests are below."""
     first = next(iter(measured[0].outcomes.values()))
@@ -70,7 +70,7 @@ def facts(
     )
 
 
-def accuracy_table(measured: Sequence[Measured], decoders: Sequence[Decoder]) -> str:
+def accuracy_table(measured: Sequence[ModelOutcomes], decoders: Sequence[Decoder]) -> str:
     """Accuracy with Wilson's 95 % interval, mean forwards and unsure stops, by model."""
     head = ["", "decoder"]
     for one in measured:
@@ -90,7 +90,7 @@ def accuracy_table(measured: Sequence[Measured], decoders: Sequence[Decoder]) ->
     return table(head, rows)
 
 
-def within_table(measured: Sequence[Measured], decoders: Sequence[Decoder]) -> str:
+def within_table(measured: Sequence[ModelOutcomes], decoders: Sequence[Decoder]) -> str:
     """Each decoder against the one that it differs from, within each model."""
     names = {decoder.key: decoder.name for decoder in decoders}
     numbers = {decoder.key: number for number, decoder in enumerate(decoders, 1)}
@@ -111,7 +111,7 @@ def within_table(measured: Sequence[Measured], decoders: Sequence[Decoder]) -> s
     return table(head, rows)
 
 
-def between_table(measured: Sequence[Measured], decoders: Sequence[Decoder]) -> str:
+def between_table(measured: Sequence[ModelOutcomes], decoders: Sequence[Decoder]) -> str:
     """The second model against the first, decoder by decoder."""
     first, second = measured
     head = ["", "decoder", f"{second.label} less {first.label}: points (95 %)"]
@@ -135,7 +135,7 @@ def difference(found: Comparison) -> list[str]:
 
 
 def as_svg(
-    measured: Sequence[Measured], decoders: Sequence[Decoder], most_forwards: float = math.inf
+    measured: Sequence[ModelOutcomes], decoders: Sequence[Decoder], most_forwards: float = math.inf
 ) -> str:
     """The frontier, one colour a model; a dot has its decoder's number in the tables.
 

@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class ReplayTask:
     """One row to replay."""
 
     row_id: str
@@ -104,14 +104,14 @@ class Replayer:
         model = node_folder(local_model(config.model))
         self._model = load_model(model, device, dtype, config.revision, config.compile)
 
-    def replay(self, batch: Sequence[Task]) -> list[dict[str, Any]]:
+    def replay(self, batch: Sequence[ReplayTask]) -> list[dict[str, Any]]:
         """Lines of `SCHEMA`."""
         prompts, finals = [task.prompt for task in batch], [task.final for task in batch]
         found = replay(self._model, self._decoding, prompts, finals)
         return [_line(task, one) for task, one in zip(batch, found, strict=True)]
 
 
-def _line(task: Task, one: Replay) -> dict[str, Any]:
+def _line(task: ReplayTask, one: Replay) -> dict[str, Any]:
     return {
         "row_id": task.row_id,
         "refine_steps": task.refine_steps,
@@ -131,7 +131,7 @@ def _rows(output: Storage, num_rows: int) -> list[Row]:
     return [rows[index] for index in indices]
 
 
-def _tasks(config: RunConfig, rows: Sequence[Row], dtype: str) -> list[Task]:
+def _tasks(config: RunConfig, rows: Sequence[Row], dtype: str) -> list[ReplayTask]:
     """Rows with their prompts' tokens, long prompts first, so that those of a batch have about one
     length."""
     face = load_model(local_model(config.model), "meta", dtype, config.revision)
@@ -146,5 +146,7 @@ def _tasks(config: RunConfig, rows: Sequence[Row], dtype: str) -> list[Task]:
             raise ids
         prompt = fit_prompt(ids, room, config.truncation)
         facts = row.facts
-        tasks.append(Task(facts["row_id"], facts["refine_steps"], prompt, row.token_ids.tolist()))
+        tasks.append(
+            ReplayTask(facts["row_id"], facts["refine_steps"], prompt, row.token_ids.tolist())
+        )
     return sorted(tasks, key=lambda task: -len(task.prompt))

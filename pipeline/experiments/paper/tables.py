@@ -46,7 +46,7 @@ Results = Mapping[Group, Mapping[str, Measured]]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """A line of a table: one model, length and method, with a cell for each task."""
 
     model: str
@@ -77,7 +77,7 @@ def _belongs(cell: Published, item: str, results: Results) -> bool:
     }
 
 
-def rows_of(item: str, results: Results) -> list[Row]:
+def rows_of(item: str, results: Results) -> list[TableRow]:
     """The lines of a table; a method that is another one under these settings is left out."""
     rows = []
     for model, length in dict.fromkeys((group.model, group.gen_length) for group in results):
@@ -89,7 +89,7 @@ def rows_of(item: str, results: Results) -> list[Row]:
             if any(numbers.values()) and numbers in seen:
                 continue
             seen.append(numbers)
-            rows.append(Row(model, length, name, cells))
+            rows.append(TableRow(model, length, name, cells))
     return rows
 
 
