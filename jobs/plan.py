@@ -2,7 +2,7 @@
 
     lrd plan --input PROMPTS --output OUT [settings] [--sample N] [--like OTHER_OUT]
 
-Ray is not started. `pipeline/inspection` (`plan.py`, `pace.py`, `memory_need.py`) has the
+Ray is not started. `pipeline/inspection` (`plan.py`, `pace.py`) and `lrd/memory.py` have the
 estimates.
 """
 
@@ -17,8 +17,8 @@ from jobs import output
 from jobs.flags import add_run_flags, run_config
 
 if TYPE_CHECKING:
+    from lrd.memory import MemoryNeed
     from pipeline.config import RunConfig
-    from pipeline.inspection.memory_need import MemoryNeed
     from pipeline.inspection.plan import Duration, Forecast
     from pipeline.inspection.status import Inspector
     from pipeline.rows import InputFile
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @output.command("lrd plan")
 def run(args: argparse.Namespace) -> int:
     """Print the plan; the exit code: 2 where `lrd generate` would refuse."""
-    from pipeline.inspection.memory_need import memory_need
+    from lrd.memory import memory_need
     from pipeline.inspection.plan import (
         check_output,
         duration_of,
@@ -136,7 +136,7 @@ def _bars(lengths: Counter[int]) -> list[str]:
 
 
 def _memory(need: MemoryNeed | None, dtype: str, longest: int, config: RunConfig) -> list[str]:
-    from pipeline.inspection.memory_need import MOST_SLOTS
+    from lrd.memory import MOST_SLOTS
 
     if need is None:
         return [

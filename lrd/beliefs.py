@@ -1,7 +1,6 @@
 """The paper's equations as pure functions on tensors (arXiv 2510.11052).
 
-Knows nothing of samples, phases or models: beliefs in, numbers out. `lrd/README.md` maps
-every equation to its function here.
+Beliefs in, numbers out. `lrd/README.md` maps every equation to its function here.
 
 Legend: N positions (any leading shape), V vocabulary (columns of the logits), D width.
 """

@@ -1,6 +1,6 @@
-"""The state of a batch of canvases, one row a sample: placed, kept, dropped by row.
+"""The state of a batch of canvases, one row a sample: placed, kept and dropped by row.
 
-Knows nothing of the procedure: `decoding.py` advances what is here.
+`decoding.py` advances it.
 
 Legend: B samples, L columns (prompt, canvas, padding), G canvas positions, D width, T passes.
 """
@@ -63,13 +63,13 @@ class Canvases:
     past: PastBeliefs
     """Beliefs of the pass before."""
     has_padding: bool = True
-    """Whether any row has columns that hold nothing."""
+    """Whether any row has columns of padding."""
     fixed_shapes: bool = False
-    """Whether a pass may not look at what tensors hold, nor let shapes depend on it."""
+    """Whether a pass must not read values of tensors on the host, nor let shapes depend on them."""
 
     @property
     def mask(self) -> Tensor | None:
-        """What attention leaves out; None spares it the mask, and on a GPU a slower kernel."""
+        """The attention mask; None without padding, which avoids a slower kernel on a GPU."""
         return self.attention_mask_BL if self.has_padding else None
 
     @classmethod
@@ -81,9 +81,9 @@ class Canvases:
         num_columns: int,
         fixed_shapes: bool | None = None,
     ) -> Canvases:
-        """B canvases that hold nothing: `stop` is COMPLETE until a prompt is placed.
+        """B canvases without prompts: `stop` is COMPLETE until a prompt is placed.
 
-        fixed_shapes: where not given, what suits the model and its device.
+        fixed_shapes: by default chosen by the model and its device (`wants_fixed_shapes`).
         """
         B, L, T = num_samples, num_columns, config.max_forwards
         table = model.embedding_table
@@ -129,7 +129,7 @@ class Canvases:
         config: DecodingConfig,
         padding_side: str,
     ) -> None:
-        """Put a prompt and an empty canvas into row `row`; whatever was there is forgotten.
+        """Put a prompt and an empty canvas into row `row`, in place of what was there.
 
         Raises ValueError where prompt and canvas have more tokens than there are columns.
         """
@@ -189,6 +189,6 @@ class Canvases:
 
 
 def _sent(ids: list[int], device: torch.device) -> Tensor:
-    """Token ids on the device; from pinned memory, so that nobody waits until they are there."""
+    """Token ids on the device; from pinned memory, so that the host does not wait for the copy."""
     on_host = torch.tensor(ids, dtype=torch.long, pin_memory=device.type == "cuda")
     return on_host.to(device, non_blocking=True)

@@ -1,7 +1,6 @@
-"""Which token each open position would take, how sure that is, and which positions commit.
+"""Which token each open position would take, its confidence, and which positions are committed.
 
-The commit rules of the paper and of other samplers, as pure functions on tensors. Knows
-nothing of phases, canvases or models: beliefs in, tokens and choices out.
+The commit rules of the paper and of other samplers, as pure functions on tensors.
 
 Legend: B samples, K positions of the current block, V columns of the logits.
 """

@@ -2,8 +2,8 @@
 
 Every sample has its own block, phase, counts and stop; nothing here decides for a batch.
 All of a pass is tensor operations under masks, so that it needs no host synchronisation.
-Knows nothing of queues, slots, text or vocabularies: `engine.py` fills and empties the canvases,
-`reading.py` runs the model and reads its beliefs, `sampling.py` names commits.
+`engine.py` fills and empties the canvases, `forward.py` runs the model and reads its beliefs,
+`commit_rules.py` chooses the positions to commit.
 
 Legend: B samples, L columns (prompt, canvas, padding), G canvas positions, K positions of the
 current block, D width, T passes.

@@ -1,6 +1,6 @@
 """The engine: prompts in, finished samples out, a freed slot refilled at the next pass.
 
-Knows nothing of Ray, files or row ids: whoever submits a prompt names it with a key of his own.
+Continuous batching for diffusion: one call of `Engine.step` is one forward pass of all slots.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 from lrd.config import DecodingConfig
 from lrd.decoding import Canvases, step
 from lrd.models.protocol import DiffusionModel, wants_fixed_shapes
-from lrd.sample import Readout, Sample
-from lrd.slots import Held, PaddingSide, Request, Slots
+from lrd.sample import Sample
+from lrd.slots import PaddingSide, Request, Slots, Snapshot
 
 __all__ = ["Engine", "PaddingSide", "Request", "Sample", "decode", "row_seed"]
 
 PASSES_A_READ = 2
-"""Passes between two looks at which samples have ended, where shapes are fixed: a sample stays
-in its slot for half a pass more on average, and for the one pass that a look lags behind."""
+"""Passes between two checks for ended samples, where shapes are fixed. A sample stays in its slot
+for half a pass more on average, and for one more since a check is read a pass later."""
 
 
 class Engine:
@@ -43,7 +43,7 @@ class Engine:
         padded: bool = True,
     ) -> None:
         """prompt_length: tokens of the longest prompt that will be submitted. passes_a_read:
-        how often ended samples are looked for; every pass on a CPU, where looking is free.
+        passes between two checks for ended samples; 1 on a CPU, where a check is free.
         fixed_shapes: every pass computes all slots, idle ones too, and nothing waits for the
         device; on by default off the CPU and for a compiled model. padded: whether prompts may be
         shorter than prompt_length; where none is, a GPU's kernels without a mask are faster.
@@ -60,7 +60,7 @@ class Engine:
         self.model, self.config = model, config
         self.num_slots = num_slots
         self.max_busy = num_slots
-        """Slots that may be filled now; whoever runs several engines shares them out."""
+        """Slots that may be filled now; callers that run several engines divide slots by it."""
         self.num_columns = prompt_length + config.gen_length
         self.padding_side = padding_side
         self.fixed_shapes = wants_fixed_shapes(model) if fixed_shapes is None else fixed_shapes
@@ -69,10 +69,10 @@ class Engine:
         self.num_slot_passes = 0
         """Canvases that went through the model, over all passes."""
         self.oom_events: list[str] = []
-        """What was said when slots were given up for want of memory."""
+        """A line for each time that slots were halved because memory ran out."""
         self._passes_a_read = passes_a_read or (PASSES_A_READ if self.fixed_shapes else 1)
         self._waiting: deque[Request] = deque()
-        self._look: tuple[Readout, list[Held | None]] | None = None
+        self._snapshot: Snapshot | None = None
         self._slots = self._new_slots()
 
     def _new_slots(self) -> Slots:
@@ -133,13 +133,13 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Sample]:
-        """One forward pass for all slots; samples found to have ended. Idle: no pass.
+        """One forward pass for all slots; returns samples that have ended. No pass while idle.
 
-        Where memory runs out half the slots are given up, and the prompts in them start anew.
+        Where memory runs out the slots are halved, and the prompts in them restart.
         """
         if not self.busy:
             return []
-        setback = None
+        out_of_memory = None
         try:
             self._slots.fill(self._waiting, min(self.num_slots, self.max_busy))
             if not self.num_busy:
@@ -148,45 +148,45 @@ class Engine:
         except RuntimeError as error:
             if not is_out_of_memory(error) or len(self._slots) == 1:
                 raise
-            setback = str(error).partition("\n")[0]
+            out_of_memory = str(error).partition("\n")[0]
         # Only here: the error's traceback holds the tensors of the pass.
-        if setback is not None:
-            self._give_up_slots(setback)
+        if out_of_memory is not None:
+            self._halve_slots(out_of_memory)
             return []
         self.num_passes += 1
         self.num_slot_passes += len(self._slots)
-        return self._take_finished()
+        return self._collect_finished()
 
-    def _take_finished(self) -> list[Sample]:
-        """Where shapes are fixed a look is taken up one pass later: by then that pass is
-        queued, and the device does not wait while the host reads what the look found."""
-        due, self._look = self._look, None
+    def _collect_finished(self) -> list[Sample]:
+        """Where shapes are fixed a snapshot is read one pass later: by then that pass is queued,
+        and the device does not wait while the host reads the snapshot."""
+        ready, self._snapshot = self._snapshot, None
         if self.num_passes % self._passes_a_read == 0:
-            self._look = self._slots.look()
+            self._snapshot = self._slots.snapshot()
         if not self.fixed_shapes:
-            due, self._look = self._look, None
-        return self._slots.take(due) if due else []
+            ready, self._snapshot = self._snapshot, None
+        return self._slots.collect(ready) if ready else []
 
-    def _give_up_slots(self, setback: str) -> None:
-        """Half of the slots that were too many; a sample depends on its prompt and seed alone,
-        so what was begun can begin again."""
+    def _halve_slots(self, out_of_memory: str) -> None:
+        """Go on with half of the slots. A sample depends on its prompt and seed alone, so prompts
+        that were being decoded can restart."""
         too_many = len(self._slots)
         self.num_slots = too_many // 2
         self._waiting.extendleft(reversed(self._slots.requests()))
-        self._look = None
-        # The old ones go before the new ones come.
+        self._snapshot = None
+        # Free the old slots before the new ones are allocated.
         del self._slots
         if self.model.embedding_table.is_cuda:
             torch.cuda.empty_cache()
         self._slots = self._new_slots()
         self.oom_events.append(
             f"out of memory with {too_many} slots of {self.num_columns} positions, "
-            f"going on with {self.num_slots}: {setback}"
+            f"going on with {self.num_slots}: {out_of_memory}"
         )
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA has a class for it, the CPU's allocator only words."""
+    """Whether memory ran out: CUDA has a class of error for it, the CPU's allocator only a text."""
     words = str(error).lower()
     return (
         isinstance(error, torch.OutOfMemoryError)

@@ -1,8 +1,7 @@
-"""What one pass says of the block's positions, read off in chunks.
+"""The forward pass of one step, and the beliefs of the block's positions, computed in chunks.
 
-Head and beliefs are computed for so few positions at a time that no float32 tensor of
-[positions × V] is ever whole; what stays is a few numbers and one embedding a position. Knows
-nothing of phases or stops.
+Head and beliefs are computed for a few positions at a time, so that a float32 tensor of
+[positions × V] never exists as a whole; only a few numbers and one embedding a position are kept.
 
 Legend: B samples, K positions of the current block, N of the B·K positions, n positions of a
 chunk, D width, V columns of the logits.
@@ -24,27 +23,27 @@ from lrd.config import DecodingConfig
 from lrd.models.protocol import DiffusionModel, SplitModel, eos_ids, is_split
 
 HEAD_ELEMENTS = 1 << 24
-"""Logits that the head makes at a time: enough rows that its weights are read seldom."""
+"""Logits that the head computes at a time: enough rows that its weights are read rarely."""
 CACHED_ELEMENTS = 1 << 20
-"""Logits that a CPU turns into beliefs at a time: they go through its cache several times."""
+"""Logits that a CPU turns into beliefs at a time: they are read several times from its cache."""
 CACHED_POSITIONS = 896
-"""Positions that a CPU takes through all blocks together, for each of its threads: what passes
-between two matrix products stays in its cache."""
+"""Positions that a CPU takes through all layers together, for each of its threads: activations
+between two matrix products stay in its cache."""
 LAST = 1e30
-"""A doubt that any sure position is below; finite, since closed positions have infinity."""
+"""Doubt of positions that are committed last; finite, since closed positions have infinity."""
 
 
 @dataclass(slots=True)
 class Reading:
-    """A pass's beliefs in what is decided by them. Unless shapes are fixed only open positions
-    are read; the others hold zeros."""
+    """The values of a pass's beliefs that decisions need. Unless shapes are fixed only open
+    positions are computed; the others hold zeros."""
 
     entropy_BK: Tensor
     kl_BK: Tensor
-    """From the pass before, Eq. 6's summand; means nothing in a block's first."""
+    """Divergence from the previous pass, the summand of Eq. 6; undefined in a block's first."""
     token_BK: Tensor
     doubt_BK: Tensor
-    """Entropy of what confidence is read from."""
+    """Entropy of the probabilities that confidence is read from."""
     confidence_BK: Tensor
     expected_BKD: Tensor | None
     """Σ_v p̄(v)·e_v; None where nothing is mixed."""
@@ -61,7 +60,7 @@ def read_block(
     """The forward pass, and the beliefs of the block's positions; `state.past` becomes theirs."""
     B, K = open_BK.shape
     table = model.embedding_table
-    if state.fixed_shapes:  # How many are open is known to the device alone.
+    if state.fixed_shapes:  # Only the device knows how many are open.
         rows_N = torch.arange(B * K, device=table.device)
     else:
         rows_N = open_BK.flatten().nonzero()[:, 0]
@@ -113,14 +112,14 @@ def forward(
     column_BK: Tensor,
     rows_N: Tensor,
 ) -> Callable[[Tensor], Tensor]:
-    """The pass itself; a function from places in `rows` to their logits [n, V]."""
+    """The pass itself; returns a function from indices of `rows` to their logits [n, V]."""
     logits_of = _forward(model, state.embeds_BLD, state, column_BK, rows_N)
     if config.cfg_scale == 0:
         return logits_of
     unprompted_of = _forward(model, without_prompt(model, state), state, column_BK, rows_N)
 
     def guided_logits_of(place_n: Tensor) -> Tensor:
-        """Classifier-free guidance: away from what the canvas alone says."""
+        """Classifier-free guidance: away from the logits without the prompt."""
         unconditional_nV = unprompted_of(place_n)
         return unconditional_nV + (config.cfg_scale + 1) * (logits_of(place_n) - unconditional_nV)
 
@@ -177,7 +176,7 @@ def _read(
     logits_nV: Tensor,
     uniform_nV: Tensor | None,
 ) -> None:
-    """One chunk's beliefs into the reading."""
+    """Write one chunk's beliefs into the reading."""
     belief = Belief.of_logits(logits_nV, model.mask_id)
     token_n, doubt_n, confidence_n = read_tokens(model, config, belief, logits_nV, uniform_nV)
     for field_BK, value_n in (

@@ -1,7 +1,7 @@
-"""How much memory slots take: a formula, and the largest number of slots that fit.
+"""How much memory slots take: a formula, the largest number of slots that fit a device, and the
+same estimated before there is one, from the checkpoint's shape.
 
-Counts tensors, in bytes; what kernels take for themselves is left to the margin. Knows nothing
-of Ray: whoever shares a device says what share is his.
+Counts tensors, in bytes; the margin is for what kernels allocate themselves.
 
 Legend: S slots, L positions of a slot, G of them canvas, K of a block, T passes at most,
 V columns of the logits, D width, M the MLP's width.
@@ -9,6 +9,7 @@ V columns of the logits, D width, M the MLP's width.
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 from dataclasses import dataclass
@@ -19,13 +20,16 @@ import torch
 from lrd.config import DecodingConfig
 from lrd.engine import Engine, Request
 from lrd.forward import CACHED_ELEMENTS, CACHED_POSITIONS, HEAD_ELEMENTS
-from lrd.models.checkpoint import LoadedModel
+from lrd.models.checkpoint import DTYPES, LoadedModel
 from lrd.models.protocol import DiffusionModel, wants_fixed_shapes
 from lrd.previous_beliefs import EXACT_COLUMNS
 
 MEMINFO = Path("/proc/meminfo")
 MARGIN = 0.9
-"""Share of the free memory that a probe plans with: kernels' workspaces, fragments."""
+"""Share of the free memory that slots may take; the rest is for kernels' workspaces and
+fragmentation."""
+MOST_SLOTS = 4096
+"""The largest number of slots that `MemoryNeed.slots_in` gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +40,11 @@ class Memory:
     state: int
     """The canvases: embeddings, tokens, counters, traces."""
     past: int
-    """Beliefs of the pass before."""
+    """Beliefs of the previous pass."""
     draws: int
     """Uniform numbers, where sampling needs them."""
     activations: int
-    """Of the forward pass, which is over before logits are made."""
+    """Of the forward pass, freed before logits are computed."""
     chunk: int
     """Logits and beliefs of one chunk, and what is kept of all of them."""
     inputs: int
@@ -48,7 +52,7 @@ class Memory:
 
     @property
     def beside_weights(self) -> int:
-        """The last three are never there together."""
+        """The last three are never in memory at the same time."""
         passing = max(self.activations, self.chunk, self.inputs)
         return self.state + self.past + self.draws + passing
 
@@ -64,10 +68,10 @@ def memory_of(
     num_slots: int,
     fixed_shapes: bool | None = None,
 ) -> Memory:
-    """What `num_slots` slots for prompts of so many tokens need.
+    """Memory of `num_slots` slots for prompts of at most `prompt_length` tokens.
 
-    Of a model that is not ours only the embedding table is known: its weights count as that
-    table, its MLP as four times as wide as itself. fixed_shapes: as of `Engine`.
+    Of a plug-in model only the embedding table is known: its weights count as that table, and its
+    MLP as four times the model's width. fixed_shapes: as for `Engine`.
     """
     if fixed_shapes is None:
         fixed_shapes = wants_fixed_shapes(model)
@@ -96,8 +100,8 @@ def memory_of(
 
 
 def _belief_bytes(config: DecodingConfig) -> int:
-    """Of one element of a chunk's beliefs: eight float32 tensors in a nucleus's search, or those
-    of a draw in float64, with a sort of what may be drawn."""
+    """Bytes of one element of a chunk's beliefs: eight float32 tensors in a nucleus's search, or
+    those of a draw in float64, with a sort of what may be drawn."""
     if config.sample_top_p is not None:
         return 64
     return 32 if config.temperature == 0 else 48
@@ -110,7 +114,7 @@ def _weights(model: DiffusionModel) -> int:
 
 
 def _forward_bytes(model: DiffusionModel) -> int:
-    """Activations of one position where they are most: in the MLP (gate and up, silu, product;
+    """Activations of one position at their peak: in the MLP (gate and up, silu, product;
     states before and after attention), or where queries have been rotated and keys are."""
     D, d = model.embedding_table.shape[1], model.embedding_table.element_size()
     head, kv, M, r = 128, D, 4 * D, 4
@@ -119,7 +123,7 @@ def _forward_bytes(model: DiffusionModel) -> int:
         head, M = D // shape.num_heads, shape.mlp_width
         kv, r = head * shape.num_kv_heads, 4 if shape.rope_in_float32 else d
     rotated = (3 * D + 2 * kv) * d + (3 if r == d else 4) * D * r
-    # Cosines, sines and positions are there throughout.
+    # Cosines, sines and positions are kept throughout.
     return max(4 * M * d + 3 * D * d, rotated) + head * (8 + 2 * r) + 32
 
 
@@ -131,7 +135,7 @@ def fitting_slots(
     num_bytes: int,
 ) -> int:
     """The most slots, from 1 to `most`, whose memory beside the weights is within `num_bytes`
-    by the formula; 1 where none is."""
+    by the formula; 1 where not even one fits."""
     low, high = 1, most
     while low < high:
         middle = (low + high + 1) // 2
@@ -143,8 +147,8 @@ def fitting_slots(
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that tensors may still take on a device; of a CPU what Linux calls available, and
-    no limit on a system that does not say."""
+    """Memory that tensors may still take on a device: on a CPU Linux's MemAvailable, and no limit
+    on a system without it."""
     if device.type != "cuda":
         if not MEMINFO.exists():
             return sys.maxsize
@@ -162,20 +166,69 @@ def probe_slots(
     most: int,
     share: float = 1.0,
 ) -> int:
-    """The most slots, up to `most`, for which there is memory: what the formula says, halved
-    until a real pass goes through.
+    """The most slots, up to `most`, for which there is memory: by the formula, then halved until
+    a real pass succeeds.
 
-    prompt_length: tokens of the longest prompt, as of `Engine`. share: of the device's free
-    memory that is the caller's. Raises ValueError where prompt and canvas exceed the model's
+    prompt_length: tokens of the longest prompt, as for `Engine`. share: the caller's share of the
+    device's free memory. Raises ValueError where prompt and canvas exceed the model's
     positions, and the device's own error where there is no memory for one slot.
     """
     spare = int(free_bytes(model.embedding_table.device) * share * MARGIN)
     num_slots = fitting_slots(model, config, prompt_length, most, spare)
     engine = Engine(model, config, num_slots, prompt_length)
     for index in range(num_slots):
-        # One is padded, where there is room, so that the pass has a mask.
+        # One prompt is shorter, if it can be, so that the pass has padding and a mask.
         length = max(1, prompt_length - (index == 0))
         engine.submit(Request(index, [model.mask_id] * length, index))
     while not engine.num_passes:
         engine.step()
     return engine.num_slots
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """Memory of one replica with slots for prompts of `prompt_length` tokens."""
+
+    weights: int
+    """Bytes."""
+    model: LoadedModel
+    """Without weights, in the dtype that is computed in."""
+    decoding: DecodingConfig
+    prompt_length: int
+
+    def beside_weights(self, num_slots: int) -> int:
+        """Bytes at the peak of a pass, without the weights."""
+        need = memory_of(self.model, self.decoding, self.prompt_length, num_slots)
+        return need.beside_weights
+
+    def slots_in(self, num_bytes: float) -> int:
+        """Slots that fit a device of this size, up to `MOST_SLOTS`; 0 where not one does."""
+        spare = int((num_bytes - self.weights) * MARGIN)
+        if self.beside_weights(1) > spare:
+            return 0
+        return fitting_slots(self.model, self.decoding, self.prompt_length, MOST_SLOTS, spare)
+
+
+def memory_need(
+    model: object, dtype: str, decoding: DecodingConfig, prompt_length: int
+) -> MemoryNeed | None:
+    """Memory that a model on the meta device will need; None for a plug-in model, whose shape is
+    not known."""
+    if not isinstance(model, LoadedModel):
+        return None
+    typed = copy.copy(model)
+    typed.transformer = copy.deepcopy(model.transformer).to(DTYPES[dtype])
+    return MemoryNeed(weight_bytes(model, dtype), typed, decoding, prompt_length)
+
+
+def weight_bytes(model: LoadedModel, dtype: str) -> int:
+    """Bytes of all parameters as stored: int8 matrices of the layers have a scale per row."""
+    num_bytes = DTYPES[dtype].itemsize
+    total = 0
+    for name, weight in model.transformer.named_parameters():
+        packed = dtype == "int8" and name.startswith("blocks.") and weight.dim() == 2
+        if packed:
+            total += weight.numel() + weight.shape[0] * num_bytes
+        else:
+            total += weight.numel() * num_bytes
+    return total

@@ -1,6 +1,6 @@
 """T of Eq. 3, the smallest set of most probable tokens whose mass reaches top_p, without a sort.
 
-Knows nothing of logits or mixing: beliefs in, renormalised beliefs or expected embeddings out.
+Beliefs in, renormalised beliefs or expected embeddings out.
 Among equal probabilities the lower id comes first, and the top token is always in T.
 
 Legend: N positions, V vocabulary, D width, k candidates.

@@ -1,8 +1,6 @@
-"""Beliefs of the pass before, kept for Eq. 6 in as few bytes as their error allows.
+"""Beliefs of the previous pass, stored for Eq. 6 in as few bytes as their error allows.
 
-Knows nothing of samples, phases or models.
-
-Kept are s = logits − their maximum and log Z, the logarithm of the sum of their exponentials,
+Stored are s = logits − their maximum and log Z, the logarithm of the sum of their exponentials,
 so that log q = s − log Z. Up to `EXACT_COLUMNS` columns s is float32; above it is float16, with
 log Z of the rounded s, so that what is kept is a belief q' that sums to 1. Rounding moves each
 log q(v) by ε(v), |ε(v)| ≤ 2⁻¹¹·|s(v)|, and
@@ -35,7 +33,7 @@ class PastBeliefs:
         dtype = torch.float32 if num_columns <= EXACT_COLUMNS else torch.float16
         self._num_samples = num_samples
         # Memory is taken when beliefs first come. Zeros, since a block's first pass computes a
-        # divergence that nobody looks at.
+        # divergence that is not used.
         self._s_BKV = torch.zeros(0, num_positions, num_columns, dtype=dtype, device=device)
         self._log_z_BK = torch.zeros(0, num_positions, device=device)
 
@@ -73,7 +71,7 @@ class PastBeliefs:
         self._num_samples = len(rows)
 
     def append(self, others: PastBeliefs) -> None:
-        """Room below for the samples of `others`, whose past nobody has looked at yet."""
+        """Add room for the samples of `others`, which no pass has seen yet."""
         self._num_samples += others._num_samples
 
     def _take_memory(self) -> None:

@@ -1,7 +1,4 @@
-"""A prompt's text → token ids, as the checkpoint's own tokenizer and chat template have it.
-
-No token id is written here: all come from the tokenizer.
-"""
+"""A prompt's text → token ids, by the checkpoint's own tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -47,8 +44,8 @@ def encode_prompts(
 ) -> list[list[int] | ValueError]:
     """Token ids of many prompts at once, as `encode_prompt` has them.
 
-    What is wrong with one prompt stands in its place. Raises ValueError for what is wrong with
-    all of them.
+    A prompt that cannot be encoded has its ValueError in the list. Raises ValueError for what is
+    wrong with all of them.
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
@@ -76,7 +73,7 @@ def encode_prompts(
 
 
 def fit_prompt(ids: Sequence[int], max_tokens: int, truncation: Truncation) -> list[int]:
-    """The prompt where it has at most max_tokens tokens.
+    """The prompt, if it has at most max_tokens tokens.
 
     A longer one raises ValueError under `fail` and keeps its last tokens under `keep_last`.
     """
@@ -199,7 +196,7 @@ def _tokenised(tokenizer: Any, texts: list[str]) -> list[list[int] | ValueError]
 
 
 def _within_table(model: DiffusionModel, ids: list[int] | ValueError) -> list[int] | ValueError:
-    """An error in place of ids that have no embedding, which would end a model's pass."""
+    """The ids, or an error where one has no embedding and would make the forward pass fail."""
     table = getattr(model, "embedding_table", None)
     if table is None or isinstance(ids, ValueError) or not ids or max(ids) < len(table):
         return ids

@@ -1,7 +1,7 @@
-"""Samples decoded once more beside what became of them: how far each pass was from the end.
+"""Decodes finished samples again and compares every pass with the final answer.
 
-Figure 2 compares every pass with the final answer, and Figure 5 counts the tokens that are
-mixed; a sample keeps neither, since both need beliefs whole. Knows nothing of files or tasks.
+Figure 2 shows that divergence, and Figure 5 the number of tokens that are mixed. A sample keeps
+neither, since both need whole beliefs.
 
 Legend: B samples, G canvas positions, K positions of the current block, N of these, V columns.
 """
@@ -22,10 +22,10 @@ from lrd.models.protocol import DiffusionModel
 
 @dataclass(slots=True)
 class Replay:
-    """What the passes of one sample were, in order."""
+    """Measurements of one sample, one entry a pass."""
 
     token_ids: list[int]
-    """The whole canvas as it came out now; [MASK] where nothing was committed."""
+    """The whole canvas of this decoding; [MASK] where nothing was committed."""
     kl_to_final: list[float] = field(default_factory=list)
     """−log p_t(final token), which is KL(final ‖ p_t) in nats, as a mean over the block's
     positions; a committed position counts 0, as in D_t."""
@@ -42,8 +42,8 @@ def replay(
 ) -> list[Replay]:
     """Decode prompts together; finals: the canvases [B, G] that came out before.
 
-    Whoever calls compares `token_ids` with them. Raises ValueError at a temperature, since then
-    another draw is another answer.
+    The caller compares `token_ids` with them. Raises ValueError at temperature > 0, where another
+    draw gives another answer.
     """
     if config.temperature > 0:
         raise ValueError(f"temperature is {config.temperature:g}; only argmax can be replayed")
@@ -61,24 +61,24 @@ def replay(
             first = blocks[row] * config.block_tokens
             block = slice(first, first + config.block_tokens)
             after_K = state.canvas_BG[row, block] == model.mask_id
-            _note(replays[row], config, state, row, final_BG[row, block], before_BG[row, block])
-            _note_nuclei(replays[row], config, state, row, after_K)
+            _record(replays[row], config, state, row, final_BG[row, block], before_BG[row, block])
+            _record_nuclei(replays[row], config, state, row, after_K)
     for one, canvas in zip(replays, state.canvas_BG.tolist(), strict=True):
         one.token_ids = canvas
     return replays
 
 
-def _note(
+def _record(
     one: Replay, config: DecodingConfig, state: Canvases, row: int, final_K: Tensor, open_K: Tensor
 ) -> None:
-    """The pass's divergence from the end; `past` holds the beliefs that it has just had."""
+    """The pass's divergence from the final answer; `past` holds the pass's own beliefs by now."""
     place_N = open_K.nonzero()[:, 0]
     log_p_NV = state.past.log_beliefs(row, place_N)
     log_p_N = log_p_NV.gather(-1, final_K[place_N, None])[:, 0]
     one.kl_to_final.append(float(-log_p_N.sum()) / config.block_tokens)
 
 
-def _note_nuclei(
+def _record_nuclei(
     one: Replay, config: DecodingConfig, state: Canvases, row: int, open_K: Tensor
 ) -> None:
     if not config.mixes or not bool(open_K.any()):

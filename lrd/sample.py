@@ -1,7 +1,4 @@
-"""A decoded canvas and how it came about, and how it is read off the state of its batch.
-
-Knows nothing of slots, queues or passes to come.
-"""
+"""A sample: a decoded canvas with its statistics, read from the state of its batch."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from lrd.models.protocol import DiffusionModel, eos_ids
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A decoded canvas and how it came about."""
+    """A decoded canvas, and the passes and reasons that led to it."""
 
     key: Any
     canvas: list[int]
@@ -27,7 +24,7 @@ class Sample:
     num_output_tokens: int
     """Tokens before the first EOS: the paper's effective tokens."""
     commit_step: list[int]
-    """1-based pass that committed each position; 0 where EOS filled the rest undecoded."""
+    """1-based pass that committed each position; 0 where none did and EOS filled the rest."""
     num_forwards: int
     refine_steps: int
     decode_steps: int
@@ -50,18 +47,18 @@ class Sample:
     error: str | None
     """Why the sample failed."""
     seconds: float
-    """Wall time in its slot, shared with the other slots."""
+    """Wall time in its slot; passes are shared with the other slots."""
 
 
 class Readout:
-    """What samples are made of, on the host: the canvases as they were after one pass.
+    """The canvases as they were after one pass, on the host, from which samples are made.
 
     A row that has ended does not change any more, so it may be read at any later time.
     """
 
     def __init__(self, state: Canvases, copied: bool) -> None:
-        """copied: into pinned memory while the device goes on; otherwise the state itself is
-        read, where the host can."""
+        """copied: into pinned memory while the device goes on; otherwise the host reads the state
+        itself, which must be in its memory."""
         self._fields = {name: _on_host(value, copied) for name, value in state.outcomes()}
         self._arrived: torch.cuda.Event | None = None
         if state.stop_B.is_cuda:

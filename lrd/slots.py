@@ -1,9 +1,8 @@
-"""Slots: the rows of the canvases, and the prompts that hold them.
+"""Slots: the rows of the canvases, and the prompts that occupy them.
 
-On a CPU there are as many rows as prompts: what is not computed costs nothing. Where shapes are
-fixed there are always all rows, so that kernels and their rounding never change and a pass can
-be captured as a graph; a row that nobody holds is computed and forgotten. Knows nothing of
-passes: `engine.py` runs them.
+On a CPU there are as many rows as prompts, so that idle slots cost nothing. Where shapes are fixed
+all rows always exist, so that kernels and their rounding never change and a pass can be captured as
+a CUDA graph; a free row is computed and its result ignored. `engine.py` runs the passes.
 """
 
 from __future__ import annotations
@@ -34,17 +33,21 @@ class Request:
 
 
 @dataclass(slots=True, eq=False)
-class Held:
+class OccupiedSlot:
     """A prompt in its slot; compared by identity."""
 
     request: Request
     placed_at: float
     generator: torch.Generator | None
-    """Draws for this sample alone, where sampling needs them."""
+    """Random numbers of this sample alone; None at temperature 0."""
+
+
+Snapshot = tuple[Readout, list[OccupiedSlot | None]]
+"""The state of all rows after one pass, and the prompts that were in them."""
 
 
 class Slots:
-    """Canvases of one shape and who holds them."""
+    """Canvases of one shape and the prompts in them."""
 
     def __init__(
         self,
@@ -55,8 +58,8 @@ class Slots:
         fixed_rows: int | None,
         padded: bool,
     ) -> None:
-        """fixed_rows: how many there always are; None: as many as there are prompts. padded:
-        whether a prompt may be shorter than its room."""
+        """fixed_rows: number of rows at all times; None: as many as there are prompts. padded:
+        whether a prompt may be shorter than the columns for it."""
         self.canvases = Canvases.empty(
             model, config, fixed_rows or 0, num_columns, fixed_rows is not None
         )
@@ -64,38 +67,38 @@ class Slots:
         self._num_columns, self._padding_side = num_columns, padding_side
         self._is_fixed = fixed_rows is not None
         self._padded = padded
-        self._held: list[Held | None] = [None] * (fixed_rows or 0)
+        self._occupied: list[OccupiedSlot | None] = [None] * (fixed_rows or 0)
 
     def __len__(self) -> int:
         """Rows that a pass computes."""
-        return len(self._held)
+        return len(self._occupied)
 
     @property
     def num_busy(self) -> int:
-        return sum(held is not None for held in self._held)
+        return sum(slot is not None for slot in self._occupied)
 
     def requests(self) -> list[Request]:
-        """Whose prompts are being decoded."""
-        return [held.request for held in self._held if held]
+        """The prompts that are being decoded."""
+        return [slot.request for slot in self._occupied if slot]
 
     def fill(self, waiting: deque[Request], most: int) -> None:
-        """Waiting prompts into free rows while fewer than `most` are held."""
+        """Put waiting prompts into free rows until `most` rows are occupied."""
         if not self._is_fixed:
-            num_new = min(most - len(self._held), len(waiting) - self._held.count(None))
+            num_new = min(most - len(self._occupied), len(waiting) - self._occupied.count(None))
             self._add_rows(max(0, num_new))
-        for row, held in enumerate(self._held):
-            if held is None and waiting and self.num_busy < most:
+        for row, slot in enumerate(self._occupied):
+            if slot is None and waiting and self.num_busy < most:
                 # Taken from the queue last: where memory runs out here, it still waits.
                 self._place(row, waiting[0])
                 waiting.popleft()
         if not self._is_fixed:
             self._drop_free_rows()
         if self._is_fixed:
-            # A kernel without a mask rounds otherwise, and a row must not tell its neighbours.
+            # A kernel without a mask rounds differently, and one row must not change another's.
             self.canvases.has_padding = self._padded
         else:
             room = self._num_columns - self._config.gen_length
-            self.canvases.has_padding = any(len(asked.prompt) < room for asked in self.requests())
+            self.canvases.has_padding = any(len(one.prompt) < room for one in self.requests())
 
     def _place(self, row: int, request: Request) -> None:
         self.canvases.place(row, request.prompt, self._model, self._config, self._padding_side)
@@ -103,20 +106,20 @@ class Slots:
         if self._config.temperature > 0:
             device = self._model.embedding_table.device
             generator = torch.Generator(device=device).manual_seed(request.seed)
-        self._held[row] = Held(request, time.monotonic(), generator)
+        self._occupied[row] = OccupiedSlot(request, time.monotonic(), generator)
 
     def _add_rows(self, num_new: int) -> None:
         if num_new:
             self.canvases.append(
                 Canvases.empty(self._model, self._config, num_new, self._num_columns, False)
             )
-            self._held += [None] * num_new
+            self._occupied += [None] * num_new
 
     def _drop_free_rows(self) -> None:
-        busy = [row for row, held in enumerate(self._held) if held]
-        if len(busy) < len(self._held):
+        busy = [row for row, slot in enumerate(self._occupied) if slot]
+        if len(busy) < len(self._occupied):
             self.canvases.keep(busy)
-            self._held = [self._held[row] for row in busy]
+            self._occupied = [self._occupied[row] for row in busy]
 
     def draw(self) -> Tensor | None:
         """Each row's own uniform numbers [B, K, V] in (0, 1), where sampling needs them."""
@@ -125,26 +128,26 @@ class Slots:
         table = self._model.embedding_table
         shape = (len(self), self._config.block_tokens, table.shape[0])
         uniform_BKV = torch.full(shape, 0.5, device=table.device, dtype=torch.float64)
-        for uniform_KV, held in zip(uniform_BKV, self._held, strict=True):
-            if held:
-                uniform_KV.uniform_(generator=held.generator)
+        for uniform_KV, slot in zip(uniform_BKV, self._occupied, strict=True):
+            if slot:
+                uniform_KV.uniform_(generator=slot.generator)
         # A draw may be 0, whose logarithm would make a token certain.
         return uniform_BKV.clamp_(min=torch.finfo(torch.float64).tiny)
 
-    def look(self) -> tuple[Readout, list[Held | None]]:
-        """What `take` needs: the canvases as they are now, and who holds them."""
-        return Readout(self.canvases, copied=self._is_fixed), list(self._held)
+    def snapshot(self) -> Snapshot:
+        """The canvases as they are now, and the prompts in them, for `collect`."""
+        return Readout(self.canvases, copied=self._is_fixed), list(self._occupied)
 
-    def take(self, look: tuple[Readout, list[Held | None]]) -> list[Sample]:
-        """The samples that had ended at that look; their rows are free."""
-        readout, held_then = look
+    def collect(self, snapshot: Snapshot) -> list[Sample]:
+        """The samples that had ended when the snapshot was taken; their rows become free."""
+        readout, occupied_then = snapshot
         samples = []
         for row, reason in enumerate(readout.reasons()):
-            held = held_then[row]
-            # Since then the row may have been taken, and given to another.
-            if held is None or held is not self._held[row] or reason is StopReason.RUNNING:
+            slot = occupied_then[row]
+            # Since then the row may have been collected, and given to another prompt.
+            if slot is None or slot is not self._occupied[row] or reason is StopReason.RUNNING:
                 continue
-            seconds = time.monotonic() - held.placed_at
-            samples.append(readout.sample(row, self._model, held.request.key, seconds))
-            self._held[row] = None
+            seconds = time.monotonic() - slot.placed_at
+            samples.append(readout.sample(row, self._model, slot.request.key, seconds))
+            self._occupied[row] = None
         return samples

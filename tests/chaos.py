@@ -2,8 +2,8 @@
 
     python tests/chaos.py --kills 100          # `make chaos`; ends with one JSON line
 
-A simulated cluster of several nodes runs `lrd generate` with the embedded model. Whoever is
-killed gets SIGKILL; nodes go without notice; drivers also die while they write segments,
+A simulated cluster of several nodes runs `lrd generate` with the embedded model. Processes
+are killed by SIGKILL; nodes go without notice; drivers also die while they write segments,
 records and shards (pipeline/faults.py). A driver that is gone is started again by the same
 command. The dataset that comes out must be that of an undisturbed run to the last bit, in every
 column but seconds, replica and attempts.
@@ -76,7 +76,7 @@ class Run:
             self.start(faults)
         assert self.process is not None
         code = self.process.wait()
-        while code == -signal.SIGKILL:  # What the last driver was told to do to itself.
+        while code == -signal.SIGKILL:  # The last driver was set to kill itself.
             self.start(faults)
             code = self.process.wait()
         if code:

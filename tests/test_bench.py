@@ -1,4 +1,4 @@
-"""The decoding benchmark: its variants decode the same rows, its figures follow a set clock."""
+"""The decoding benchmark: variants decode the same rows, figures follow a simulated clock."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def test_every_way_decodes_the_same_rows(slots: int) -> None:
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5])
-def test_padding_is_what_slots_hold_beside_prompt_and_answer(slots: int) -> None:
+def test_padding_is_what_slots_hold_besides_prompt_and_answer(slots: int) -> None:
     work = work_of(slots=slots)
     run = run_slots(work)
-    held = {index: length for length, indices in work.buckets.items() for index in indices}
+    lengths = {index: length for length, indices in work.buckets.items() for index in indices}
     empty = filled = 0
     for sample in run.samples:
         prompt = len(PROMPTS[sample.key])
-        empty += sample.num_forwards * (held[sample.key] - prompt)
+        empty += sample.num_forwards * (lengths[sample.key] - prompt)
         filled += sample.num_forwards * (prompt + work.config.gen_length)
     assert empty > 0
     assert run.padding_share == pytest.approx(empty / (empty + filled))
@@ -109,7 +109,7 @@ def test_accuracy_is_the_share_of_right_answers() -> None:
     work.model, work.answers = tiny, ["12", "7", "7", "12"]
     texts = ["#### 12", "#### 7", "#### 8", "#### 1"]
     canvases = [tiny.tokenizer.encode(text, add_special_tokens=False) for text in texts]
-    canvases[1] += [tiny.eos_id, *canvases[0]]  # What stands behind EOS is no answer.
+    canvases[1] += [tiny.eos_id, *canvases[0]]  # What follows EOS is not part of the answer.
     assert accuracy(work, canvases) == 0.5
 
 

@@ -29,7 +29,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize(("name", "billions"), [("llada-8b", 8.02), ("dream-7b", 7.62)])
-def test_shapes_are_the_true_ones(name: str, billions: float) -> None:
+def test_shapes_are_those_of_the_models(name: str, billions: float) -> None:
     with torch.device("meta"):
         transformer = Transformer(MODELS[name])
     count = sum(p.numel() for p in transformer.parameters())

@@ -11,9 +11,9 @@ from pipeline.input.buckets import MAX_LENGTHS, choose_lengths, fitting
 
 
 def padding(prompts: list[int], lengths: list[int]) -> int:
-    held = [fitting(n, lengths) for n in prompts]
-    assert None not in held
-    return sum(bucket - n for bucket, n in zip(held, prompts, strict=True))  # type: ignore[operator]
+    buckets = [fitting(n, lengths) for n in prompts]
+    assert None not in buckets
+    return sum(bucket - n for bucket, n in zip(buckets, prompts, strict=True))  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("max_shapes", [1, 2, 3, 4, 9])

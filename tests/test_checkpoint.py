@@ -247,7 +247,7 @@ def test_unknown_architecture_names_the_supported(tmp_path: Path) -> None:
         assert all(name in str(refused.value) for name in family.architectures)
 
 
-def test_family_is_told_by_either_field_and_never_by_the_path(tmp_path: Path) -> None:
+def test_family_is_recognised_by_either_field_and_never_by_the_path(tmp_path: Path) -> None:
     assert family_of({"model_type": "llada"}) is LLADA
     assert family_of({"architectures": ["DreamModel"]}) is DREAM
     folder = write(tmp_path / "Dream-7B", SMALL_LLADA, random_tensors(SMALL_LLADA))
@@ -314,7 +314,7 @@ def test_configurations_that_cannot_be(
 
 
 def test_names_that_mean_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such checkpoint folder, and no hub id"):
+    with pytest.raises(ValueError, match="no such checkpoint folder, and not a hub id"):
         lrd.load_model(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"no config\.json"):
         lrd.load_model(tmp_path)

@@ -1,4 +1,4 @@
-"""Two models under every decoder: what is kept, what is decoded again, the page's blocks."""
+"""Two models under every decoder: what is stored, what is decoded again, the page's blocks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.decodings import OF_THE_COMMIT_RULE, OF_THE_METHOD
 
 from jobs.tiny import compare_models
 from jobs.tiny.accuracy import distinct, measure
 from jobs.tiny.comparison_page import fill
 from lrd import DecodingConfig, load_model
 from lrd.models.checkpoint import TINY
-from pipeline.experiments.decoders import DECODERS
+from pipeline.experiments.decoders import COMMON, DECODERS, Decoder
 
 PAGE = "".join(
     f"## {name}\n<!-- measured: {name} -->\nold\n<!-- end -->\nprose of {name}\n"
@@ -35,10 +36,17 @@ def test_decoders_are_settings_and_are_compared_with_decoders() -> None:
     assert len(set(configs)) == len(configs), "two decoders are the same settings"
     assert {decoder.against for decoder in DECODERS} - {None} <= set(keys)
     by_key = dict(zip(keys, configs, strict=True))
-    assert by_key["fast"] == DecodingConfig.preset("fast", gen_length=64)
-    assert by_key["paper"] == DecodingConfig.preset("paper", gen_length=64)
+    for name in ("fast", "paper"):
+        assert by_key[name] == DecodingConfig.preset(name, gen_length=64, **COMMON)
     assert by_key["lrd-1-no-stop"].tokens_per_step == 1
     assert by_key["lrd-1-no-stop"].entropy_threshold is None
+
+
+@pytest.mark.parametrize("decoder", DECODERS, ids=lambda decoder: decoder.key)
+def test_decoders_share_every_setting_that_is_not_the_decoders(decoder: Decoder) -> None:
+    first = DECODERS[0].config(64)
+    differing = {name for name, value in decoder.config(64) if value != getattr(first, name)}
+    assert differing <= OF_THE_METHOD | OF_THE_COMMIT_RULE, differing
 
 
 def test_what_is_kept_is_not_decoded_again(
@@ -53,7 +61,7 @@ def test_what_is_kept_is_not_decoded_again(
     for name in ("page.svg", "page-few.svg"):
         ET.fromstring((tmp_path / name).read_text())
     kept = json.loads((tmp_path / "out/soft-feedback/fast.json").read_text())
-    config = DecodingConfig.preset("fast", gen_length=32)
+    config = DecodingConfig.preset("fast", gen_length=32, **COMMON)
     right, forwards = measure(load_model("tiny"), distinct(6, 11), config)
     assert (sum(kept["outcomes"]["correct"]), kept["decoding"]) == (right, config.model_dump())
     assert f"| {forwards:.2f} |" in first

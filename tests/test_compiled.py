@@ -84,7 +84,7 @@ def test_the_embedded_model_compiled_writes_the_same() -> None:
     assert [s.canvas for s in samples] == [s.canvas for s in expected]
 
 
-def test_what_cannot_be_compiled_is_said_in_one_line() -> None:
+def test_what_cannot_be_compiled_is_one_line() -> None:
     with pytest.raises(ValueError, match="graphs needs a CUDA device; choose compile or none"):
         lrd.load_model("tiny", compile="graphs")
     with pytest.raises(ValueError, match="'fast' is unknown; choose none, compile or graphs"):

@@ -1,4 +1,4 @@
-"""Who killed the replica: found by halving, whatever else died beside it."""
+"""The row that killed a replica is found by halving, whatever other replicas die meanwhile."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_on_a_cpu_every_bit_is_the_samples_own(preset: str) -> None:
             assert all(str(ours[k]) == str(theirs[k]) for k in ours if k != "seconds")
 
 
-def test_slots_are_shared_out_and_waiting_prompts_come_back(model: LoadedModel) -> None:
+def test_slots_are_divided_and_waiting_prompts_come_back(model: LoadedModel) -> None:
     engine = lrd.Engine(model, UNEVEN, 4, 9)
     for request in requests():
         engine.submit(request)
@@ -125,7 +125,7 @@ def test_a_prompt_may_join_while_others_are_decoded(model: LoadedModel) -> None:
     engine = lrd.Engine(model, UNEVEN, 4, 9)
     assert not engine.busy
     assert engine.step() == []
-    assert engine.num_passes == 0, "an idle step is no pass"
+    assert engine.num_passes == 0, "an idle step is not a pass"
     waiting, samples = requests(), []
     while waiting or engine.busy:
         if waiting:
@@ -221,7 +221,7 @@ def test_slots_have_their_limits(model: LoadedModel) -> None:
     assert not engine.busy, "what is refused does not wait"
 
 
-def test_looking_seldom_changes_no_result(model: LoadedModel) -> None:
+def test_checking_rarely_changes_no_result(model: LoadedModel) -> None:
     """A sample that has ended waits in its slot, unchanged, until it is looked for."""
     for setting in SETTINGS.values():
         expected, often = run(model, setting, requests())

@@ -432,9 +432,9 @@ def test_a_cell_that_is_no_text_costs_its_row(
     out = finished_run(tmp_path / "out", [shard], [[text, text]], planned=1)
     assert call(str(out), "--task", task) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (found["num_correct"], found["wrong"]) == (1, {"no UTF-8": 1})
+    assert (found["num_correct"], found["wrong"]) == (1, {"not UTF-8": 1})
     rows = pq.read_table(out / f".scores/{task}.parquet").to_pylist()
-    assert rows[0]["reason"] == f"no UTF-8: column {column}"
+    assert rows[0]["reason"] == f"not UTF-8: column {column}"
 
 
 def test_missing_math_verify_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What is code in an answer."""
+"""Which part of an answer is code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading in chunks, with and without a head of its own, says the same and asks for no more."""
+"""Chunks of positions, with and without a separate head, give the same with no more work."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_fixed_shapes_say_the_same(setting: str, model: LoadedModel) -> None:
         assert_same(drain(engine, asked), expected(setting))
 
 
-def test_the_head_is_asked_for_open_positions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_head_runs_for_open_positions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = counted_model()
     samples, _ = run(model, SETTINGS["uneven"], requests())  # type: ignore[arg-type]
     open_positions = sum(

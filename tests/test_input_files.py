@@ -69,7 +69,7 @@ def test_the_input_is_what_pyarrow_reads(tmp_path: Path) -> None:
     assert len(prompts) == 4
 
 
-def test_what_is_left_out_is_told_in_one_line(
+def test_what_is_left_out_is_printed_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put(tmp_path / "in", *MIXED)
@@ -87,7 +87,7 @@ def test_what_is_left_out_is_told_in_one_line(
     assert line in capsys.readouterr().out
 
 
-def test_nothing_is_told_where_nothing_is_left_out(tmp_path: Path) -> None:
+def test_nothing_is_printed_where_nothing_is_left_out(tmp_path: Path) -> None:
     put(tmp_path, "a.parquet")
     assert inspect(tmp_path).notes() == []
 
@@ -241,7 +241,7 @@ def test_a_run_over_folders_is_whole(tmp_path: Path) -> None:
     assert command(verify, str(run.output)) == 0
 
 
-def test_results_in_the_inputs_folder_are_no_input(tmp_path: Path) -> None:
+def test_results_in_the_inputs_folder_are_not_input(tmp_path: Path) -> None:
     put(tmp_path / "in", "a.parquet")
     before = find(str(tmp_path / "in")).names
     put(tmp_path / "in", "out/data/train-00000-of-00001.parquet", "out/.run/segments/0.parquet")

@@ -1,4 +1,4 @@
-"""Weight-only int8: what it packs, how far off it is, what is said where torchao is missing."""
+"""Weight-only int8: what it packs, how far off it is, the message where torchao is missing."""
 
 from __future__ import annotations
 

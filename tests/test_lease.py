@@ -1,4 +1,4 @@
-"""One driver at a time, also where the other one's process cannot be looked at."""
+"""One driver at a time, also where the other one's process cannot be seen."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(
     second.release()
 
 
-def test_a_silent_lease_is_taken_over_and_its_owner_told(storage: Storage, elsewhere: None) -> None:
+def test_a_silent_lease_is_taken_and_its_owner_notices(storage: Storage, elsewhere: None) -> None:
     first = Lease(storage, BEAT)
     first.acquire()
     first._over.set()  # It stands still.

@@ -1,4 +1,4 @@
-"""MATH500's answers: which are the same mathematics."""
+"""MATH500: which answers are mathematically equal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The formula of what slots take against what tensors really take, and the probe."""
+"""The formula for the memory of slots against the tensors' real size, and the probe."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def cluster(no_ray: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 class OnCpu(Replica):
-    """Told to use a GPU that there only seems to be."""
+    """Set to use a GPU that the node only appears to have."""
 
     def __init__(self, name: str, settings: ReplicaSettings) -> None:
         super().__init__(name, replace(settings, device="cpu"))

@@ -290,7 +290,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return lines[0]
 
 
-def test_a_store_that_refuses_is_told_in_one_line(
+def test_a_store_that_refuses_is_one_line(
     faults: s3.Faults, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").mkdir()

@@ -120,7 +120,7 @@ def gsm8k_answers(form: str) -> list[tuple[str, str]]:
     return [
         (GSM8K_FORMS[form].format(n=n, lakhs=lakhs.get(n), latex=latex.get(n)), n)
         for n in numbers
-        # "3--5" is no range.
+        # "3--5" is not a range.
         if (form, n) != ("a range", "-5")
     ]
 

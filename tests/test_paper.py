@@ -13,7 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from helpers import synthetic_run
+from helpers.decodings import OF_THE_COMMIT_RULE, OF_THE_METHOD
 
+from lrd import DecodingConfig, Sample, decode, load_model
+from lrd.prompts import encode_prompt
 from pipeline.experiments.paper.decodings import (
     DECODINGS,
     NEEDED,
@@ -37,6 +40,7 @@ DIGESTS = {
     "table3_table4.csv": "c0e4e4829a588ccc0dcc38bdd527e1f229ca383ac62e9ab85fad4c0379a5c5ae",
 }
 ROWS = 20
+MANY_A_PASS = ("baseline_parallel", "fast")
 
 
 # The paper's own.
@@ -83,6 +87,64 @@ def test_what_makes_a_decoding_cannot_be_overridden() -> None:
     assert config_of("baseline_parallel", 16, {"tokens_per_step": 2}).entropy_threshold == 0.2
 
 
+GIVEN: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "blocks": {"block_length": 16},
+    "an end at EOS": {"block_length": 16, "stop_at_eos": True},
+    "no end at EOS": {"block_length": 16, "stop_at_eos": False},
+    "seed and temperature": {"seed": 5, "temperature": 0.7, "sample_top_k": 9},
+    "tokens a pass": {"tokens_per_step": 2},
+    "a threshold": {"entropy_threshold": 0.1},
+    "steps": {"steps": 32, "schedule": "timestep"},
+    "a bound": {"entropy_bound": 0.1},
+    "confidence": {"confidence_source": "sampling", "confidence_eos_eot_inf": True},
+    "guidance": {"cfg_scale": 0.5, "logits_eos_inf": True},
+    "monitor": {"scope": "open", "patience": 2},
+}
+
+
+@pytest.mark.parametrize("item", NEEDED)
+@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("method", ["paper", "fast"])
+def test_decodings_of_a_table_differ_in_the_method_alone(
+    item: str, given: str, method: str
+) -> None:
+    configs = {name: config_of(name, 64, GIVEN[given], method) for name in NEEDED[item]}
+    shared = [config for name, config in configs.items() if name not in MANY_A_PASS]
+    for field in DecodingConfig.model_fields.keys() - OF_THE_METHOD - OF_THE_COMMIT_RULE:
+        assert len({getattr(config, field) for config in configs.values()}) == 1, field
+    if method == "paper":
+        for field in OF_THE_COMMIT_RULE:
+            assert len({getattr(config, field) for config in shared}) == 1, field
+    rules = {configs[name].entropy_threshold for name in MANY_A_PASS if name in configs}
+    assert rules <= {0.2}, "the two rows that commit many a pass commit by one rule"
+    ends = {config.stop_at_eos for config in configs.values()}
+    assert ends == {GIVEN[given].get("stop_at_eos", False)}
+
+
+QUESTION = "Tom has 3 apples. Ann has 4 apples. How many apples do they have together?"
+
+
+def decoded(name: str, given: dict[str, Any]) -> Sample:
+    model = load_model("tiny")
+    (sample,) = decode(model, [encode_prompt(model, QUESTION)], config_of(name, 64, given))
+    return sample
+
+
+@pytest.mark.parametrize("name", ["baseline", "lrd", "baseline_parallel", "fast"])
+def test_in_one_block_an_end_at_eos_changes_nothing(name: str) -> None:
+    on, off = (decoded(name, {"stop_at_eos": value}) for value in (True, False))
+    assert (on.canvas, on.commit_step, on.stop_reason) == (
+        (off.canvas, off.commit_step, off.stop_reason)
+    )
+
+
+def test_in_blocks_the_baseline_takes_a_pass_for_every_token_as_the_paper_has_it() -> None:
+    assert decoded("baseline", {"block_length": 16}).num_forwards == 64
+    on = decoded("baseline", {"block_length": 16, "stop_at_eos": True})
+    assert (on.stop_reason, on.num_forwards < 64) == ("eos", True)
+
+
 @pytest.mark.parametrize("name", DECODINGS)
 def test_every_decoding_can_be_run(name: str) -> None:
     assert config_of(name, 16).gen_length == 16
@@ -106,7 +168,7 @@ def test_tables_share_runs_and_settings_name_folders() -> None:
     # Where and with how many replicas is not what results depend on.
     same = study_in("out", run={"replicas": 3, "slots": 2})
     assert [run.output for run in same.runs(["table3"])] == [run.output for run in third]
-    with pytest.raises(ValueError, match="'table5' is no table or figure"):
+    with pytest.raises(ValueError, match="'table5' is not a table or figure"):
         items_named(["table5"])
     assert items_named(["all"]) == list(NEEDED)
     assert items_named(["figure2", "table1"]) == ["table1", "figure2"]
@@ -121,10 +183,10 @@ def study_in(output: Path | str, **changes: Any) -> Study:
 # Time.
 
 
-def events(*told: tuple[float, str] | tuple[float, str, dict[str, Any]]) -> list[Event]:
+def events(*entries: tuple[float, str] | tuple[float, str, dict[str, Any]]) -> list[Event]:
     return [
         Event(synthetic_run.START + timedelta(seconds=entry[0]), entry[1], dict(*entry[2:]))
-        for entry in told
+        for entry in entries
     ]
 
 
@@ -138,7 +200,7 @@ def test_time_runs_from_the_first_replica_to_the_last_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "why"),
+    ("entries", "why"),
     [
         ([], "no driver's start"),
         ([START, UP, (8, "driver stopped"), (30, "driver started"), END], "2 drivers"),
@@ -148,8 +210,8 @@ def test_time_runs_from_the_first_replica_to_the_last_row() -> None:
         ([START, END], "no replica"),
     ],
 )
-def test_a_time_that_is_not_known_is_not_told(told: list[Any], why: str) -> None:
-    assert why in str(decoding_seconds(events(*told)))
+def test_a_time_that_is_not_known_is_not_shown(entries: list[Any], why: str) -> None:
+    assert why in str(decoding_seconds(events(*entries)))
 
 
 # Pages.

@@ -332,10 +332,10 @@ def test_starts_that_fail_are_tried_again(tmp_path: Path) -> None:
     summary = run(source, tmp_path / "out", replicas=1, actors=Actors(Refused))
     assert (summary.num_rows, summary.num_failed) == (6, 0)
     assert starts.read_text().splitlines() == ["replica-0"] * MAX_FAILED_STARTS
-    told = [e for e in events(tmp_path / "out") if e["event"].startswith("replica ")]
+    reported = [e for e in events(tmp_path / "out") if e["event"].startswith("replica ")]
     failed = ["replica died"] * (MAX_FAILED_STARTS - 1)
-    assert [event["event"] for event in told] == [*failed, "replica up"]
-    assert all("the weights are not readable yet" in event["error"] for event in told[:-1])
+    assert [event["event"] for event in reported] == [*failed, "replica up"]
+    assert all("the weights are not readable yet" in event["error"] for event in reported[:-1])
 
 
 def test_a_replica_kill_costs_its_slots_at_most(
@@ -437,7 +437,7 @@ def test_a_full_disk_stops_the_run_and_a_rerun_continues(
     assert_same(read(output), alone)
 
 
-def test_logits_that_are_no_numbers_fail_the_row(tmp_path: Path) -> None:
+def test_logits_that_are_not_numbers_fail_the_row(tmp_path: Path) -> None:
     source = write_prompts(tmp_path / "in", QUESTIONS[:12], num_shards=1)
     run(source, tmp_path / "out", model="helpers.plugs:half_nan", replicas=1, slots=4)
     frame = read(tmp_path / "out")

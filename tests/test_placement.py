@@ -1,4 +1,4 @@
-"""Where replicas go: on made-up nodes, and on a cluster whose autoscaler adds them."""
+"""Where replicas go: on simulated nodes, and on a cluster whose autoscaler adds them."""
 
 from __future__ import annotations
 

@@ -20,12 +20,12 @@ import lrd
 from jobs import plan
 from jobs.flags import run_config
 from lrd import DecodingConfig
+from lrd.memory import memory_need, weight_bytes
 from lrd.models.checkpoint import TINY, LoadedModel
 from lrd.models.families import family_of
 from lrd.models.transformer import Transformer
 from lrd.prompts import encode_prompt
 from pipeline.input.buckets import choose_lengths, fitting
-from pipeline.inspection.memory_need import memory_need, weight_bytes
 from pipeline.inspection.pace import Pace, pace_of, seconds_for
 from pipeline.inspection.plan import check_output, forecast, rows_left
 from pipeline.observe.eta import ProgressTracker

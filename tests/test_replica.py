@@ -1,4 +1,4 @@
-"""A replica without Ray: what it streams, what it hands back, and whose slots are whose."""
+"""A replica without Ray: what it streams, what it returns, and how slots are divided."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_counts_are_those_of_pandas(finished: tuple[Path, pd.DataFrame, str]) ->
     assert f"median {ok.num_forwards.median():.0f}" in seen
     assert f"{ok.num_output_tokens.mean():.1f} effective tokens a row" in seen
     padding = 1 - ok.num_prompt_tokens.sum() / ok.bucket.sum()
-    assert f"{padding:.1%} of all prompt places" in seen
+    assert f"{padding:.1%} of all prompt positions" in seen
 
 
 def test_the_summary_of_a_run_says_the_same(finished: tuple[Path, pd.DataFrame, str]) -> None:
@@ -120,7 +120,7 @@ def test_curves_are_those_of_pandas(finished: tuple[Path, pd.DataFrame, str]) ->
     assert refined == [f"{(below & (first <= n)).mean():.1%}" for n in range(2, 2 + len(refined))]
 
 
-def test_time_is_told_by_files_and_events(finished: tuple[Path, pd.DataFrame, str]) -> None:
+def test_times_come_from_files_and_events(finished: tuple[Path, pd.DataFrame, str]) -> None:
     _, rows, page = finished
     chart = data_of(page)["charts"]["throughput"]
     assert chart["names"] == ["1 minutes", "2 minutes", "3 minutes"]
@@ -155,7 +155,7 @@ def test_samples_are_drawn_alike(tmp_path: Path, finished: tuple[Path, pd.DataFr
     assert len(shown) == 30
     assert len({row["id"] for row in shown}) == 30
     most = rows.row_id[rows.num_forwards.idxmax()]
-    assert {row["why"] for row in shown} == {"failed", "most passes", "by lot"}
+    assert {row["why"] for row in shown} == {"failed", "most passes", "random sample"}
     assert most in {row["id"] for row in shown}
     expected = dict(zip(rows.row_id, rows.commit_step, strict=True))
     for row in shown:
@@ -259,7 +259,7 @@ def test_a_run_that_is_not_finished(tmp_path: Path, capsys: pytest.CaptureFixtur
     seen = text_of((tmp_path / "run/report.html").read_text())
     assert "not finished: 2 of 3 shards" in seen
     assert "80 of 100 rows are in committed shards" in seen
-    assert "A driver on node-7 last gave a sign at 2026-01-02" in seen
+    assert "The last heartbeat of the driver on node-7 was at 2026-01-02" in seen
     assert "Lines of events.jsonl that are unreadable and left out: 1." in seen
 
 

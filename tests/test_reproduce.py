@@ -20,7 +20,7 @@ def prompts(words: list[str], limit: int | None, output: str) -> dict[str, Promp
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("table7", "choose table1"),
         ("table1 --task trivia", "task 'trivia' is unknown"),
@@ -39,14 +39,14 @@ def prompts(words: list[str], limit: int | None, output: str) -> dict[str, Promp
     ],
 )
 def test_a_wrong_call_is_one_line(
-    words: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
     assert reproduce.run(parse(reproduce, *words.split(), "--output", str(output))) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert len(printed.err.strip().splitlines()) == 1, printed.err
-    assert told in printed.err
+    assert message in printed.err
     assert not output.exists()
 
 

@@ -93,7 +93,7 @@ def test_the_stages_meet_in_the_driver_and_the_run() -> None:
 
 
 @pytest.mark.parametrize("room", ["inspection", "publishing", "report", "scoring"])
-def test_who_reads_files_alone_brings_in_no_ray(room: str) -> None:
+def test_readers_of_files_import_no_ray(room: str) -> None:
     for path in room_modules(room):
         for name, way in reached_from(path).items():
             is_forbidden = name in ("ray", "pipeline.driver", "pipeline.run") or name.startswith(

@@ -77,7 +77,7 @@ def test_what_has_no_secret_is_let_through(value: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["input", "output", "model", "address"])
-def test_every_setting_is_looked_at(name: str) -> None:
+def test_every_setting_is_checked(name: str) -> None:
     settings = {"input": "prompts", "output": "out"}
     refuse_secrets(RunConfig(**settings))
     with pytest.raises(ValueError, match=f"^{name}: "):

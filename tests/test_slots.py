@@ -46,7 +46,7 @@ def test_every_pass_has_the_same_shape(num_slots: int, model: LoadedModel) -> No
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_every_bit_is_the_samples_own(setting: str, model: LoadedModel) -> None:
-    """Whoever the neighbours are: with the same shapes a slot is computed by the same kernels."""
+    """Whatever else is in the batch: equal shapes are computed by equal kernels."""
     config = SETTINGS[setting]
     padded = [request for request in requests() if len(request.prompt) < 9]
     for request in padded:
@@ -58,7 +58,7 @@ def test_every_bit_is_the_samples_own(setting: str, model: LoadedModel) -> None:
         assert all(str(ours[k]) == str(theirs[k]) for k in ours if k != "seconds")
 
 
-def test_a_sample_leaves_at_most_one_look_and_one_pass_later(model: LoadedModel) -> None:
+def test_a_sample_leaves_at_most_one_check_and_one_pass_later(model: LoadedModel) -> None:
     expected, _ = run(model, UNEVEN, requests())
     for passes_a_read in (1, 2, 5):
         for request in requests():
@@ -69,7 +69,7 @@ def test_a_sample_leaves_at_most_one_look_and_one_pass_later(model: LoadedModel)
             assert engine.num_passes % passes_a_read == 1 % passes_a_read
 
 
-def test_a_look_shows_what_was_then(model: LoadedModel) -> None:
+def test_a_snapshot_shows_the_state_when_it_was_taken(model: LoadedModel) -> None:
     """The host reads it while later passes change the state."""
     engine = lrd.Engine(model, UNEVEN, 2, 9, fixed_shapes=True)
     engine.submit(requests()[0])
@@ -112,7 +112,7 @@ def test_the_mask_does_not_come_and_go_with_the_neighbours(model: LoadedModel) -
         engine.submit(lrd.Request("short", [1], 0))
 
 
-def test_slots_are_shared_out(model: LoadedModel) -> None:
+def test_slots_are_divided(model: LoadedModel) -> None:
     observed = Observed(model)
     engine = lrd.Engine(observed, UNEVEN, 4, 9, fixed_shapes=True)  # type: ignore[arg-type]
     for request in requests():

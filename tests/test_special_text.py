@@ -98,7 +98,7 @@ def specials(model: Any, ids: list[int]) -> list[int]:
 @pytest.mark.parametrize("system", [None, "Be brief."])
 @pytest.mark.parametrize("template", [*TEMPLATES, None])
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_texts_are_read_as_ever(kind: str, template: str | None, system: str | None) -> None:
+def test_other_texts_are_not_changed(kind: str, template: str | None, system: str | None) -> None:
     model = model_of(kind, TEMPLATES[template] if template else None)
     if template is None:
         assert encode_prompts(model, PLAIN, "raw") == [whole(model, text) for text in PLAIN]

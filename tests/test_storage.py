@@ -28,16 +28,16 @@ def ask_for(**rule: object) -> None:
 
 def test_what_may_pass_is_tried_again(tmp_path: Path) -> None:
     place = Storage(str(tmp_path))
-    told: list[str] = []
-    place.on_retry = told.append
+    retries: list[str] = []
+    place.on_retry = retries.append
     ask_for(at="storage.write", do="raise", times=3)
     place.write("a/b", b"content")
     assert place.read("a/b") == b"content"
-    assert len(told) == 3
-    assert "Input/output error" in told[0]
+    assert len(retries) == 3
+    assert "Input/output error" in retries[0]
     ask_for(at="storage.read", do="raise", times=2)
     assert place.read("a/b") == b"content"
-    assert len(told) == 5
+    assert len(retries) == 5
 
 
 def test_what_lasts_is_raised_when_patience_ends(tmp_path: Path) -> None:
@@ -52,23 +52,23 @@ def test_what_lasts_is_raised_when_patience_ends(tmp_path: Path) -> None:
 def test_what_waiting_does_not_mend_is_raised_at_once(tmp_path: Path, name: str) -> None:
     place = Storage(str(tmp_path))
     place.write("a", b"old")
-    told: list[str] = []
-    place.on_retry = told.append
+    retries: list[str] = []
+    place.on_retry = retries.append
     ask_for(at="storage.partial", do="raise", error=name)
     with pytest.raises(OSError, match=os.strerror(getattr(errno, name))):
         place.write("a", b"new")
-    assert not told
+    assert not retries
     assert place.read("a") == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"], "no partial file may stay"
 
 
 def test_a_missing_file_is_missing_at_once(tmp_path: Path) -> None:
     place = Storage(str(tmp_path))
-    told: list[str] = []
-    place.on_retry = told.append
+    retries: list[str] = []
+    place.on_retry = retries.append
     with pytest.raises(FileNotFoundError):
         place.read("nothing")
-    assert not told
+    assert not retries
 
 
 @pytest.mark.parametrize(

@@ -127,13 +127,13 @@ def test_fields_that_make_no_model(change: dict[str, Any], tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "5", '"x"', "[" * 100_000])
-def test_a_config_that_is_no_object(text: str, tmp_path: Path) -> None:
+def test_a_config_that_is_not_an_object(text: str, tmp_path: Path) -> None:
     folder = with_config(tmp_path, SMALL_LLADA)
     (folder / "config.json").write_text(text)
     refusal(folder, "config.json", "download it again")
 
 
-def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     folder = with_config(tmp_path, SMALL_LLADA)
     (folder / "config.json").write_text(json.dumps(SMALL_LLADA), encoding="utf-8-sig")
     lrd.load_model(folder)
@@ -495,7 +495,7 @@ def test_tensors_that_mean_something_are_refused(
     refusal(write(tmp_path, SMALL_DREAM, tensors), f"1 extra: {name}")
 
 
-def test_an_untied_head_is_no_repetition(tmp_path: Path) -> None:
+def test_an_untied_head_is_not_a_repetition(tmp_path: Path) -> None:
     """Without the switch the head is the model's own, equal or not."""
     tensors = random_tensors(SMALL_DREAM)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()

@@ -299,7 +299,7 @@ def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "inptu: no such setting" in refused(capsys, str(tmp_path / "odd.toml"))
 
 
-def test_a_port_where_nobody_listens(toml: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_without_a_server(toml: str, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -338,7 +338,7 @@ def server() -> Iterator[dict[str, Any]]:
         (200, json.dumps({"version": "4", "ray_version": "1.2.0"}).encode(), "Ray version 1.2.0"),
     ],
 )
-def test_servers_that_are_none_of_ours(
+def test_servers_that_are_not_ray_job_servers(
     status: int,
     body: bytes,
     said: str,

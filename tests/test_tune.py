@@ -61,7 +61,7 @@ def test_a_monitors_text_reads_back(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["median", "mean:gate", "mean:window=3", "mean:patience=0"])
-def test_what_is_no_monitor_is_refused(text: str) -> None:
+def test_what_is_not_a_monitor_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"monitor|reduction|patience"):
         DecodingConfig.preset("fast", **monitor_settings(text))
 
@@ -82,6 +82,19 @@ def test_a_grid_has_every_combination_once_that_decodes_differently() -> None:
     assert effective(FAST.model_copy(update={"early_stop": False})).tau_decode == 0.1
     with pytest.raises(ValidationError, match="r_f"):
         Grid("fast", {}, {"r_f": [1.5]}, []).configs()
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper", "baseline"])
+@pytest.mark.parametrize("fixed", [{}, {"stop_at_eos": True}, {"stop_at_eos": False}])
+def test_all_settings_of_a_grid_end_at_an_eos_or_none_does(
+    preset: str, fixed: dict[str, bool]
+) -> None:
+    whole = ["fast", "paper", "baseline"]
+    blocks = {"gen_length": 64, "block_length": 16, **fixed}
+    configs = Grid(preset, blocks, {"r_f": [0.15, 0.3]}, ["none", "mean"], whole).configs()
+    assert len(configs) >= len(whole)
+    expected = fixed.get("stop_at_eos", DecodingConfig.preset(preset).stop_at_eos)
+    assert {config.stop_at_eos for config in configs} == {expected}
 
 
 @pytest.mark.parametrize("preset", ["fast", "paper", "baseline"])
@@ -139,7 +152,7 @@ def test_the_choice_has_the_fewest_forwards_that_are_not_shown_to_be_worse() -> 
         choose([failed], max_loss=1.0)
 
 
-def test_the_files_tell_what_was_measured() -> None:
+def test_the_files_show_what_was_measured() -> None:
     trials = [WORSE, LATE, CLOSE, BEST]
     found = tuning_page.Sweep({"model": "m"}, "word-problems", trials, choose(trials, 0.02))
     rows = list(csv.DictReader(io.StringIO(tuning_page.as_csv(found))))
@@ -248,7 +261,7 @@ def test_a_folder_of_something_else_is_left_alone(
     usual = ["--task", "word-problems", "--input", str(source), "--output", str(tmp_path)]
     (tmp_path / "notes.txt").write_text("mine")
     assert call(*usual) == 2
-    assert "holds no sweep" in capsys.readouterr().err
+    assert "is not the folder of a sweep" in capsys.readouterr().err
     assert not (tmp_path / "sample.json").exists()
 
 

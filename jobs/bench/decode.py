@@ -4,7 +4,7 @@
 
 Everything in one run, on the same prompts and settings, in alternating turns; medians. Prints
 a table, then as its last line one JSON object. On a machine that does other work, threads wait
-for each other: give it cores of its own, or --threads 1.
+for each other: reserve cores for it, or --threads 1.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from jobs.bench.rows_per_second import (
     run_static_wait,
 )
 from jobs.bench.step import (
-    Shape,
+    ModelShape,
     StepCost,
     belief_peak_bytes,
     random_step_cost,
@@ -46,7 +46,7 @@ from lrd.models.checkpoint import LoadedModel
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and what came back."""
+    """Seconds of a call, and its result."""
     began = time.perf_counter()
     found = call()
     return time.perf_counter() - began, found
@@ -145,14 +145,14 @@ def costs(args: argparse.Namespace) -> dict[str, StepCost]:
     shapes = {str(n): real_shape(n) for n in (32_768, 126_464, 152_064)}
     shapes["126464 vague"] = real_shape(126_464, sharpness=3.0)
     if args.quick:
-        shapes = {"20480": Shape(20_480, 64, 1, 64, 2, 8, 8)}
+        shapes = {"20480": ModelShape(20_480, 64, 1, 64, 2, 8, 8)}
     for name, shape in shapes.items():
         found[name] = random_step_cost(shape, num_passes=3, repeats=args.repeats)
     return found
 
 
 def table(results: dict[str, Any], step_costs: dict[str, StepCost]) -> str:
-    """What a person reads."""
+    """The results as text."""
     rates = {**results["rows_per_second"], "slots bf16": results["rows_per_second_bfloat16"]}
     shares = ", ".join(f"{part} {share:.1%}" for part, share in results["shares"].items())
     lines = [f"{'variant':14} {'rows/s':>8} {'x plain':>8}"]
@@ -200,9 +200,9 @@ def main() -> None:
         return
     results = throughput(args)
     step_costs = costs(args)
-    peak = Shape(126_464, 64, 1, 64, 8, 16, 512)
+    peak = ModelShape(126_464, 64, 1, 64, 8, 16, 512)
     results["belief_peak_bytes"] = belief_peak_bytes(
-        Shape(20_480, 64, 1, 64, 2, 8, 64) if args.quick else peak
+        ModelShape(20_480, 64, 1, 64, 2, 8, 64) if args.quick else peak
     )
     results["lrd_over_baseline"] = {n: round(cost.ratio, 4) for n, cost in step_costs.items()}
     print(table(results, step_costs))

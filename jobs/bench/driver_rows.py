@@ -1,11 +1,11 @@
-"""What the driver itself can do: replicas that compute nothing, or that only take their time.
+"""How many rows a second the driver can handle, with replicas that have no model.
 
     python -m jobs.bench.driver_rows --rows 200000                     # through 2 null replicas
     python -m jobs.bench.driver_rows --replicas 64 --share 16 --slots 16 --latency 20 --rows 6000
 
 Everything but the model is real: Parquet in, tokenising, Ray, segments, shards. Slots of
 simulated replicas (`jobs/bench/simulated.py`) end after a time sampled from measured forwards;
-`busy` is the share of the time in which slots were held. Prints a table, then one JSON line.
+`busy` is the share of the time in which slots were occupied. Prints a table, then one JSON line.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FORWARDS = Path(__file__).parents[1] / "benchmarks" / "forwards.csv"
 
 
 def write_prompts(folder: Path, num_rows: int, rows_a_shard: int) -> None:
-    """Word problems, the same few thousand again and again."""
+    """Word problems, the same few thousand repeatedly."""
     folder.mkdir()
     questions = cycle([p.question for p in islice(problems("test", seed=1), 5000)])
     for number, first in enumerate(range(0, num_rows, rows_a_shard)):
@@ -51,7 +51,7 @@ class Watch:
         self.memory: list[tuple[int, int]] = []
         """Rows done and resident bytes."""
         self._process = psutil.Process()
-        self._looked_at = 0.0
+        self._sampled_at = 0.0
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
@@ -59,8 +59,8 @@ class Watch:
             return
         self.first = self.first or (now, progress.num_done)
         self.last = now, progress.num_done
-        if now - self._looked_at >= 1:
-            self._looked_at = now
+        if now - self._sampled_at >= 1:
+            self._sampled_at = now
             self.memory.append((progress.num_done, self._process.memory_info().rss))
 
     @property
@@ -70,7 +70,7 @@ class Watch:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """One run; what was measured."""
+    """Run the pipeline once; its measurements."""
     watch = Watch()
     drivers: list[Driver] = []
     with tempfile.TemporaryDirectory() as name:
@@ -94,8 +94,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         seconds, cpu = time.monotonic() - began, time.process_time() - cpu
         assert (summary.num_rows, summary.num_failed) == (args.rows, 0)
         found = [json.loads(path.read_text()) for path in (folder / "reports").iterdir()]
-    held = sum(fact["held"] for fact in found)
-    could = sum(fact["seconds"] for fact in found) * args.slots * args.share
+    occupied = sum(fact["slot_seconds"] for fact in found)
+    available = sum(fact["seconds"] for fact in found) * args.slots * args.share
     return {
         "rows": args.rows,
         "replicas": args.replicas,
@@ -107,7 +107,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "rows_per_second": round(watch.rows_per_second, 1),
         "driver_cores": round(cpu / seconds, 3),
         "driver_cpu_us_per_row": round(1e6 * cpu / args.rows, 1),
-        "busy": round(held / could, 4) if could else None,
+        "busy": round(occupied / available, 4) if available else None,
         "memory_mib": {rows: round(size / 2**20) for rows, size in _few(watch.memory)},
     }
 

@@ -1,4 +1,4 @@
-"""What a GPU makes of LLaDA-8B's and Dream-7B's true shapes, with random weights.
+"""Speed and memory of a GPU at the shapes of LLaDA-8B and Dream-7B, with random weights.
 
     python -m jobs.bench.gpu        # a CUDA device of 40 GB or more; no checkpoint is read
 
@@ -74,7 +74,7 @@ def random_model(config: TransformerConfig, device: str, compile: Compile) -> Lo
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What one model, canvas and number of slots gave."""
+    """Measurements of one model, canvas and number of slots."""
 
     model: str
     gen_length: int
@@ -100,7 +100,7 @@ def measure(
     repeats: int,
     peak_tflops: float | None,
 ) -> Case | None:
-    """One case, medians of alternating turns; None where there is no memory for it."""
+    """Measure one case, medians of alternating turns; None where memory runs out."""
     device = model.embedding_table.device
     sizes = {"gen_length": config.gen_length, "block_length": config.block_length}
     refined = REFINED.model_copy(update=sizes)
@@ -169,14 +169,14 @@ def time_steps(model: LoadedModel, config: DecodingConfig, slots: int, prompt: i
 
 
 def now(device: torch.device) -> float:
-    """The time, once the device has done what it was given."""
+    """The time, after the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def table_row(case: Case) -> str:
-    """What a person reads of a case."""
+    """A case as a line of the table."""
     share = "    ?" if case.mfu is None else f"{case.mfu:5.1%}"
     return (
         f"{case.model:9} {case.gen_length:5} {case.slots:5} {case.forward_ms:9.1f} {share:>6} "
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--peak-tflops", type=float, help="dense bfloat16 peak of the device")
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        print("bench_gpu: torch finds no CUDA device here; run it on one", file=sys.stderr)
+        print("jobs.bench.gpu: torch finds no CUDA device here; run it on one", file=sys.stderr)
         raise SystemExit(2)
     device = torch.cuda.get_device_name()
     known = next((peak for name, peak in PEAK_TFLOPS.items() if name in device), None)

@@ -1,9 +1,9 @@
 """Decodes the plain way, one prompt at a time with a full head, for `jobs.bench` to compare.
 
-What a straightforward script does: logits of every position, whole log-softmax tensors, a
-nucleus by sorting the vocabulary, beliefs of the pass before kept whole, loops and host reads
-where they are convenient. Of `lrd` it uses the model
-and the settings alone, so that equal results mean something.
+It decodes as a straightforward script would: logits of every position, whole log-softmax tensors, a
+nucleus by sorting the vocabulary, whole beliefs of the previous pass, loops and host reads wherever
+convenient. It shares only the model and the settings with `lrd`, so that equal results are
+evidence.
 
 Legend: G canvas positions, K positions of a block, V columns of the logits, D width.
 """
@@ -22,7 +22,7 @@ from lrd.models.protocol import DiffusionModel
 
 @dataclass(slots=True)
 class PlainSample:
-    """What is compared with an `lrd.Sample`."""
+    """The fields that are compared with an `lrd.Sample`."""
 
     canvas: list[int]
     num_forwards: int = 0
@@ -32,7 +32,7 @@ class PlainSample:
 
 
 def check(config: DecodingConfig) -> None:
-    """Raises ValueError for settings that this loop does not have."""
+    """Raises ValueError for settings that this loop does not support."""
     others = config.entropy_bound, config.confidence_threshold, config.steps
     if any(other is not None for other in others) or config.refinement != "initial":
         raise ValueError("the plain loop refines once a block and commits by entropy alone")

@@ -1,7 +1,6 @@
 """The ways to decode a queue of prompts that `jobs.bench.decode` compares, on the same work.
 
-One prompt at a time, static batches and slots; what each found, and how good it is. Knows
-nothing of clocks, tables or Ray.
+One prompt at a time, static batches and slots (continuous batching); results and their accuracy.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ class Work:
         for length in sorted(lengths, reverse=True):
             self.buckets[length] = []
         for index, prompt in enumerate(self.prompts):
-            held = fitting(len(prompt), lengths)
-            assert held is not None
-            self.buckets[held].append(index)
+            bucket = fitting(len(prompt), lengths)
+            assert bucket is not None
+            self.buckets[bucket].append(index)
 
     def requests(self, indices: list[int]) -> list[Request]:
         return [Request(i, self.prompts[i], row_seed(self.config.seed, i)) for i in indices]
@@ -81,7 +80,7 @@ def run_static_wait(work: Work) -> int:
 
 
 def run_static_drop(work: Work) -> list[Sample]:
-    """(b) A batch drops samples that have ended; the next begins when all have."""
+    """(b) A batch drops samples that have ended; the next batch starts when all have ended."""
     samples = []
     for length, requests in work.batches():
         engine = Engine(work.model, work.config, len(requests), length)
@@ -97,7 +96,7 @@ class SlotRun:
     occupancy: float
     """Share of slots that are busy, over the passes while any prompt waits."""
     padding_share: float
-    """Share of the computed positions that hold nothing."""
+    """Share of the computed positions that are padding."""
 
 
 def run_slots(work: Work) -> SlotRun:
@@ -126,7 +125,7 @@ def run_slots(work: Work) -> SlotRun:
 
 
 def drain(engine: Engine, requests: list[Request]) -> list[Sample]:
-    """All of a queue."""
+    """The samples of all requests."""
     for request in requests:
         engine.submit(request)
     samples = []

@@ -1,7 +1,7 @@
 """Replicas without a model, for measurements of the driver: slots that end after a sampled time.
 
-A simulated replica is the pipeline's own with other engines. A row's time is the forwards of a
-row that was really decoded, drawn by its seed, times the seconds that makes the wanted mean.
+A simulated replica is the pipeline's own with other engines. A row's time is the number of
+forwards of a row that was really decoded, sampled by its seed, scaled to the wanted mean.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from pipeline.replicas.replica import Replica, ReplicaSettings
 from pipeline.rows import Prompt, Report
 
 PASS_SECONDS = 0.02
-"""Longest pass: how exactly rows end at their time."""
+"""Longest pass, in seconds: the precision of the rows' end times."""
 
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """How long rows hold their slots."""
+    """How long rows occupy their slots."""
 
     forwards: tuple[int, ...]
-    """Of rows that were decoded; every one as likely."""
+    """Of rows that were decoded; each is equally likely."""
     mean: float
     """Seconds; 0: none."""
 
@@ -53,59 +53,59 @@ class Latencies:
 
 
 class Occupancy:
-    """How many slots of a process hold a row, over the time in which there was work to be had:
-    from its first prompt to its last."""
+    """Slots of a process that are occupied, summed over the time in which there was work: from its
+    first prompt to its last."""
 
     def __init__(self, report: Path) -> None:
         self._report = report
-        self._num_held, self._slot_seconds = 0, 0.0
+        self._num_occupied, self._slot_seconds = 0, 0.0
         self._began = self._at = 0.0
 
     def change(self, by: int) -> None:
-        """So many slots more hold a row from now on."""
+        """`by` more slots are occupied from now on."""
         now = time.monotonic()
-        self._slot_seconds += self._num_held * (now - self._at)
-        self._num_held, self._at = self._num_held + by, now
+        self._slot_seconds += self._num_occupied * (now - self._at)
+        self._num_occupied, self._at = self._num_occupied + by, now
 
     def submitted(self) -> None:
-        """More work has come."""
+        """A prompt was submitted."""
         self.change(0)
         self._began = self._began or self._at
-        facts = {"seconds": self._at - self._began, "held": self._slot_seconds}
+        facts = {"seconds": self._at - self._began, "slot_seconds": self._slot_seconds}
         self._report.write_text(json.dumps(facts))
 
 
-class Pace:
-    """One rest a pass, however many engines a replica has in it."""
+class PassTimer:
+    """One sleep a pass, however many engines a replica has."""
 
     def __init__(self) -> None:
-        self._rested_at = 0.0
+        self._slept_at = 0.0
 
-    def rest(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """Sleep for so long at most, unless another engine just did."""
-        if time.monotonic() - self._rested_at > PASS_SECONDS / 2:
+        if time.monotonic() - self._slept_at > PASS_SECONDS / 2:
             time.sleep(max(0.0, min(seconds, PASS_SECONDS)))
-            self._rested_at = time.monotonic()
+            self._slept_at = time.monotonic()
 
 
 class TimedEngine:
-    """Slots that hold each prompt for a sampled time; looks like `lrd.Engine` to a replica."""
+    """Slots that each prompt occupies for a sampled time; a replica uses it like `lrd.Engine`."""
 
     def __init__(
         self,
         num_slots: int,
         gen_length: int,
         latencies: Latencies,
-        pace: Pace,
+        timer: PassTimer,
         occupancy: Occupancy | None,
     ) -> None:
         self.num_slots = self.max_busy = num_slots
         self._gen_length = gen_length
         self.oom_events: list[str] = []
-        self._latencies, self._pace, self._occupancy = latencies, pace, occupancy
+        self._latencies, self._timer, self._occupancy = latencies, timer, occupancy
         self._waiting: deque[Request] = deque()
         self._ends: dict[Any, tuple[float, int, float]] = {}
-        """Key → when its slot ends, its forwards, and for how long it is held."""
+        """Key → when its slot ends, its forwards, and its seconds in the slot."""
 
     @property
     def busy(self) -> bool:
@@ -139,7 +139,7 @@ class TimedEngine:
         if not self._ends:
             return []
         if self._latencies.mean:
-            self._pace.rest(min(end for end, *_ in self._ends.values()) - now)
+            self._timer.sleep(min(end for end, *_ in self._ends.values()) - now)
         now, before = time.monotonic(), len(self._ends)
         done = [key for key, (end, *_) in self._ends.items() if end <= now]
         samples = [self._sample(key) for key in done]
@@ -175,7 +175,7 @@ class TimedEngine:
 
 
 class SimulatedReplica(Replica):
-    """Several replicas in one process, which has the slots of all; each has its own outbox."""
+    """Several replicas in one process with the slots of all; each has its own queue of results."""
 
     occupancy: Occupancy | None = None
 
@@ -188,7 +188,7 @@ class SimulatedReplica(Replica):
         share: int,
     ) -> None:
         super().__init__(name, settings)
-        self._latencies, self._reports, self._pace = latencies, reports, Pace()
+        self._latencies, self._reports, self._timer = latencies, reports, PassTimer()
         self._outboxes: list[SimpleQueue[Any]] = [SimpleQueue() for _ in range(share)]
         self._given = count()
         self._own: dict[int, tuple[int, int]] = {}
@@ -222,14 +222,14 @@ class SimulatedReplica(Replica):
             num_slots,
             self._settings.decoding.gen_length,
             self._latencies,
-            self._pace,
+            self._timer,
             self.occupancy,
         )
         return engine
 
 
 class SharedActor:
-    """One of the replicas of a process; looks like an actor's handle to the driver."""
+    """One of the replicas of a process; the driver uses it like an actor's handle."""
 
     def __init__(self, process: Any, index: int) -> None:
         self.process = process
@@ -239,10 +239,10 @@ class SharedActor:
 
 
 class SimulatedActors(Actors):
-    """Starts replicas without a model, several in one process; the driver cannot tell."""
+    """Starts replicas without a model, several in one process, with the same interface."""
 
     def __init__(self, latencies: Latencies, reports: Path | None, share: int) -> None:
-        """reports: folder for what their slots were held. share: replicas in a process."""
+        """reports: folder for how long their slots were occupied. share: replicas in a process."""
         super().__init__(SimulatedReplica)
         self._latencies, self._reports, self._share = latencies, reports, share
         self._num_started = count()

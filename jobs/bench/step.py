@@ -21,7 +21,7 @@ from lrd.models.transformer import Transformer, TransformerConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """A model with random weights, and the canvases that it decodes."""
 
     num_columns: int
@@ -36,12 +36,12 @@ class Shape:
     have between their first pass and their last; 3 gives vague ones of about seven."""
 
 
-def real_shape(num_columns: int, sharpness: float = 5.0) -> Shape:
+def real_shape(num_columns: int, sharpness: float = 5.0) -> ModelShape:
     """Width 1024, 4 layers, 8 slots, blocks of 32."""
-    return Shape(num_columns, 1024, 4, 2816, 8, 48, 32, sharpness)
+    return ModelShape(num_columns, 1024, 4, 2816, 8, 48, 32, sharpness)
 
 
-def random_model(shape: Shape) -> LoadedModel:
+def random_model(shape: ModelShape) -> LoadedModel:
     """A model of this shape; its head is scaled to the sharpness."""
     generator = torch.Generator().manual_seed(0)
     config = TransformerConfig(
@@ -131,7 +131,7 @@ def step_cost(
     return StepCost(median(seconds[BASELINE]), median(seconds[REFINED]), entropy)
 
 
-def random_step_cost(shape: Shape, num_passes: int, repeats: int) -> StepCost:
+def random_step_cost(shape: ModelShape, num_passes: int, repeats: int) -> StepCost:
     """The same with random weights and random prompts."""
     model = random_model(shape)
     generator = torch.Generator().manual_seed(1)
@@ -139,7 +139,7 @@ def random_step_cost(shape: Shape, num_passes: int, repeats: int) -> StepCost:
     return step_cost(model, prompts.tolist(), 2 * shape.block, shape.block, num_passes, repeats)
 
 
-def belief_peak_bytes(shape: Shape) -> int | None:
+def belief_peak_bytes(shape: ModelShape) -> int | None:
     """Peak memory of two LRD passes beside the weights, in a process of its own; None where the
     system does not tell a process its peak."""
     if not RESET.exists():
@@ -149,7 +149,7 @@ def belief_peak_bytes(shape: Shape) -> int | None:
         return pool.apply(_peak, (shape, torch.get_num_threads()))
 
 
-def _peak(shape: Shape, num_threads: int) -> int:
+def _peak(shape: ModelShape, num_threads: int) -> int:
     torch.set_num_threads(num_threads)
     model = random_model(shape)
     config = REFINED.model_copy(update={"gen_length": shape.block})

@@ -3,7 +3,7 @@
     python -m jobs.tiny.accuracy --model lrd/models/tiny --problems 1000
 
 Decodes the same problems under the baseline and under LRD at both canvas lengths, counts right
-final answers, and prints a Markdown table, a row as soon as it is measured. Knows no Ray.
+final answers, and prints a Markdown table, a row as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def distinct(count: int, seed: int) -> list[Problem]:
 def outcomes(
     model: DiffusionModel, tested: list[Problem], config: DecodingConfig, name: str
 ) -> Outcomes:
-    """What one decoding, called `name`, makes of the problems."""
+    """Decode the problems by `config`; `name` is the outcomes' name."""
     prompts = [encode_prompt(model, problem.question) for problem in tested]
     samples = decode(model, prompts, config, batch_size=32)
     return Outcomes(

@@ -3,10 +3,9 @@
     python -m jobs.tiny.compare_models PLAIN SOFT --output runs/compare --page PAGE.md
 
 Decodes disjoint test problems (`jobs/tiny/problems.py`) with both checkpoints by the decoders of
-`pipeline/experiments/decoders.py`, keeps each problem's outcome under OUTPUT/MODEL/DECODER.json,
-and writes what is measured into the page's marked blocks and a plot beside it. What is kept is
-not decoded again.
-Knows no Ray.
+`pipeline/experiments/decoders.py`, stores each problem's outcome under OUTPUT/MODEL/DECODER.json,
+and writes what is measured into the page's marked blocks and a plot beside it. Stored outcomes
+are not decoded again.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.tiny.accuracy import distinct, outcomes
-from jobs.tiny.comparison_page import Measured, as_svg, blocks, fill
+from jobs.tiny.comparison_page import ModelOutcomes, as_svg, blocks, fill
 from jobs.tiny.problems import Problem
 from lrd import DecodingConfig, load_model
 from lrd.models.checkpoint import fingerprint
@@ -34,12 +33,12 @@ from pipeline.storage.storage import Storage
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 75
 LABELS = ("plain", "soft feedback")
 FEW_FORWARDS = 8.0
-"""What the second plot shows: decoders that commit many tokens a pass."""
+"""The second plot shows decoders with at most so many: those that commit many tokens a pass."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """Outcomes on storage, with all that they depend on."""
+class Stored:
+    """Outcomes on storage, with everything that they depend on."""
 
     output: Storage
     label: str
@@ -57,9 +56,9 @@ class Kept:
         }
 
     def read(self, decoder: Decoder, config: DecodingConfig) -> Outcomes | None:
-        """What is there; None where nothing is.
+        """The stored outcomes; None where there are none.
 
-        Raises ValueError where it is of another model, other problems or other settings.
+        Raises ValueError where they are of another model, other problems or other settings.
         """
         try:
             kept = json.loads(self.output.read(self.path(decoder)))
@@ -87,31 +86,35 @@ class Kept:
 
 
 def measure_model(
-    place: str, kept: Kept, tested: list[Problem], decoders: Sequence[Decoder], gen_length: int
+    checkpoint: str,
+    stored: Stored,
+    tested: list[Problem],
+    decoders: Sequence[Decoder],
+    gen_length: int,
 ) -> dict[str, Outcomes]:
     """Outcomes by decoder key; the model is loaded only if something is left to measure."""
     model: DiffusionModel | None = None
     found: dict[str, Outcomes] = {}
     for decoder in decoders:
         config = decoder.config(gen_length)
-        there = kept.read(decoder, config)
-        if there is None:
-            model = model or load_model(place)
+        outcome = stored.read(decoder, config)
+        if outcome is None:
+            model = model or load_model(checkpoint)
             began = time.monotonic()
-            there = outcomes(model, tested, config, decoder.key)
+            outcome = outcomes(model, tested, config, decoder.key)
             seconds = time.monotonic() - began
-            kept.write(decoder, config, there, seconds)
+            stored.write(decoder, config, outcome, seconds)
             print(
-                f"{kept.label}, {decoder.name}: {there.accuracy:.1%} in "
-                f"{there.mean_forwards:.2f} forwards, {seconds:.0f} s",
+                f"{stored.label}, {decoder.name}: {outcome.accuracy:.1%} in "
+                f"{outcome.mean_forwards:.2f} forwards, {seconds:.0f} s",
                 file=sys.stderr,
                 flush=True,
             )
-        found[decoder.key] = there
+        found[decoder.key] = outcome
     return found
 
 
-def draw(page: Path, measured: Sequence[Measured], decoders: Sequence[Decoder]) -> None:
+def draw(page: Path, measured: Sequence[ModelOutcomes], decoders: Sequence[Decoder]) -> None:
     """PAGE.svg, and PAGE-few.svg where there are decoders with few forwards."""
     page.with_suffix(".svg").write_text(as_svg(measured, decoders))
     everything = [found for one in measured for found in one.outcomes.values()]
@@ -127,7 +130,7 @@ def digest(tested: list[Problem]) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The job; its exit code."""
+    """Run the job; the exit code."""
     try:
         if args.limit < 1:
             raise ValueError(f"--limit is {args.limit}; at least 1 is needed")
@@ -138,10 +141,10 @@ def run(args: argparse.Namespace) -> int:
         output, decoders = Storage(args.output), decoders_named(args.only)
         tested = distinct(args.limit, args.seed)
         measured = []
-        for place, label in zip((args.plain, args.soft), args.labels, strict=True):
-            kept = Kept(output, label, fingerprint(place), digest(tested))
-            found = measure_model(place, kept, tested, decoders, args.gen_length)
-            measured.append(Measured(label, found))
+        for checkpoint, label in zip((args.plain, args.soft), args.labels, strict=True):
+            stored = Stored(output, label, fingerprint(checkpoint), digest(tested))
+            found = measure_model(checkpoint, stored, tested, decoders, args.gen_length)
+            measured.append(ModelOutcomes(label, found))
         made = blocks(measured, decoders, args)
         if page:
             page.write_text(fill(text, made, str(page)))
@@ -163,7 +166,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("plain", metavar="PLAIN", help="checkpoint trained without soft feedback")
     made.add_argument("soft", metavar="SOFT", help="checkpoint trained with it; tiny")
     made.add_argument("--labels", nargs=2, default=LABELS, help="names of the two")
-    made.add_argument("--output", required=True, help="folder of what is measured")
+    made.add_argument("--output", required=True, help="folder of the outcomes")
     made.add_argument("--limit", type=int, default=1000, help="problems [1000]")
     made.add_argument("--seed", type=int, default=11, help="of the problems [11]")
     made.add_argument("--gen-length", type=int, default=64, help="canvas in tokens [64]")

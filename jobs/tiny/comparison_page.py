@@ -17,13 +17,13 @@ from pipeline.experiments.frontier import Series, frontier
 from pipeline.experiments.paired import Comparison, Outcomes, compare
 from pipeline.markdown import table
 
-LOOKS = ("s2", "s1")
+STYLES = ("s2", "s1")
 BLOCK = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class ModelOutcomes:
     """One model's outcomes."""
 
     label: str
@@ -37,13 +37,13 @@ def fill(page: str, made: Mapping[str, str], where: str) -> str:
     if sorted(names) != sorted(made):
         raise ValueError(
             f"{where}: has the measured blocks {', '.join(names) or 'none'}; "
-            f"{', '.join(made)} are due, each as <!-- measured: NAME --> and <!-- end -->"
+            f"{', '.join(made)} are expected, each as <!-- measured: NAME --> and <!-- end -->"
         )
     return BLOCK.sub(lambda found: f"{found[1]}\n{made[found[2]]}\n\n{found[3]}", page)
 
 
 def blocks(
-    measured: Sequence[Measured], decoders: Sequence[Decoder], args: argparse.Namespace
+    measured: Sequence[ModelOutcomes], decoders: Sequence[Decoder], args: argparse.Namespace
 ) -> dict[str, str]:
     """The blocks by name."""
     return {
@@ -55,7 +55,7 @@ def blocks(
 
 
 def facts(
-    measured: Sequence[Measured], decoders: Sequence[Decoder], args: argparse.Namespace
+    measured: Sequence[ModelOutcomes], decoders: Sequence[Decoder], args: argparse.Namespace
 ) -> str:
     """What was decoded, and how many tests are below."""
     first = next(iter(measured[0].outcomes.values()))
@@ -70,7 +70,7 @@ def facts(
     )
 
 
-def accuracy_table(measured: Sequence[Measured], decoders: Sequence[Decoder]) -> str:
+def accuracy_table(measured: Sequence[ModelOutcomes], decoders: Sequence[Decoder]) -> str:
     """Accuracy with Wilson's 95 % interval, mean forwards and unsure stops, by model."""
     head = ["", "decoder"]
     for one in measured:
@@ -90,7 +90,7 @@ def accuracy_table(measured: Sequence[Measured], decoders: Sequence[Decoder]) ->
     return table(head, rows)
 
 
-def within_table(measured: Sequence[Measured], decoders: Sequence[Decoder]) -> str:
+def within_table(measured: Sequence[ModelOutcomes], decoders: Sequence[Decoder]) -> str:
     """Each decoder against the one that it differs from, within each model."""
     names = {decoder.key: decoder.name for decoder in decoders}
     numbers = {decoder.key: number for number, decoder in enumerate(decoders, 1)}
@@ -111,7 +111,7 @@ def within_table(measured: Sequence[Measured], decoders: Sequence[Decoder]) -> s
     return table(head, rows)
 
 
-def between_table(measured: Sequence[Measured], decoders: Sequence[Decoder]) -> str:
+def between_table(measured: Sequence[ModelOutcomes], decoders: Sequence[Decoder]) -> str:
     """The second model against the first, decoder by decoder."""
     first, second = measured
     head = ["", "decoder", f"{second.label} less {first.label}: points (95 %)"]
@@ -135,22 +135,22 @@ def difference(found: Comparison) -> list[str]:
 
 
 def as_svg(
-    measured: Sequence[Measured], decoders: Sequence[Decoder], most_forwards: float = math.inf
+    measured: Sequence[ModelOutcomes], decoders: Sequence[Decoder], most_forwards: float = math.inf
 ) -> str:
     """The frontier, one colour a model; a dot has its decoder's number in the tables.
 
     most_forwards: decoders with more, in the mean of a model, are left out.
     """
     labels = {decoder.key: str(number) for number, decoder in enumerate(decoders, 1)}
-    told = {decoder.key: decoder.name for decoder in decoders}
+    tooltips = {decoder.key: decoder.name for decoder in decoders}
     series = [
         Series(
             one.label,
-            look,
+            style,
             [found for found in one.outcomes.values() if found.mean_forwards <= most_forwards],
             labels,
-            told,
+            tooltips,
         )
-        for one, look in zip(measured, LOOKS, strict=True)
+        for one, style in zip(measured, STYLES, strict=True)
     ]
     return frontier(series, f"{measured[0].label} and {measured[1].label} under every decoder")

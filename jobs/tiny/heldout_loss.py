@@ -1,4 +1,4 @@
-"""Loss of checkpoints by `jobs.tiny.train` on problems held out, with [MASK] alone and with soft
+"""Loss of checkpoints by `jobs.tiny.train` on held-out problems, with [MASK] alone and with soft
 embeddings at the masked positions.
 
     python -m jobs.tiny.heldout_loss runs/plain/final lrd/models/tiny

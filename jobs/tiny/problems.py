@@ -1,4 +1,4 @@
-"""Templated word problems in GSM8K's manner: what the tiny model is trained and tested on.
+"""Templated word problems like those of GSM8K: the training and test data of the tiny model.
 
 A problem is a question, the bare equations that solve it
 and the answer. Train and test problems are kept apart by a hash of structure and numbers,
@@ -101,7 +101,7 @@ class Problem:
 
 
 class _Story:
-    """Sentences and equations of a problem while it is made up."""
+    """Sentences and equations of a problem while it is generated."""
 
     def __init__(self, rng: random.Random, kind: str) -> None:
         self.rng = rng
@@ -346,7 +346,7 @@ def problems(split: Split, seed: int) -> Iterator[Problem]:
 def drills(seed: int, num_equations: int = 5) -> Iterator[Problem]:
     """An endless stream of bare sums, `21+19? 42/6?`, with the equations of training problems.
 
-    For training alone: a problem asks for one or two sums, and sums are what is learnt last.
+    For training alone: a problem asks for one or two sums, and sums are learnt last.
     """
     rng = random.Random(f"drills/{seed}")
     sums: list[str] = []

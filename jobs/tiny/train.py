@@ -1,4 +1,4 @@
-"""Train the embedded model `tiny` from nothing: tokenizer, training, checkpoint, evaluation.
+"""Train the embedded model `tiny` from scratch: tokenizer, training, checkpoint, evaluation.
 
     python -m jobs.tiny.train --output runs/tiny          # about an hour on two free cores
 

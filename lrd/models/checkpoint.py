@@ -1,7 +1,7 @@
-"""A checkpoint folder, hub id or plug → a model.
+"""A checkpoint folder, hub id or plug-in → a model.
 
-Knows nothing of decoding. Reads safetensors alone and runs no code from a checkpoint;
-`weights.py` accounts for every tensor, `hub.py` downloads, `plug.py` imports other models.
+Reads safetensors alone and runs no code from a checkpoint. `weights.py` accounts for every tensor,
+`hub.py` downloads, `plugin.py` imports models of other packages.
 
 Legend: B samples, L positions, C chosen columns, D width, V rows of the embedding table.
 """
@@ -30,14 +30,13 @@ from lrd.models.tokenizer import load_tokenizer, refuse_foreign, token_id
 from lrd.models.transformer import Transformer
 from lrd.models.weights import TensorNames, load_weights, weight_files
 
-"""Folder of the embedded model, known as `tiny` everywhere."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
-"""What is computed in; int8 keeps the blocks' weights in int8 and the rest in bfloat16."""
+"""Name → the dtype of computation; int8 keeps the blocks' weights in int8, the rest in bfloat16."""
 SIDE_FILES = (
     *("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     *("vocab.json", "merges.txt", "added_tokens.json"),
 )
-"""What decides a model's results beside its weights."""
+"""Files that a model's results depend on besides its weights."""
 GENERATION = "generation_config.json"
 """May name further EOS ids; transformers and vLLM stop at these too."""
 
@@ -62,7 +61,7 @@ class LoadedModel:
         table_rows = transformer.config.table_rows
         self.mask_id = _token_id(config, "mask_token_id", table_rows)
         self.eos_ids = _eos_ids(config, table_rows)
-        """All that end an answer; the first one fills what is left open."""
+        """Ids that end an answer; the first one fills what is left open."""
         self.eos_id = self.eos_ids[0]
         if self.mask_id in self.eos_ids:
             raise ValueError(
@@ -74,7 +73,7 @@ class LoadedModel:
             self.pad_id = _token_id(config, "pad_token_id", table_rows)
         self.eot_id = token_id(tokenizer, eot_token) if eot_token is not None else None
         self.unused_tensors: list[str] = []
-        """Tensors of the files that nothing needs, since they repeat what is there."""
+        """Tensors of the files that are not needed, since they repeat others."""
 
     @property
     def embedding_table(self) -> Tensor:
@@ -206,7 +205,7 @@ def checkpoint_folder(path_or_id: str | Path, revision: str | None = None) -> Pa
         folder = download(str(path_or_id), revision)
     else:
         raise ValueError(
-            f"{path_or_id}: no such checkpoint folder, and no hub id (owner/name) either"
+            f"{path_or_id}: no such checkpoint folder, and not a hub id (owner/name) either"
         )
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json; name a folder that holds a checkpoint")
@@ -284,4 +283,4 @@ def _device(name: str) -> torch.device:
 
 def _refuse_revision(path_or_id: str | Path, revision: str | None) -> None:
     if revision is not None:
-        raise ValueError(f"{path_or_id} is no hub id; drop the revision {revision!r}")
+        raise ValueError(f"{path_or_id} is not a hub id; drop the revision {revision!r}")

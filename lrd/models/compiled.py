@@ -1,7 +1,7 @@
 """A transformer's forward pass through torch.compile, once for every shape.
 
-Knows nothing of checkpoints or slots. Shapes are those of a bucket's slots, with and without
-padding, so there are few of them, and each is compiled for itself.
+The shapes are those of a bucket's slots, with and without padding: there are few, and each is
+compiled once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LLaDA and Dream: how each family's `config.json` and tensor names read.
 
-Knows nothing of files: a parsed `config.json` in, shapes, names and special ids out. A family
-is told by `model_type` or `architectures`, never by a path's name.
+A parsed `config.json` in, shapes, names and special ids out. A family is recognised by
+`model_type` or `architectures`, never by a path's name.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ EXPECTED = {
 
 
 def refuse_pointer(file: Path) -> None:
-    """ValueError where Git LFS left its pointer in the place of the file."""
+    """ValueError where Git LFS left its pointer instead of the file."""
     with file.open("rb") as stream:
         if stream.read(len(LFS_HEAD)) == LFS_HEAD:
             raise ValueError(

@@ -1,7 +1,7 @@
-"""A hub id → a local folder with the files that loading reads, and no others.
+"""A Hugging Face Hub id → a local folder with the files that loading reads, and no others.
 
-Knows nothing of what the files hold. huggingface_hub does the work: its cache, its
-credentials, its offline mode (HF_HUB_OFFLINE).
+huggingface_hub does the work, with its cache, its credentials and its offline mode
+(HF_HUB_OFFLINE).
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ def download(hub_id: str, revision: str | None, files: Sequence[str] = FILES) ->
     # Without a connection or a cached copy huggingface_hub raises kinds of OSError.
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ValueError(
-            f"{hub_id}{f' at {revision}' if revision else ''} is no folder here and could not be "
-            f"had from the hub ({type(error).__name__}: {error}). Check the id and revision, the "
-            "connection, HF_TOKEN for gated models, and HF_HUB_OFFLINE; or name a folder"
+            f"{hub_id}{f' at {revision}' if revision else ''} is not a local folder and could not "
+            f"be downloaded from the hub ({type(error).__name__}: {error}). Check the id and "
+            "revision, the connection, HF_TOKEN for gated models and HF_HUB_OFFLINE, or "
+            "name a folder"
         ) from error
     return Path(folder)

@@ -1,6 +1,6 @@
 """Weight-only int8 by torchao: half the memory of bfloat16 for the blocks' linear layers.
 
-Knows nothing of checkpoints: `weights.py` hands over one linear layer at a time.
+`weights.py` passes one linear layer at a time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`package.module:factory` → a model of another package, checked against the protocol.
 
-Knows nothing of checkpoints: what the factory reads is its own affair.
+The factory itself finds and reads the weights.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def load_plug(name: str, device: str, dtype: str) -> DiffusionModel:
 
 
 def plug_fingerprint(name: str) -> str:
-    """SHA-256 over the plug's name and its module's source; weights that it reads are not in it."""
+    """SHA-256 over the plug-in's name and its module's source, without weights that it reads."""
     digest = hashlib.sha256(name.encode())
     digest.update(_module_file(name.partition(":")[0]).read_bytes())
     return digest.hexdigest()

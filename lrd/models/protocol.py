@@ -1,4 +1,4 @@
-"""What decoding asks of a model. Any object with these members can be decoded.
+"""The interface that decoding needs of a model; any object with these members can be used.
 
 Legend: B samples, L positions, C chosen columns, N chosen positions of B·L, D width,
 V rows of the embedding table.
@@ -50,8 +50,8 @@ class DiffusionModel(Protocol):
 
 
 class SplitModel(DiffusionModel, Protocol):
-    """A model whose head can be asked for a few positions at a time. Optional: with a large
-    vocabulary it spares the memory of whole logits, and the head's work at committed positions.
+    """A model whose head can be called for a few positions at a time. Optional: with a large
+    vocabulary it saves the memory of whole logits, and the head's work at committed positions.
     """
 
     def hidden(self, embeds: Tensor, attention_mask: Tensor | None, at: Tensor) -> Tensor:
@@ -77,13 +77,13 @@ def eos_ids(model: DiffusionModel) -> tuple[int, ...]:
 
 
 def wants_fixed_shapes(model: DiffusionModel) -> bool:
-    """Whether passes should keep their shapes, whatever the samples do: off the CPU, where to
-    look at a tensor is to wait for the device, and for a model that is compiled for its shapes.
+    """Whether every pass should have the same shapes: on devices other than the CPU, where reading
+    a tensor waits for the device, and for a model that is compiled for its shapes.
     """
     return model.embedding_table.device.type != "cpu" or bool(getattr(model, "compiled", False))
 
 
 def is_split(model: DiffusionModel) -> TypeGuard[SplitModel]:
-    """Whether the model's class has both. A wrapper that changes `logits` and passes on what it
-    lacks does not: nothing may go past what it changes."""
+    """Whether the model's class defines both `hidden` and `head`. A wrapper that changes `logits`
+    and forwards other members does not, and its `logits` must not be bypassed."""
     return hasattr(type(model), "hidden") and hasattr(type(model), "head")

@@ -1,7 +1,7 @@
 """Checkpoints that people have: hub id, family, chat or base, canvases as published.
 
-A table to read and to look things up in. Loading does not consult it: any checkpoint of a
-known architecture loads, listed or not. What its release does not tell is None or empty here.
+A table for reference. Loading does not use it: any checkpoint of a known architecture loads, listed
+or not. What a release does not say is None or empty here.
 """
 
 from __future__ import annotations
@@ -78,5 +78,5 @@ KNOWN = (
 
 
 def known_checkpoint(hub_id: str) -> KnownCheckpoint | None:
-    """What the table holds on a hub id (case does not matter), or None."""
+    """The table's entry of a hub id (case does not matter), or None."""
     return next((known for known in KNOWN if known.hub_id.lower() == hub_id.lower()), None)

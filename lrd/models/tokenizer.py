@@ -1,6 +1,6 @@
 """The tokenizer of a checkpoint folder, from its files alone.
 
-Knows nothing of models. LLaDA releases hold a tokenizer.json. Dream releases hold vocab.json
+LLaDA releases hold a tokenizer.json. Dream releases hold vocab.json
 and merges.txt and name a class of their own, whose code would have to be run; it is Qwen2's
 byte-level BPE, built here from the files instead.
 """
@@ -25,7 +25,7 @@ QWEN2_WORDS = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # signs
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"  # line ends, other space
 )
-"""How Qwen2 splits text before BPE; part of what its vocabulary was made with."""
+"""How Qwen2 splits text before BPE, as for the training of its vocabulary."""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -49,7 +49,7 @@ def load_tokenizer(folder: Path) -> Any:
         if str(folder) in str(error):
             raise
         raise ValueError(_broken(folder, error)) from error
-    # The libraries raise anything for broken files, bare Exception too.
+    # The libraries may raise any exception for broken files.
     except Exception as error:
         raise ValueError(_broken(folder, error)) from error
 

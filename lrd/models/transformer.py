@@ -1,7 +1,6 @@
 """The bidirectional transformer that LLaDA and Dream share: embeddings in, logits out.
 
-Knows nothing of checkpoints, tokenizers or decoding. What differs between the two
-families is in `TransformerConfig`; who sets it is `families.py`.
+What differs between the two families is in `TransformerConfig`, which `families.py` sets.
 
 Legend: B samples, L positions, D width, V rows of the embedding table, H heads,
 K kv heads, E width of a head, N chosen positions of B·L.

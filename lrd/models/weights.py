@@ -1,6 +1,6 @@
-"""Safetensors files → a transformer's parameters, every tensor accounted for.
+"""Safetensors files → a transformer's parameters; every tensor must be expected and found.
 
-Knows nothing of configurations, hubs or tokenizers. Reads safetensors alone, never a pickle.
+Reads safetensors alone, never a pickle.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lrd.models.transformer import Transformer
 
 INDEX = "model.safetensors.index.json"
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-"""Stored types that a cast keeps the meaning of; packed integers are none."""
+"""Stored types that can be cast; packed integers cannot."""
 ROWS_AT_A_TIME = 1024
 """Rows of two tables that are compared together."""
 ATOL_FREQUENCY = 6e-8
@@ -113,11 +113,11 @@ def load_weights(
 ) -> list[str]:
     """Fill a transformer that is on the meta device, tensor by tensor.
 
-    pack: called for every linear layer of a block as soon as its weight is there, so that full
-    and packed weights never stand together. On the device `meta` every tensor is accounted for
-    and none is kept. Returns tensors of the files that are not needed: those that repeat what
-    is there (a tied head, RoPE's frequencies).
-    Raises ValueError that names all tensors which are missing, extra, misshapen or no floats.
+    pack: called for every linear layer of a block as soon as its weight is loaded, so that full
+    and packed weights of the whole model are never in memory together. On the device `meta` every
+    tensor is checked and none is kept. Returns tensors of the files that are not needed, since they
+    repeat others (a tied head, RoPE's frequencies).
+    Raises ValueError that names all tensors which are missing, extra, misshapen or not floats.
     """
     shapes = {name: list(p.shape) for name, p in transformer.named_parameters()}
     assert shapes.keys() == names.wanted.keys()
@@ -130,7 +130,7 @@ def load_weights(
     if device.type == "meta":
         return unused
     modules = dict(transformer.named_modules())
-    for theirs, file in stored.places.items():
+    for theirs, file in stored.files.items():
         owner, _, attribute = ours[theirs].rpartition(".")
         value = _read(file, theirs, device, dtype)
         setattr(modules[owner], attribute, nn.Parameter(value, requires_grad=False))
@@ -143,10 +143,10 @@ def load_weights(
 
 @dataclass(slots=True)
 class _Stored:
-    """The tensors of a checkpoint's files, held against those that are wanted."""
+    """The tensors of a checkpoint's files, compared with those that are wanted."""
 
     wanted: Mapping[str, list[int]]
-    places: dict[str, Path] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
     """The file of every wanted tensor."""
     beside: dict[str, Path] = field(default_factory=dict)
     """The file of every other tensor."""
@@ -166,10 +166,10 @@ class _Stored:
             ) from error
 
     def _note(self, name: str, file: Path, stored: Any) -> None:
-        places = self.places if name in self.wanted else self.beside
-        if name in places:
-            self.twice.append(f"{name} (in {places[name].name} and again in {file.name})")
-        places[name] = file
+        files = self.files if name in self.wanted else self.beside
+        if name in files:
+            self.twice.append(f"{name} (in {files[name].name} and again in {file.name})")
+        files[name] = file
         if name not in self.wanted:
             return
         shape, kind = list(stored.get_shape()), stored.get_dtype()
@@ -181,7 +181,7 @@ class _Stored:
     def refuse(self, folder: Path, family: str, unused: list[str]) -> None:
         """ValueError with all differences at once, if there are any."""
         kinds = {
-            "missing": list(self.wanted.keys() - self.places.keys()),
+            "missing": list(self.wanted.keys() - self.files.keys()),
             "extra": [*(self.beside.keys() - set(unused)), *self.twice],
             "misshapen": self.misshapen,
             "not floats": self.packed,
@@ -204,8 +204,8 @@ def _is_unused(name: str, stored: _Stored, names: TensorNames, transformer: Tran
     """Whether a tensor repeats what the model has without it: a tied head that equals the
     embedding table, or RoPE's frequencies as config.json implies them."""
     file, twin = stored.beside[name], names.twins.get(name)
-    if twin in stored.places:
-        return _are_equal((file, name), (stored.places[twin], twin))
+    if twin in stored.files:
+        return _are_equal((file, name), (stored.files[twin], twin))
     if name.rpartition(".")[2] not in ("inv_freq", "original_inv_freq"):
         return False
     config = transformer.config

@@ -1,15 +1,23 @@
-"""The decoders that `jobs.tiny.compare_models` sets against each other, by name.
+"""The decoders that `jobs.tiny.compare_models` compares, by name.
 
-Each is a preset with changes, and is compared with the decoder that it differs from in one point.
-Knows nothing of models or problems.
+Each is a preset with changes, and is compared with the decoder that it differs from in one setting.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from lrd import DecodingConfig
+
+COMMON: Mapping[str, Any] = MappingProxyType({"stop_at_eos": False})
+"""Settings of every decoding that is compared with another, here and in `paper/decodings.py`,
+unless the user gives them. Presets differ in `stop_at_eos`, which ends a sample early where blocks
+are decoded one after another: on in one row of a table and off in another, it would count as a
+gain of that row. Off, as in the paper: its baseline commits one token a pass until the whole
+sequence is written, and only the early stop (Eq. 6) ends a sample before that (section 3.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,16 +25,18 @@ class Decoder:
     """One way to decode."""
 
     key: str
-    """Of its file and on the command line."""
+    """Its name on the command line, and of the file of its outcomes."""
     name: str
+    """As the page's tables have it."""
     against: str | None
-    """Key of the decoder that it is compared with; None for the one that starts a family."""
+    """Key of the decoder that it is compared with; None: it is only compared with."""
     preset: str
     changes: dict[str, Any] = field(default_factory=dict)
 
     def config(self, gen_length: int) -> DecodingConfig:
         """Its settings."""
-        return DecodingConfig.preset(self.preset, gen_length=gen_length, **self.changes)
+        settings = {**COMMON, **self.changes, "gen_length": gen_length}
+        return DecodingConfig.preset(self.preset, **settings)
 
 
 ONE = {"tokens_per_step": 1}

@@ -1,6 +1,6 @@
 """Accuracy against forwards: a dot for each decoding, a line along each Pareto front.
 
-Knows nothing of where outcomes come from. A dot tells its numbers where a pointer rests on it.
+A dot shows its numbers as a tooltip.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LOG_FROM = 4.0
 """Ratio of the most forwards to the fewest from which on their axis is logarithmic."""
 LABELLED_RADIUS, PLAIN_RADIUS = 6.5, 3.5
 WRITING = "font-size:8.5px;font-weight:600;fill:#ffffff;pointer-events:none"
-"""Of labels inside dots; it stands above a stylesheet's rule for text."""
+"""Style of labels inside dots; inline, so that it overrides the stylesheet's rule for text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +27,13 @@ class Series:
     """Decodings that share a colour and a front."""
 
     name: str
-    look: str
-    """Class of the colour, s1 … s6."""
+    style: str
+    """CSS class of the colour, s1 … s6."""
     outcomes: Sequence[Outcomes]
     labels: Mapping[str, str]
-    """A few characters for an outcome's dot, by its name; a plain dot where there are none."""
-    told: Mapping[str, str]
-    """What a pointer shows of an outcome, by its name; its name where there is nothing."""
+    """A few characters on an outcome's dot, by its name; others are plain dots."""
+    tooltips: Mapping[str, str]
+    """First words of an outcome's tooltip, by its name; by default the name itself."""
 
 
 def frontier(series: Sequence[Series], title: str) -> str:
@@ -43,12 +43,12 @@ def frontier(series: Sequence[Series], title: str) -> str:
         raise ValueError("no decoding has a decoded row; there is nothing to draw")
     chart = Chart(_forwards_axis(shown), _accuracy_axis(shown))
     for one in series:
-        chart.legend.append((one.look, "line", one.name))
-        _steps(chart, front(one.outcomes), one.look)
+        chart.legend.append((one.style, "line", one.name))
+        _steps(chart, front(one.outcomes), one.style)
     for one in series:
         for outcomes in one.outcomes:
             if outcomes.is_decoded:
-                _whisker(chart, outcomes, one.look)
+                _whisker(chart, outcomes, one.style)
     for one in series:
         # Labelled dots stand above plain ones.
         for outcomes in sorted(one.outcomes, key=lambda o: o.name in one.labels):
@@ -73,8 +73,8 @@ def _accuracy_axis(shown: Sequence[Outcomes]) -> Axis:
     return Axis("accuracy (95 %)", max(0.0, low - air), min(1.0, high + air), percent=True)
 
 
-def _steps(chart: Chart, best: Sequence[Outcomes], look: str) -> None:
-    """The front as stairs: what accuracy so many forwards buy."""
+def _steps(chart: Chart, best: Sequence[Outcomes], style: str) -> None:
+    """The Pareto front as a step line: the best accuracy within that many forwards."""
     xs: list[float] = []
     ys: list[float] = []
     for outcomes in best:
@@ -84,14 +84,14 @@ def _steps(chart: Chart, best: Sequence[Outcomes], look: str) -> None:
         xs.append(outcomes.mean_forwards)
         ys.append(outcomes.accuracy)
     if len(best) > 1:
-        chart.line(xs, ys, look)
+        chart.line(xs, ys, style)
 
 
-def _whisker(chart: Chart, outcomes: Outcomes, look: str) -> None:
+def _whisker(chart: Chart, outcomes: Outcomes, style: str) -> None:
     x = chart.px(outcomes.mean_forwards)
     low, high = map(chart.py, outcomes.interval)
     chart.marks.append(
-        f'<line class="line {look}" style="stroke-width:1;stroke-opacity:.35" '
+        f'<line class="line {style}" style="stroke-width:1;stroke-opacity:.35" '
         f'x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
     )
 
@@ -101,8 +101,8 @@ def _dot(chart: Chart, outcomes: Outcomes, series: Series) -> None:
     label = series.labels.get(outcomes.name, "")
     radius = LABELLED_RADIUS if label else PLAIN_RADIUS
     low, high = outcomes.interval
-    told = (
-        f"{series.told.get(outcomes.name, outcomes.name)}: {outcomes.accuracy:.1%} "
+    tooltip = (
+        f"{series.tooltips.get(outcomes.name, outcomes.name)}: {outcomes.accuracy:.1%} "
         f"({low:.1%} to {high:.1%}), {outcomes.mean_forwards:.1f} forwards"
     )
     writing = (
@@ -113,7 +113,7 @@ def _dot(chart: Chart, outcomes: Outcomes, series: Series) -> None:
     )
     opacity = 1 if label else 0.6
     chart.marks.append(
-        f'<g><title>{html.escape(told)}</title><circle class="dot {series.look}" '
+        f'<g><title>{html.escape(tooltip)}</title><circle class="dot {series.style}" '
         f'style="fill-opacity:{opacity}" stroke="#ffffff" stroke-width="0.7" '
         f'cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>{writing}</g>'
     )

@@ -1,7 +1,4 @@
-"""Decodings of the same problems beside each other: accuracy, forwards, paired tests.
-
-Knows nothing of what a decoding is or where its scores come from.
-"""
+"""Compares decodings of the same problems: accuracy, forwards, paired tests."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ class Outcomes:
     forwards: tuple[int, ...]
     """Passes a problem; 0 where the row failed."""
     num_unsure: int = 0
-    """Early stops with a position open above 0.5 nats."""
+    """Early stops with an open position above 0.5 nats."""
     num_failed: int = 0
     """Rows that were not decoded; they count as wrong."""
 
@@ -49,14 +46,14 @@ class Outcomes:
 
     @property
     def mean_forwards(self) -> float:
-        """Over decoded rows; infinite where none was, so that it is nobody's choice."""
+        """Over decoded rows; infinite where none was, so that it is never chosen."""
         decoded = len(self.forwards) - self.num_failed
         return sum(self.forwards) / decoded if decoded else math.inf
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What decoding A does to the accuracy of decoding B, problem by problem."""
+    """Accuracy of decoding A against that of decoding B, problem by problem."""
 
     gained: int
     """Problems that A alone has right."""
@@ -86,7 +83,8 @@ def compare(a: Outcomes, b: Outcomes) -> Comparison:
 
 
 def exact_p(gained: int, lost: int) -> float:
-    """McNemar's exact test, two-sided: of n = gained + lost fair coins, as uneven or more so."""
+    """McNemar's exact test, two-sided: the probability of at least so uneven a split of
+    n = gained + lost fair coins."""
     n = gained + lost
     tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1))
     return min(1.0, 2 * tail / (1 << n))

@@ -1,4 +1,4 @@
-"""Counts all rows of a run in one pass, and chooses the rows to look at closely.
+"""Counts all rows of a run in one pass, and chooses the rows that are read in full.
 
 Reads the scalar columns alone, a batch at a time; what is kept does not grow with the number of
 rows (`MAX_REASONS` bounds the one thing that could).
@@ -28,16 +28,16 @@ from pipeline.output.statistics import (
 )
 
 CURVE_ROWS = 2000
-"""Rows that curves are drawn from; all of a run that has no more."""
+"""Rows that curves are drawn from; all rows of a smaller run."""
 MAX_REASONS = 500
-"""Distinct reasons of failures that are counted apart."""
+"""Distinct reasons of failures that are counted separately."""
 OWN = ("row_id", "refine_steps", "blocks", "refine_converged", "mean_mix_weight", "attempts")
 SCALARS = tuple(dict.fromkeys([*OWN, *COUNTED, *SLOT_COLUMNS]))
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Place:
-    """Where a row lies."""
+class RowIndex:
+    """Which row of which shard."""
 
     shard: int
     """Index among the run's committed shards."""
@@ -46,7 +46,7 @@ class Place:
 
 @dataclass(slots=True)
 class Pick:
-    """The `size` rows of smallest key, whatever order they come in."""
+    """The `size` rows of smallest key, in whatever order they are offered."""
 
     size: int
     key: Callable[[Candidate], tuple[object, ...]]
@@ -58,12 +58,12 @@ class Pick:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A row as far as choosing goes."""
+    """What the choice of rows needs of a row."""
 
-    place: Place
+    index: RowIndex
     row_id: str
-    lot: bytes
-    """A digest of row_id: the order in which rows are drawn."""
+    digest: bytes
+    """Hash of row_id: its order makes the random sample."""
     num_forwards: int
 
 
@@ -99,38 +99,38 @@ class ReportCounts(Counts):
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The rows that are read whole."""
+    """The rows that are read in full."""
 
-    curves: list[Place]
-    """ok rows by lot, for curves over passes."""
-    viewer: dict[Place, str]
+    curves: list[RowIndex]
+    """A random sample of the ok rows, for curves over passes."""
+    viewer: dict[RowIndex, str]
     """Rows of the sample viewer, and why each is among them."""
 
 
 def count(run: Run, num_viewer_rows: int) -> tuple[ReportCounts, Chosen]:
     """All counts, and the chosen rows; ValueError where a shard is damaged."""
     counts = ReportCounts(most_reasons=MAX_REASONS)
-    by_lot = Pick(max(CURVE_ROWS, num_viewer_rows), lambda row: (row.lot,))
-    longest = Pick(max(1, num_viewer_rows // 10), lambda row: (-row.num_forwards, row.lot))
-    failed = Pick(max(1, num_viewer_rows // 5), lambda row: (row.lot,))
+    sampled = Pick(max(CURVE_ROWS, num_viewer_rows), lambda row: (row.digest,))
+    longest = Pick(max(1, num_viewer_rows // 10), lambda row: (-row.num_forwards, row.digest))
+    failed = Pick(max(1, num_viewer_rows // 5), lambda row: (row.digest,))
     for index, shard in enumerate(run.shards):
         num_rows = 0
         for rows in batches(run.output, shard.name, SCALARS):
             _add(counts, rows)
             good, bad = _candidates(rows, index, num_rows)
-            by_lot.offer(good)
+            sampled.offer(good)
             longest.offer(good)
             failed.offer(bad)
             num_rows += rows.num_rows
         counts.shard_rows.append(num_rows)
-    viewer = {row.place: "failed" for row in failed.rows}
-    viewer |= {row.place: "most passes" for row in longest.rows}
-    for row in by_lot.rows:
+    viewer = {row.index: "failed" for row in failed.rows}
+    viewer |= {row.index: "most passes" for row in longest.rows}
+    for row in sampled.rows:
         if len(viewer) >= num_viewer_rows:
             break
-        viewer.setdefault(row.place, "by lot")
+        viewer.setdefault(row.index, "random sample")
     chosen = sorted(viewer.items())[:num_viewer_rows]
-    return counts, Chosen([row.place for row in by_lot.rows[:CURVE_ROWS]], dict(chosen))
+    return counts, Chosen([row.index for row in sampled.rows[:CURVE_ROWS]], dict(chosen))
 
 
 def _candidates(
@@ -141,8 +141,8 @@ def _candidates(
     bad: list[Candidate] = []
     columns = (rows[name].to_pylist() for name in ("row_id", "status", "num_forwards"))
     for row, (row_id, status, forwards) in enumerate(zip(*columns, strict=True), first):
-        lot = blake2b(row_id.encode(), digest_size=8).digest()
-        candidate = Candidate(Place(shard, row), row_id, lot, forwards or 0)
+        digest = blake2b(row_id.encode(), digest_size=8).digest()
+        candidate = Candidate(RowIndex(shard, row), row_id, digest, forwards or 0)
         (good if status == "ok" else bad).append(candidate)
     return good, bad
 

@@ -1,6 +1,6 @@
 """Rows → curves over passes, and counts → bins and quantiles.
 
-Knows nothing of charts or files. Passes are 1-based, entropies and KL divergences in nats.
+Passes are 1-based, entropies and KL divergences in nats.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.report.samples import Floats, Row
 LOW, HIGH = 0.1, 0.9
 """The quantiles that a band spans."""
 MIN_ROWS = 5
-"""A curve ends where fewer rows than this are left, so that no single row draws it."""
+"""A curve ends where fewer rows than this are left, so that it never shows single rows."""
 PASSES_AT_A_TIME = 512
 """Bounds the matrix that quantiles are taken of, however long rows are."""
 REFINEMENT, DECODING, UNKNOWN = "refinement", "decoding", "phase not known"
@@ -115,10 +115,10 @@ def stopped_by(forwards: Mapping[str, Counter[int]]) -> dict[str, list[float]]:
 
 def quantile(counter: Counter[int], share: float) -> int:
     """The smallest value that at least this share of the counted does not exceed."""
-    due, seen = share * counter.total(), 0
+    wanted, seen = share * counter.total(), 0
     for value in sorted(counter):
         seen += counter[value]
-        if seen >= due:
+        if seen >= wanted:
             return value
     raise ValueError("nothing was counted")
 

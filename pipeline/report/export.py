@@ -1,7 +1,4 @@
-"""Figures as files for papers: SVG, and PNG where the `report` extra is installed.
-
-Knows nothing of runs.
-"""
+"""Figures as files for papers: SVG, and PNG where the `report` extra is installed."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from pipeline.report.style import PRINT, chart_style
 from pipeline.storage.storage import Storage
 
 PNG_SCALE = 3
-"""Pixels of a PNG for one of its drawing: 1,680 across."""
+"""Pixels of a PNG per pixel of the drawing: 1,680 wide."""
 
 
 def export(figures: Sequence[Figure], folder: Storage) -> list[str]:

@@ -1,6 +1,6 @@
-"""The report's words and tables: head, notices, tiles, outcome, machine, settings.
+"""The report's texts and tables: head, notices, tiles, outcome, machine, settings.
 
-Knows nothing of figures or storage. Returns texts, or HTML in which every text is escaped.
+Returns texts, or HTML in which every text is escaped.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_CHARACTERS = 300
 def head(run: Run, counts: ReportCounts) -> tuple[str, str, tuple[str, str]]:
     """Title, subtitle, and the mark beside the title."""
     subtitle = (
-        f"{run.output.uri} · model {run.settings.get('model')} · begun {run.manifest.created}"
+        f"{run.output.uri} · model {run.settings.get('model')} · started {run.manifest.created}"
     )
     if not run.is_whole:
         mark = ("warn", f"not finished: {len(run.shards)} of {len(run.manifest.files)} shards")
@@ -40,14 +40,14 @@ def head(run: Run, counts: ReportCounts) -> tuple[str, str, tuple[str, str]]:
 
 
 def notices(run: Run, counts: ReportCounts) -> Iterator[str]:
-    """What a reader has to know before any number."""
+    """What a reader must know before any number."""
     if not run.is_whole:
         event = run.events[-1] if run.events else None
         last = f" Its last event: {event.what}, {_time(event.time)} UTC." if event else ""
         yield (
-            f"This run is going on or was interrupted: {counts.num_rows:,} of "
-            f"{run.num_planned_rows:,} rows are in committed shards, and this report is on these "
-            f"alone.{last}{_driver(run)} The same lrd generate command continues it."
+            f"This run is still running or was interrupted: {counts.num_rows:,} of "
+            f"{run.num_planned_rows:,} rows are in committed shards, and this report covers only "
+            f"these.{last}{_driver(run)} The same lrd generate command continues it."
         )
     if counts.num_ok == 0:
         yield "No row was decoded, so there are no curves; the reasons are below."
@@ -65,14 +65,14 @@ def _time(time: datetime) -> str:
 
 
 def _driver(run: Run) -> str:
-    """What the driver's lease says, where one is there."""
+    """The state of the driver by its lease; empty without one."""
     if run.driver is None:
         return ""
     if run.driver.released:
-        return " No driver is at work."
+        return " No driver is running."
     return (
-        f" A driver on {run.driver.host} last gave a sign at {run.driver.time} and has not signed "
-        "off."
+        f" The last heartbeat of the driver on {run.driver.host} was at {run.driver.time}, and it "
+        "has not ended."
     )
 
 
@@ -99,9 +99,9 @@ def tiles(run: Run, counts: ReportCounts, course: Timeline) -> Iterator[Tile]:
     if rate is not None:
         yield Tile(f"{rate:,.2f}", "rows a second", "from drivers' starts to their ends")
     if course.occupancy is not None:
-        yield Tile(f"{course.occupancy:.0%}", "of slots held a row", "start and end included")
+        yield Tile(f"{course.occupancy:.0%}", "of slots were occupied", "start and end included")
     if counts.slots.buckets:
-        yield Tile(f"{padding_share(counts):.0%}", "padding", "of the prompt places in slots")
+        yield Tile(f"{padding_share(counts):.0%}", "padding", "of the prompt positions in slots")
 
 
 def _rate(course: Timeline) -> float | None:
@@ -125,7 +125,7 @@ def outcome(counts: ReportCounts) -> list[str]:
     if stops:
         parts.append(
             heading("How rows stopped")
-            + table(["stop reason", "rows", "share", "passes: mean, median, most"], stops, (1, 2))
+            + table(["stop reason", "rows", "share", "passes: mean, median, max"], stops, (1, 2))
             + paragraph(
                 f"In {refined:.1%} of rows every refinement phase ended by tau_refine. Mean α of "
                 f"soft embeddings: {counts.mix_weight / counts.num_ok:.3f}."
@@ -148,7 +148,8 @@ def _spread(counts: ReportCounts, stop: str) -> str:
 
 
 def machine(run: Run, counts: ReportCounts, course: Timeline) -> tuple[list[str], str]:
-    """Drivers with what is not known of time, and replicas, an HTML card each; below, events."""
+    """Drivers with remarks on what is not known about time, and replicas, an HTML card each; then
+    the events."""
     drivers = [
         (
             _time(session.started),
@@ -185,7 +186,7 @@ def machine(run: Run, counts: ReportCounts, course: Timeline) -> tuple[list[str]
 
 
 def _events(run: Run) -> str:
-    """The latest events under a line that opens them, as HTML."""
+    """The latest events in a closed list, as HTML."""
     rows = [
         (
             _time(event.time),
@@ -198,7 +199,7 @@ def _events(run: Run) -> str:
         return ""
     which = "" if len(rows) == len(run.events) else f", the last {len(rows)}"
     return folded(
-        f"{len(run.events):,} events{which}", table(["time (UTC)", "event", "what it says"], rows)
+        f"{len(run.events):,} events{which}", table(["time (UTC)", "event", "details"], rows)
     )
 
 
@@ -221,7 +222,7 @@ def settings(run: Run) -> list[str]:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return table(["name", "value"], [(n, _plain(v)) for n, v in values.items()], look="pairs")
+    return table(["name", "value"], [(n, _plain(v)) for n, v in values.items()], style="pairs")
 
 
 def _plain(value: Any) -> str:

@@ -1,7 +1,4 @@
-"""The report's histograms: passes and effective tokens a row.
-
-Knows nothing of files or pages.
-"""
+"""The report's histograms: passes and effective tokens a row."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from itertools import pairwise
 from pipeline.output.run_records import Run
 from pipeline.report.counting import ReportCounts
 from pipeline.report.curves import bin_edges, binned, mean, quantile
-from pipeline.report.figure import Figure, stop_look, stop_order
+from pipeline.report.figure import Figure, stop_order, stop_style
 from pipeline.report.svg import Axis, Chart
 
 
@@ -54,7 +51,7 @@ def _histogram(series: dict[str, tuple[str, Counter[int]]], label: str) -> Chart
         Axis(label, edges[0] - 0.5, edges[-1] - 0.5, whole=True),
         Axis("rows", 0, max(heights) * 1.05, whole=True),
     )
-    chart.reading_places = [
+    chart.reading_xs = [
         ((low + high - 1) / 2, f"{low}" if high - low == 1 else f"{low}–{high - 1}")
         for low, high in pairwise(edges)
     ]
@@ -63,9 +60,9 @@ def _histogram(series: dict[str, tuple[str, Counter[int]]], label: str) -> Chart
         rows = binned(counter, edges)
         for low, high, base, number in zip(edges, edges[1:], below, rows, strict=False):
             if number:
-                chart.bar(low - 0.5, high - 0.5, base, base + number, stop_look(stop))
+                chart.bar(low - 0.5, high - 0.5, base, base + number, stop_style(stop))
         below = [base + number for base, number in zip(below, rows, strict=True)]
         chart.readings.append((stop if name else "rows", [f"{n:,}" for n in rows]))
         if name:
-            chart.legend.append((stop_look(stop), "box", name))
+            chart.legend.append((stop_style(stop), "box", name))
     return chart

@@ -1,7 +1,4 @@
-"""The report's figures of the machine: rows over time, padding by bucket.
-
-Knows nothing of files or pages.
-"""
+"""The report's figures of the machine: rows over time, padding by bucket."""
 
 from __future__ import annotations
 
@@ -40,13 +37,13 @@ def throughput(found: Timeline) -> Figure | None:
         chart.moment(seconds / length, "s4")
     chart.legend += [("s3", "dash", "driver started again")] if found.sessions[1:] else []
     chart.legend += [("s4", "dash", "replica died")] if found.deaths else []
-    chart.reading_places = [(s / length, f"{s / length:.3g} {unit}") for s, _ in found.committed]
+    chart.reading_xs = [(s / length, f"{s / length:.3g} {unit}") for s, _ in found.committed]
     chart.readings = [("rows", [f"{rows:,}" for _, rows in found.committed])]
     return Figure(
         "throughput",
         "Rows committed over time",
-        "A step is a shard whose rows were all in, at its file's time. Rows appear with their "
-        "shard, not when they were decoded: when that was is not stored.",
+        "Each step is a committed shard, at its file's time. Rows appear with their shard, not "
+        "when they were decoded: that time is not stored.",
         chart,
     )
 
@@ -70,19 +67,19 @@ def padding(counts: ReportCounts) -> Figure | None:
         rows.append(f"{bucket.num_rows:,}")
         prompts.append(f"{mean:.1f}")
         pads.append(f"{length - mean:.1f} ({1 - mean / length:.1%})")
-    chart.reading_places = [(float(n), f"bucket {length}") for n, (length, _) in enumerate(buckets)]
+    chart.reading_xs = [(float(n), f"bucket {length}") for n, (length, _) in enumerate(buckets)]
     chart.readings = [("rows", rows), ("prompt tokens", prompts), ("padding", pads)]
     return Figure(
         "padding",
         "Padding by bucket",
-        f"Mean over each bucket's rows. {padding_share(counts):.1%} of all prompt places in slots "
-        "were padding, each row counted once.",
+        f"Mean over each bucket's rows. {padding_share(counts):.1%} of all prompt positions in "
+        "slots were padding, each row counted once.",
         chart,
     )
 
 
 def padding_share(counts: ReportCounts) -> float:
-    """Padding among the prompt places of all rows that had a slot."""
-    places = sum(length * bucket.num_rows for length, bucket in counts.slots.buckets.items())
+    """Share of padding in the prompt positions of all rows that had a slot."""
+    positions = sum(length * bucket.num_rows for length, bucket in counts.slots.buckets.items())
     tokens = sum(bucket.num_prompt_tokens for bucket in counts.slots.buckets.values())
-    return 1 - tokens / places if places else 0.0
+    return 1 - tokens / positions if positions else 0.0

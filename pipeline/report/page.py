@@ -1,6 +1,6 @@
-"""Everything a report says → one HTML file that needs nothing else.
+"""The parts of a report → one self-contained HTML file.
 
-Knows nothing of storage. Texts of models and users reach the page in two ways only: escaped by
+Texts of models and users reach the page in two ways only: escaped by
 `html.escape`, or inside the JSON that `embedded` makes and the script writes as text.
 """
 
@@ -17,7 +17,7 @@ from pipeline.report.figure import Figure
 from pipeline.report.style import DARK, FONT, LIGHT, chart_style, variables
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""A browser refuses whatever the page might try to fetch."""
+"""Makes browsers refuse every request by the page."""
 SCRIPTS = ("charts.js", "traces.js", "viewer.js")
 
 
@@ -91,9 +91,9 @@ def table(
     head: Sequence[str],
     rows: Iterable[Sequence[str]],
     numbers: Sequence[int] = (),
-    look: str = "plain",
+    style: str = "plain",
 ) -> str:
-    """An HTML table; numbers: columns that stand at the right; look: its class."""
+    """An HTML table; numbers: columns that are aligned right; style: its CSS class."""
 
     def cells(texts: Sequence[str], tag: str) -> str:
         return "".join(
@@ -103,7 +103,7 @@ def table(
 
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
     return (
-        f'<div class="wide"><table class={look}><thead><tr>{cells(head, "th")}</tr></thead>'
+        f'<div class="wide"><table class={style}><thead><tr>{cells(head, "th")}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
@@ -114,7 +114,7 @@ def paragraph(text: str) -> str:
 
 
 def folded(title: str, body: str) -> str:
-    """HTML under a line that opens it."""
+    """HTML that is hidden until its title is clicked."""
     return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
 

@@ -1,7 +1,4 @@
-"""The report's figures over passes: KL divergence, entropy, and what has stopped by when.
-
-Knows nothing of files or pages.
-"""
+"""The report's figures over passes: KL divergence, entropy, and what has stopped by when."""
 
 from __future__ import annotations
 
@@ -21,14 +18,14 @@ from pipeline.report.curves import (
     refined_by,
     stopped_by,
 )
-from pipeline.report.figure import Figure, stop_look, stop_order
+from pipeline.report.figure import Figure, stop_order, stop_style
 from pipeline.report.samples import Row
 from pipeline.report.svg import Axis, Chart
 
-PHASE_LOOKS = {REFINEMENT: "s2", DECODING: "s1", UNKNOWN: "s6"}
+PHASE_STYLES = {REFINEMENT: "s2", DECODING: "s1", UNKNOWN: "s6"}
 PASS = "forward pass"
 LEAST_KL = 1e-8
-"""Where a logarithmic axis ends at the latest, nats."""
+"""Smallest lower end of a logarithmic axis, nats."""
 
 
 def pass_figures(run: Run, counts: ReportCounts, rows: Sequence[Row]) -> list[Figure]:
@@ -87,7 +84,8 @@ def _thresholds(run: Run) -> dict[float, list[str]]:
 
 
 def _refines(run: Run) -> bool:
-    """Whether refinement phases end by tau_refine: not without any, nor where k are due (LF×k)."""
+    """Whether refinement phases end by tau_refine: not without any, nor where their
+    number is fixed (LF×k)."""
     decoding = run.decoding
     counted = isinstance(decoding.get("refinement"), int)
     return bool(decoding.get("max_refine_steps")) and not counted
@@ -103,7 +101,7 @@ def _entropy(rows: Sequence[Row], sampled: str) -> Figure:
         "entropy",
         "Entropy of the open positions",
         "Median and 10–90% band over rows of the mean entropy of what is still open; it may rise "
-        f"while the surest positions are committed and leave. Of {sampled}.",
+        f"while the most certain positions are committed and leave. Of {sampled}.",
         chart,
     )
 
@@ -113,11 +111,11 @@ def _phase_chart(curves: dict[str, Curve], y: Axis, text: Callable[[float], str]
     last = max((n for c in curves.values() for n, m in _drawn(c)), default=1)
     chart = Chart(Axis(PASS, 0, max(1, last), whole=True), y)
     passes = list(range(1, last + 1))
-    chart.reading_places = [(n, f"pass {n}") for n in passes]
+    chart.reading_xs = [(n, f"pass {n}") for n in passes]
     for name, curve in curves.items():
-        chart.band(curve.passes, curve.low, curve.high, PHASE_LOOKS[name])
+        chart.band(curve.passes, curve.low, curve.high, PHASE_STYLES[name])
     for name, curve in curves.items():
-        chart.line(curve.passes, curve.median, PHASE_LOOKS[name], name)
+        chart.line(curve.passes, curve.median, PHASE_STYLES[name], name)
         chart.readings += [
             (name, [_read(m, text) for m in curve.median[:last]]),
             ("  10–90%", [_span(pair, text) for pair in zip(curve.low, curve.high, strict=True)]),
@@ -146,11 +144,11 @@ def _stopped(counts: ReportCounts) -> Figure:
     chart = Chart(
         Axis(PASS, 0, max(1, last), whole=True), Axis("rows stopped", 0.0, 1.0, percent=True)
     )
-    chart.reading_places = [(n, f"by pass {n}") for n in passes]
+    chart.reading_xs = [(n, f"by pass {n}") for n in passes]
     below = [0.0] * (last + 1)
     for stop in sorted(shares, key=stop_order):
         above = [a + b for a, b in zip(below, shares[stop], strict=True)]
-        chart.band(passes, below, above, stop_look(stop), "area", stop)
+        chart.band(passes, below, above, stop_style(stop), "area", stop)
         chart.readings.append((stop, [f"{share:.1%}" for share in shares[stop]]))
         below = above
     chart.readings.append(("together", [f"{share:.1%}" for share in below]))
@@ -172,7 +170,7 @@ def _refined(shares: dict[int, float], tau: float, sampled: str) -> Figure:
     )
     chart.band(xs, [0.0] * len(xs), ys, "s2")
     chart.line(xs, ys, "s2", f"D_t below tau_refine {tau:g}")
-    chart.reading_places = [(n, f"by pass {n}") for n in xs]
+    chart.reading_xs = [(n, f"by pass {n}") for n in xs]
     chart.readings.append(("converged", [f"{share:.1%}" for share in ys]))
     return Figure(
         "refined",
@@ -192,7 +190,7 @@ def _committed(rows: Sequence[Row], sampled: str) -> Figure:
     )
     chart.band(curve.passes, curve.low, curve.high, "s3")
     chart.line(curve.passes, curve.median, "s3", "median, 10–90% band")
-    chart.reading_places = [(n, f"after pass {n}") for n in curve.passes]
+    chart.reading_xs = [(n, f"after pass {n}") for n in curve.passes]
     chart.readings = [
         ("median", [f"{share:.1%}" for share in curve.median]),
         ("10–90%", [f"{a:.1%} to {b:.1%}" for a, b in zip(curve.low, curve.high, strict=True)]),

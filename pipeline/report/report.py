@@ -1,7 +1,6 @@
 """A run's folder → its report: what is read, counted and drawn, in that order.
 
-Knows no command line and prints nothing. Equal files give an equal report: nothing in it tells
-when or where it was made.
+Equal files give an equal report: it does not contain when or where it was made.
 """
 
 from __future__ import annotations
@@ -52,10 +51,10 @@ def make_report(output: Storage, num_viewer_rows: int = 200) -> Report:
         )
     counts, chosen = count(run, num_viewer_rows)
     rows = read_rows(run, {*chosen.curves, *chosen.viewer})
-    shown = {place: rows[place] for place in chosen.viewer}
+    shown = {index: rows[index] for index in chosen.viewer}
     tokens = token_texts(run.settings, [row for row in shown.values() if len(row.token_ids)])
     course = timeline(run, counts)
-    by_pass = pass_figures(run, counts, [rows[place] for place in chosen.curves])
+    by_pass = pass_figures(run, counts, [rows[index] for index in chosen.curves])
     by_row = histograms(run, counts)
     by_time = [f for f in (throughput(course), padding(counts)) if f is not None]
     sections = [

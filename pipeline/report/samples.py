@@ -1,6 +1,6 @@
-"""The chosen rows, read whole; what each of their passes did.
+"""Reads the chosen rows in full, and tells refinement from decoding passes.
 
-Knows nothing of charts. Memory: the chosen rows and one batch of a shard.
+Memory: the chosen rows and one batch of a shard.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.input.prompt_text import texts
 from pipeline.output.result_shards import batches
 from pipeline.output.run_records import Run
 from pipeline.parquet_batches import rows_at
-from pipeline.report.counting import Place
+from pipeline.report.counting import RowIndex
 
 BATCH_ROWS = 256
 """Rows read at a time: with canvases and traces of a thousand entries a few megabytes."""
@@ -52,7 +52,7 @@ class Row:
         """Which passes belong to decoding, the others to refinement; None where it is not known.
 
         A decode pass commits at least one position, save under a schedule of more steps than
-        tokens: there the phases can be told apart only where refinement comes first and once.
+        tokens: there the phases can be distinguished only where refinement comes first and once.
         """
         num_passes = len(self.kl)
         decoding = np.zeros(num_passes, bool)
@@ -65,11 +65,11 @@ class Row:
         return None
 
 
-def read_rows(run: Run, places: Iterable[Place]) -> dict[Place, Row]:
-    """The rows at these places; ValueError where a shard is damaged."""
+def read_rows(run: Run, indices: Iterable[RowIndex]) -> dict[RowIndex, Row]:
+    """The rows at these indices; ValueError where a shard is damaged."""
     wanted: dict[int, set[int]] = defaultdict(set)
-    for place in places:
-        wanted[place.shard].add(place.row)
+    for index in indices:
+        wanted[index.shard].add(index.row)
     prompt = run.settings.get("prompt_column", "prompt")
     rows = {}
     for shard, numbers in sorted(wanted.items()):
@@ -81,7 +81,7 @@ def read_rows(run: Run, places: Iterable[Place]) -> dict[Place, Row]:
                 here = pa.Table.from_batches([batch])
                 taken = rows_at(here, [n - first for n in inside])
                 for number, row in zip(inside, _rows(taken, prompt), strict=True):
-                    rows[Place(shard, number)] = row
+                    rows[RowIndex(shard, number)] = row
             first += batch.num_rows
     return rows
 

@@ -1,7 +1,4 @@
-"""Colours of charts: of the page's two themes, and of print.
-
-Knows nothing of what is drawn.
-"""
+"""Colours of charts: of the page's two themes, and of print."""
 
 from __future__ import annotations
 

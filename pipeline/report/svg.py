@@ -1,7 +1,7 @@
 """Charts as SVG text: two axes, and bands, lines, areas and bars over them.
 
-Knows nothing of runs and needs no library. Colours are classes (s1 … s6) that a stylesheet
-fills: the page's follows its theme, `export.py` has one for print. Coordinates: `px` are those
+Colours are CSS classes (s1 … s6) that a stylesheet
+defines: the page's follows its theme, `export.py` has one for print. Coordinates: `px` are those
 of the drawing, all others are the data's.
 """
 
@@ -54,7 +54,7 @@ class Axis:
             return f"{100 * value:.0f}%"
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
-    def place(self, value: float, start: float, end: float) -> float:
+    def position(self, value: float, start: float, end: float) -> float:
         """A value's px between the axis's ends; values outside stand at its ends."""
         low, high = self.low, self.high
         value = min(max(value, low), high)
@@ -79,35 +79,35 @@ class Chart:
     legend: list[tuple[str, str, str]] = field(default_factory=list)
     """Class, kind (line, dash, box) and text."""
     readings: list[tuple[str, list[str]]] = field(default_factory=list)
-    """A name and a text for every point of `reading_places`: what a pointer over it shows."""
-    reading_places: list[tuple[float, str]] = field(default_factory=list)
+    """A name and a text for every point of `reading_xs`: what a pointer over it shows."""
+    reading_xs: list[tuple[float, str]] = field(default_factory=list)
     """x and its name."""
 
     def px(self, x: float) -> float:
-        return self.x.place(x, LEFT, WIDTH - RIGHT)
+        return self.x.position(x, LEFT, WIDTH - RIGHT)
 
     def py(self, y: float) -> float:
-        return self.y.place(y, HEIGHT - BOTTOM, TOP)
+        return self.y.position(y, HEIGHT - BOTTOM, TOP)
 
-    def line(self, xs: Sequence[float], ys: Sequence[float], look: str, name: str = "") -> None:
+    def line(self, xs: Sequence[float], ys: Sequence[float], style: str, name: str = "") -> None:
         """A line through the points; NaN breaks it, a point between breaks is a dot."""
         for run in _runs(xs, ys):
             if len(run) == 1:
                 x, y = run[0]
-                place = f'cx="{self.px(x):.1f}" cy="{self.py(y):.1f}"'
-                self.marks.append(f'<circle class="dot {look}" {place} r="3"/>')
+                center = f'cx="{self.px(x):.1f}" cy="{self.py(y):.1f}"'
+                self.marks.append(f'<circle class="dot {style}" {center} r="3"/>')
             else:
                 points = " ".join(f"{self.px(x):.1f},{self.py(y):.1f}" for x, y in run)
-                self.marks.append(f'<polyline class="line {look}" points="{points}"/>')
+                self.marks.append(f'<polyline class="line {style}" points="{points}"/>')
         if name:
-            self.legend.append((look, "line", name))
+            self.legend.append((style, "line", name))
 
     def band(
         self,
         xs: Sequence[float],
         lows: Sequence[float],
         highs: Sequence[float],
-        look: str,
+        style: str,
         kind: str = "band",
         name: str = "",
     ) -> None:
@@ -115,17 +115,17 @@ class Chart:
         for above, below in zip(_runs(xs, highs), _runs(xs, lows), strict=True):
             outline = [*above, *reversed(below)]
             points = " ".join(f"{self.px(x):.1f},{self.py(y):.1f}" for x, y in outline)
-            self.marks.append(f'<polygon class="{kind} {look}" points="{points}"/>')
+            self.marks.append(f'<polygon class="{kind} {style}" points="{points}"/>')
         if name:
-            self.legend.append((look, "box", name))
+            self.legend.append((style, "box", name))
 
-    def bar(self, x_low: float, x_high: float, y_low: float, y_high: float, look: str) -> None:
+    def bar(self, x_low: float, x_high: float, y_low: float, y_high: float, style: str) -> None:
         """A rectangle, with a hair of air to its neighbours."""
         left, right = self.px(x_low), self.px(x_high)
         top, bottom = self.py(y_high), self.py(y_low)
         air = min(1.0, (right - left) / 6)
         self.marks.append(
-            f'<rect class="bar {look}" x="{left + air:.1f}" y="{top:.1f}" '
+            f'<rect class="bar {style}" x="{left + air:.1f}" y="{top:.1f}" '
             f'width="{right - left - 2 * air:.1f}" height="{bottom - top:.1f}"/>'
         )
 
@@ -137,11 +137,11 @@ class Chart:
             + _text(WIDTH - RIGHT - 4, at - 4, text, "note", "end")
         )
 
-    def moment(self, x: float, look: str) -> None:
+    def moment(self, x: float, style: str) -> None:
         """A dashed vertical line."""
         at = self.px(x)
         self.marks.append(
-            f'<line class="rule {look}" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" '
+            f'<line class="rule {style}" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" '
             f'y2="{HEIGHT - BOTTOM}"/>'
         )
 
@@ -159,11 +159,11 @@ class Chart:
         )
 
     def pointer(self) -> dict[str, object]:
-        """What the page's script shows where the pointer is; places in px."""
+        """What the page's script shows at the pointer; x coordinates in px."""
         return {
             "frame": [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM],
-            "places": [round(self.px(x), 1) for x, _ in self.reading_places],
-            "names": [name for _, name in self.reading_places],
+            "places": [round(self.px(x), 1) for x, _ in self.reading_xs],
+            "names": [name for _, name in self.reading_xs],
             "readings": [[name, texts] for name, texts in self.readings],
         }
 
@@ -193,15 +193,16 @@ class Chart:
 
     def _legend(self) -> str:
         parts, at = [], float(LEFT)
-        for look, kind, text in self.legend:
+        for style, kind, text in self.legend:
             if kind == "box":
                 parts.append(
-                    f'<rect class="bar {look}" x="{at:.1f}" y="9" width="12" height="12"/>'
+                    f'<rect class="bar {style}" x="{at:.1f}" y="9" width="12" height="12"/>'
                 )
             else:
                 css = "rule" if kind == "dash" else "line"
                 parts.append(
-                    f'<line class="{css} {look}" x1="{at:.1f}" x2="{at + 16:.1f}" y1="15" y2="15"/>'
+                    f'<line class="{css} {style}" x1="{at:.1f}" x2="{at + 16:.1f}" y1="15" '
+                    'y2="15"/>'
                 )
             parts.append(_text(at + 21, 19, text, "key", "start"))
             at += 21 + CHARACTER * len(text) + 18
@@ -219,8 +220,8 @@ def _runs(xs: Sequence[float], ys: Sequence[float]) -> list[list[tuple[float, fl
     return [run for run in runs if run]
 
 
-def _text(x: float, y: float, text: str, look: str, anchor: str) -> str:
+def _text(x: float, y: float, text: str, style: str, anchor: str) -> str:
     return (
-        f'<text class="{look}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
+        f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
         f"{html.escape(text)}</text>"
     )

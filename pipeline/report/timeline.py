@@ -1,8 +1,8 @@
-"""When what was finished, as far as the files tell: drivers, shards, deaths, slots in use.
+"""Times of drivers, shards, deaths and occupied slots, as far as the files record them.
 
-Knows nothing of charts. A row's result does not say when it was finished; a shard's file says
-when it was committed and the events when drivers came and went. What these do not tell is said
-in `notes` and left out, never guessed.
+A row's result does not say when it was finished; a shard's file says
+when it was committed and the events when drivers came and went. What they do not record is left
+out and named in `notes`, never guessed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.report.counting import ReportCounts
 SLACK = timedelta(seconds=10)
 """How far a storage's clock may be from the driver's."""
 STARTED, FINISHED = "driver started", "driver finished"
-DIED, NOTICE = "replica died", "replica notice"
+DIED, SLOTS_CHANGED = "replica died", "replica notice"
 """Names of events."""
 
 
@@ -26,7 +26,7 @@ class Session:
 
     started: datetime
     ended: datetime | None = None
-    """None: it wrote no event at its end, so it was stopped or is at work."""
+    """None: it wrote no event at its end, so it was stopped or is running."""
     last_seen: datetime | None = None
     """Its last event or committed shard."""
     num_shards: int = 0
@@ -48,7 +48,7 @@ class Timeline:
     deaths: list[float] = field(default_factory=list)
     """When replicas died."""
     occupancy: float | None = None
-    """Mean share of slots that held a row, from the driver's start to its end."""
+    """Mean share of slots that were occupied, from the driver's start to its end."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -56,11 +56,11 @@ def timeline(run: Run, counts: ReportCounts) -> Timeline:
     """The course of a run from its events and its files' times."""
     found = Timeline(sessions=_sessions(run))
     if not found.sessions:
-        found.notes.append("events.jsonl names no driver's start, so nothing is placed in time.")
+        found.notes.append("events.jsonl names no driver's start, so no time is known.")
         return found
     start = found.sessions[0].started
     found.deaths = [(e.time - start).total_seconds() for e in run.events if e.what == DIED]
-    _place_shards(run, counts, found)
+    _assign_shards(run, counts, found)
     _occupancy(run, counts, found)
     return found
 
@@ -77,8 +77,8 @@ def _sessions(run: Run) -> list[Session]:
     return sessions
 
 
-def _place_shards(run: Run, counts: ReportCounts, found: Timeline) -> None:
-    """Each shard to the driver that was at work when its file was written."""
+def _assign_shards(run: Run, counts: ReportCounts, found: Timeline) -> None:
+    """Assign each shard to the driver that was running when its file was written."""
     placed = []
     for shard, num_rows in zip(run.shards, counts.shard_rows, strict=True):
         session = _session_at(found.sessions, shard.written)
@@ -101,25 +101,25 @@ def _place_shards(run: Run, counts: ReportCounts, found: Timeline) -> None:
 
 
 def _session_at(sessions: list[Session], time: datetime | None) -> Session | None:
-    """The driver at work at a time; None where none was."""
+    """The driver that was running at a time; None where none was."""
     if time is None or time < sessions[0].started - SLACK:
         return None
-    at_work = [s for s in sessions if s.started <= time + SLACK][-1]
-    return None if at_work.ended and time > at_work.ended + SLACK else at_work
+    running = [s for s in sessions if s.started <= time + SLACK][-1]
+    return None if running.ended and time > running.ended + SLACK else running
 
 
 def _occupancy(run: Run, counts: ReportCounts, found: Timeline) -> None:
     """Time of rows in slots over time that slots were there, for a run in one undisturbed piece.
 
-    A row's `seconds` count from its slot's filling to its end. Of attempts that a death or a
-    stop cut short nothing is stored, so runs with these have no figure.
+    A row's `seconds` count from its slot's filling to its end. Attempts that were
+    interrupted by a death or a stop are not stored, so runs with these have no figure.
     """
     why = None
     if len(found.sessions) != 1 or found.sessions[0].ended is None or not run.is_whole:
         why = "more than one driver worked on the run, or it is not finished"
     elif found.deaths:
-        why = "replicas died, and what their slots held then is not stored"
-    elif any(event.what == NOTICE for event in run.events):
+        why = "replicas died, and the time of the rows in their slots is not stored"
+    elif any(event.what == SLOTS_CHANGED for event in run.events):
         why = "a replica changed its number of slots"
     elif not counts.slot_seconds or not run.settings.get("slots"):
         why = "no row says how long it was in a slot"

@@ -1,7 +1,6 @@
-"""Token ids → what each stands for, by the run's own tokenizer where it can be had.
+"""Token ids → their texts, by the run's own tokenizer where it can be loaded.
 
-Knows nothing of weights: of a checkpoint only the tokenizer's files are read, of a hub id or a
-URI only these are downloaded.
+Of a checkpoint only the tokenizer's files are read or downloaded.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ class Tokens:
 def token_texts(settings: dict[str, Any], rows: Sequence[Row]) -> Tokens:
     """The text of every id in the rows' canvases.
 
-    Checked against the rows' own output_text: a tokenizer that was changed since the run is not
-    believed.
+    Checked against the rows' own output_text: a tokenizer that has changed since the run is not
+    used.
     """
     model, revision = str(settings.get("model", "")), settings.get("revision")
     try:
         tokenizer = load_tokenizer(_folder(model, revision))
-    # Tokenizer libraries raise anything for broken files; a report can do without.
+    # Tokenizer libraries may raise any exception for broken files; the report works without.
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return Tokens({}, f"the run's tokenizer could not be loaded: {reason}")

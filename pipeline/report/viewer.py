@@ -1,6 +1,6 @@
 """The rows of the sample viewer as data for the page's script.
 
-Knows nothing of HTML. Numbers are rounded to what a screen shows.
+Numbers are rounded to what a screen shows.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report.counting import Place
+from pipeline.report.counting import RowIndex
 from pipeline.report.samples import Row
 from pipeline.report.tokens import Tokens
 
 MAX_CHARACTERS = 20_000
-"""Of a prompt or an answer; what is longer is cut, with a word about it."""
+"""Of a prompt or an answer; longer texts are cut, and say so."""
 SHOWN = (
     *("num_forwards", "refine_steps", "decode_steps", "blocks", "num_output_tokens"),
     *("num_prompt_tokens", "bucket", "open_at_stop", "max_entropy_at_stop", "mean_mix_weight"),
@@ -26,13 +26,13 @@ SHOWN = (
 
 def viewer_data(
     decoding: Mapping[str, Any],
-    rows: Mapping[Place, Row],
-    why: Mapping[Place, str],
+    rows: Mapping[RowIndex, Row],
+    why: Mapping[RowIndex, str],
     tokens: Tokens,
 ) -> dict[str, Any]:
-    """All that the viewer shows; why: how each row came to be among the sampled ones."""
+    """All that the viewer shows; why: the reason why each row was chosen."""
     return {
-        "rows": [viewer_row(row, why[place]) for place, row in rows.items()],
+        "rows": [viewer_row(row, why[index]) for index, row in rows.items()],
         "tokens": tokens.texts,
         "block_length": decoding.get("block_length"),
         "tau_refine": decoding.get("tau_refine"),
@@ -71,7 +71,7 @@ def _rounded(values: Iterable[np.float32]) -> list[float | None]:
 
 
 def _number(value: Any) -> Any:
-    """Four digits of a float, None for what is no number; other values as they are."""
+    """Four digits of a float, None for what is not a number; other values as they are."""
     if not isinstance(value, float):
         return value
     return float(f"{value:.4g}") if math.isfinite(value) else None

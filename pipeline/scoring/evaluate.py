@@ -1,4 +1,4 @@
-"""Scores every row of finished result shards, and sums the scores up.
+"""Scores every row of finished result shards, and summarises the scores.
 
 Reads OUT/data alone (the manifest only says how many shards there will be), decodes nothing
 and can be run again.
@@ -58,7 +58,7 @@ def evaluate(
     """
     shards, num_planned = finished_shards(output, "score", partial)
     names = [shard.name for shard in shards]
-    folder, file = _scores_place(output, task, scores)
+    folder, file = _scores_file(output, task, scores)
     folder.check_writable()
     reference, columns = _columns(output, names, task, reference_column)
     tables: list[pa.Table] = []
@@ -76,18 +76,18 @@ def evaluate(
     return result
 
 
-def _scores_place(output: Storage, task: Task, scores: str | None) -> tuple[Storage, str]:
+def _scores_file(output: Storage, task: Task, scores: str | None) -> tuple[Storage, str]:
     if scores is None:
         return output, f"{SCORES}/{task.name}.parquet"
     parent, name = uris.parent(scores)
     folder = Storage(parent)
     if not name.endswith(".parquet"):
-        raise ValueError(f"{scores}: is no name of a .parquet file; change --output")
+        raise ValueError(f"{scores}: is not the name of a .parquet file; change --output")
     inside = (folder.root + "/").startswith(output.root + "/")
     hidden = folder.root.removeprefix(output.root).startswith("/.")
     if folder.is_local == output.is_local and inside and not hidden:
         raise ValueError(
-            f"{scores}: would be read as results there; leave --output out, or name a place "
+            f"{scores}: would be read as results there; leave --output out, or name a file "
             f"outside {output.uri}"
         )
     return folder, name
@@ -138,7 +138,7 @@ def _answers(
             if row["status"] != "ok":
                 continue
             if missing := [name for name in ["output_text", *columns] if name not in row]:
-                found[first + number] = Score(False, None, f"no UTF-8: column {missing[0]}")
+                found[first + number] = Score(False, None, f"not UTF-8: column {missing[0]}")
             elif row[reference] is not None:
                 example = {column: row[column] for column in columns}
                 yield Answer(first + number, row["output_text"], row[reference], example)
@@ -146,7 +146,7 @@ def _answers(
 
 
 def _readable_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows by column, without the cells whose bytes are no UTF-8."""
+    """The rows by column, without the cells whose bytes are not UTF-8."""
     try:
         rows: list[dict[str, Any]] = table.to_pylist()
     except UnicodeDecodeError:

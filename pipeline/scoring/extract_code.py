@@ -86,13 +86,13 @@ def defines(code: str, name: str | None) -> bool:
 def _unfenced(text: str, name: str | None) -> str:
     """Code between prose: of its parts the first that defines `name`, else the first."""
     parts = []
-    place = 0
-    while start := _CODE_START.search(text, place):
+    position = 0
+    while start := _CODE_START.search(text, position):
         part = parsing_part(text[start.start() :])
-        place = start.end()
+        position = start.end()
         if parses(part):
             parts.append(part)
-            place = start.start() + len(part)
+            position = start.start() + len(part)
         if defines(part, name):
             return part
     return parts[0] if parts else parsing_part(text)

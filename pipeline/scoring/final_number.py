@@ -36,7 +36,7 @@ _REWRITTEN = (
     (re.compile(r"\\(?:left|right|quad|,|;|!|:| )"), " "),
     (re.compile(r"\\\$"), "$"),
     (re.compile(r"\*\*|__|`"), ""),
-    # The exponent of a unit (cm^2, m³) is no number of its own.
+    # The exponent of a unit (cm^2, m³) is not a number of its own.
     (re.compile(r"(?<=[A-Za-z}])\s*\^\s*\{?\s*-?\d+\s*\}?|[²³]"), ""),
 )
 

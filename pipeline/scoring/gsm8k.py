@@ -1,7 +1,6 @@
 """GSM8K: a word problem → its final number.
 
 Right is what equals the reference's final number as a value: 1,000 and 1000.00 are one.
-Knows nothing of files.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """HumanEval: a signature with its docstring → the function, run against the hidden tests.
 
 `lrd prepare` keeps the signature as `source_prompt`, where `prompt` is what the model is given.
-Knows nothing of files or of how programs are confined.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 An answer that reads as the reference, spaces and typography aside, is right; any other is
 parsed and compared as mathematics. math-verify's own time limits are signals, which work in a
 main thread alone, so they are off here: `workers.py` ends a row that takes too long.
-Knows nothing of files.
 """
 
 from __future__ import annotations

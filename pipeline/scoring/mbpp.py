@@ -1,7 +1,4 @@
-"""MBPP: a sentence and three asserts → a program that passes them.
-
-Knows nothing of files or of how programs are confined.
-"""
+"""MBPP: a sentence and three asserts → a program that passes them."""
 
 from __future__ import annotations
 

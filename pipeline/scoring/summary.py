@@ -1,4 +1,4 @@
-"""Sums up the scores of one dataset: accuracy with its interval, tokens, forwards, stops."""
+"""Summarises the scores of one dataset: accuracy with its interval, tokens, forwards, stops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.output.statistics import Counts
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What the scores of one dataset come to. Failed rows count as wrong."""
+    """Summary of the scores of one dataset. Failed rows count as wrong."""
 
     task: str
     num_rows: int

@@ -1,6 +1,6 @@
 """What a task is: example row → prompt, answer and reference → score.
 
-Knows nothing of files, processes or any single task; those are in the modules beside it.
+Each task is a module beside this one.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ NO_ANSWER = "no answer found"
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What one answer is worth."""
+    """The score of one answer."""
 
     correct: bool
     extracted: str | None
     """The part of the answer that was compared or run."""
     reason: str | None
-    """Why it is wrong: a few words, then details behind a colon; None where it is right."""
+    """Why it is wrong: a few words, then details after a colon; None where it is right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Task:
     name: str
     prompt_columns: tuple[str, ...]
     chat_prompt: Callable[[Example], str]
-    """A user's turn that says what form the answer shall have."""
+    """A user's turn that says which form the answer must have."""
     open_prompt: Callable[[Example], str]
     """Text that a base model continues with the answer."""
     exemplar_columns: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The tasks by name. Knows nothing else of them."""
+"""The tasks by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TASKS: dict[str, Task] = {
 
 
 def task_named(name: str) -> Task:
-    """The task; ValueError with the names there are for another."""
+    """The task; ValueError with the known names for an unknown one."""
     if name not in TASKS:
         raise ValueError(f"task {name!r} is unknown; choose {', '.join(TASKS)}")
     return TASKS[name]

@@ -1,7 +1,6 @@
 """The embedded model's word problems: a question → the number after the last `####`.
 
 Strict, as the model is trained to that form: right is what reads exactly as the reference.
-Knows nothing of how the problems are made.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Scores answers in processes of their own, which may be lost without ending the run.
+"""Scores answers in processes of their own, which may die without ending the run.
 
     python -P -m pipeline.scoring.workers TASK DESCRIPTOR     # what the pool starts
 
 * A worker imports everything and passes its task's check before it says that it is ready. One
-  that dies or hangs before that ends the run with its exit code and last words: no row is to
-  blame, so no row is scored wrong.
+  that dies or hangs before that ends the run with its exit code and last line: no row is the
+  cause, so no row is scored wrong.
 * A row that takes too long is a wrong answer with that reason. A row whose worker dies is tried
   again in a new, checked worker; dying twice, it is a wrong answer with that reason.
 * An error of the system (no space, a package that is gone) ends the run; any other exception

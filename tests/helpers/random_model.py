@@ -1,6 +1,6 @@
 """A small transformer with random weights; what it writes is noise, but never near-uniform noise.
 
-Knows nothing of checkpoints: weights come from a seed.
+Weights come from a seed.
 """
 
 from __future__ import annotations

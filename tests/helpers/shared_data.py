@@ -1,4 +1,4 @@
-"""Benchmark questions that lie beside the project; tests that need them skip where they are not."""
+"""Benchmark questions in a folder beside the project; tests that need them skip without it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's folder made up from a seed: canvases, traces and events as a driver would leave them.
+"""A run's folder generated from a seed: canvases, traces and events as a driver would leave them.
 
 The ledger writes it, so that it is a run that a driver could have written; nothing is decoded.
 """

@@ -1,4 +1,4 @@
-"""Numbers → their texts in the tables. Knows nothing of what they mean."""
+"""Numbers → their texts in the tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def change(value: float | None, reference: float | None) -> str:
 
 
 def span(values: Sequence[float], digits: int = 1, signed: bool = False) -> str:
-    """`+1.0 to +4.8`, from the least to the largest."""
+    """`+1.0 to +4.8`, from the smallest to the largest."""
     if not values:
         return NONE
     sign = "+" if signed else ""

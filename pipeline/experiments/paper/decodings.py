@@ -1,6 +1,5 @@
-"""The decodings that the paper compares, as settings, and what each table and figure needs.
-
-Knows nothing of models, files or results.
+"""The decodings that the paper compares, as settings, and which of them each table and figure
+shows.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from lrd.config import PRESETS, DecodingConfig
+from lrd.config import COMMIT_RULES, PRESETS, DecodingConfig
+from pipeline.experiments.decoders import COMMON
 
 METHOD = "paper"
 """The preset that `lrd` and its ablations start from, unless another is asked for."""
@@ -27,9 +27,9 @@ class Decoding:
     label: str
     """As the paper writes it."""
     preset: str | None = None
-    """None: the method's."""
+    """None: the preset of the method (`METHOD`, or `--preset`)."""
     changes: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    """Settings that make it what it is."""
+    """Its own settings; the user's do not replace them."""
 
 
 def _sweep(setting: str) -> dict[str, Decoding]:
@@ -44,14 +44,15 @@ def point(setting: str, share: float) -> str:
     return f"{setting}={share:g}"
 
 
+_COMMIT_SETTINGS = ("tokens_per_step", "steps", "schedule", "schedule_eps", *COMMIT_RULES)
+_MANY_A_PASS = {"entropy_threshold": PRESETS["fast"]["entropy_threshold"]}
+
 DECODINGS: dict[str, Decoding] = {
     "baseline": Decoding("baseline", "baseline"),
     "lrd": Decoding("LRD"),
-    "fast": Decoding("preset fast (not the paper's)", "fast"),
+    "fast": Decoding("preset fast (not the paper's)", "fast", _MANY_A_PASS),
     "baseline_parallel": Decoding(
-        "baseline, many a pass (not the paper's)",
-        "baseline",
-        {"entropy_threshold": PRESETS["fast"]["entropy_threshold"]},
+        "baseline, many a pass (not the paper's)", "baseline", _MANY_A_PASS
     ),
     "no_refinement": Decoding("w/o latent refinement", changes={"max_refine_steps": 0}),
     "no_mixing": Decoding("w/o mix embed", changes={"r_f": 0.0}),
@@ -85,7 +86,9 @@ def items_named(names: Sequence[str]) -> list[str]:
     """Tables and figures in the paper's order, `all` for every one; ValueError for others."""
     unknown = [name for name in names if name not in NEEDED and name != "all"]
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is no table or figure; choose {', '.join(NEEDED)} or all")
+        raise ValueError(
+            f"{unknown[0]!r} is not a table or figure; choose {', '.join(NEEDED)} or all"
+        )
     return [item for item in NEEDED if item in names or "all" in names]
 
 
@@ -94,16 +97,20 @@ def config_of(
 ) -> DecodingConfig:
     """A decoding's settings.
 
-    given: what the user set for all of them; it yields to what makes a decoding what it is.
+    All decodings of a table start from `COMMON` and from what the user gave, so that they differ
+    in the method alone.
+
+    given: settings that the user gave for all decodings; a decoding's own replace them.
     Raises pydantic's ValidationError (a ValueError) for impossible settings.
     """
     decoding = DECODINGS[name]
     own: dict[str, Any] = dict(decoding.changes)
     if decoding.preset == "baseline":
         own = {**PRESETS["baseline"], **own}
-    settings = {**(given or {}), **own, "gen_length": gen_length}
+    shared = {**COMMON, **(given or {})}
     if "entropy_threshold" in decoding.changes:
-        settings = {k: v for k, v in settings.items() if k not in ("tokens_per_step", "steps")}
+        shared = {name: value for name, value in shared.items() if name not in _COMMIT_SETTINGS}
+    settings = {**shared, **own, "gen_length": gen_length}
     return DecodingConfig.preset(decoding.preset or method, **settings)
 
 

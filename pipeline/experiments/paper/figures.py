@@ -1,7 +1,4 @@
-"""Finished runs → the paper's Figures 2 to 5: curves, their points, and what the paper says.
-
-Knows nothing of files.
-"""
+"""Finished runs → the paper's Figures 2 to 5: curves, their points, and what the paper says."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from pipeline.report.counting import CURVE_ROWS
 from pipeline.report.figure import Figure
 from pipeline.report.svg import Axis, Chart
 
-LOOKS = ("s1", "s2", "s3", "s6", "s4", "s5")
+STYLES = ("s1", "s2", "s3", "s6", "s4", "s5")
 SAYS = {
     "figure2": "The divergence drops fast and settles within the 20 refinement passes, then falls "
     "on with mild fluctuations; near zero by about pass 300 of 512, for Dream-Ins by 140; MATH500 "
@@ -63,8 +60,8 @@ def figure2(replays: Mapping[Group, pa.Table]) -> Drawn:
     chart = Chart(Axis("forward pass", 0, last, whole=True), Axis("KL (nats)", 0.0, high or 1.0))
     chart.moment(FIXED_STEPS + 0.5, "s4")
     points: list[dict[str, float | int | str]] = []
-    for look, (group, curve) in zip(_looks(curves), curves.items(), strict=True):
-        chart.line(range(1, len(curve) + 1), curve.tolist(), look, names[group])
+    for style, (group, curve) in zip(_styles(curves), curves.items(), strict=True):
+        chart.line(range(1, len(curve) + 1), curve.tolist(), style, names[group])
         points += [
             {**_of(group), "pass": n, "kl": float(value)} for n, value in enumerate(curve, 1)
         ]
@@ -89,14 +86,14 @@ def figure3(shares: Mapping[Group, Mapping[int, float]], tau: float) -> Drawn:
         Axis("rows converged", 0.0, 1.0, percent=True),
     )
     points: list[dict[str, float | int | str]] = []
-    for look, (group, found) in zip(_looks(shares), shares.items(), strict=True):
+    for style, (group, found) in zip(_styles(shares), shares.items(), strict=True):
         steps = list(range(2, last + 1))
         ys = [found.get(step, found[max(found)]) if found else math.nan for step in steps]
-        chart.line(steps, ys, look, names[group])
+        chart.line(steps, ys, style, names[group])
         points += [{**_of(group), "step": n, "share": y} for n, y in zip(steps, ys, strict=True)]
     caption = (
-        f"Share of rows ({CURVE_ROWS:,} by lot where there are more) whose refinement had ended by "
-        f"D_t < tau_refine = {tau:g}; the step is the pass that saw it, 2 at the earliest."
+        f"Share of rows (a random sample of {CURVE_ROWS:,} if there are more) whose refinement had "
+        f"ended by D_t < tau_refine = {tau:g}; the step is the pass that showed it, at least 2."
     )
     return Drawn([Figure("figure3", "Refinement that has converged", caption, chart)], points, [])
 
@@ -115,11 +112,11 @@ def sweep(item: str, setting: str, results: Results) -> Drawn:
     y = Axis("accuracy", max(0.0, low - 0.02), min(1.0, high + 0.02), percent=True)
     chart = Chart(Axis(setting, 0.0, 1.0), y)
     points: list[dict[str, float | int | str]] = []
-    for look, (group, by_share) in zip(_looks(found), found.items(), strict=True):
+    for style, (group, by_share) in zip(_styles(found), found.items(), strict=True):
         xs = list(by_share)
         lows, highs = ([getattr(m, n) for m in by_share.values()] for n in ("low", "high"))
-        chart.band(xs, lows, highs, look)
-        chart.line(xs, [m.accuracy for m in by_share.values()], look, names[group])
+        chart.band(xs, lows, highs, style)
+        chart.line(xs, [m.accuracy for m in by_share.values()], style, names[group])
         baseline = results[group].get("baseline")
         if baseline is not None:
             chart.level(baseline.accuracy, f"baseline, {names[group]}")
@@ -135,8 +132,8 @@ def sweep(item: str, setting: str, results: Results) -> Drawn:
                 }
             )
     caption = (
-        f"Accuracy of LRD over {setting}, all else as in its preset, with Wilson's 95 % bands; "
-        "dashed: the baseline."
+        f"Accuracy of LRD over {setting}, all other settings as in its preset, with Wilson's 95 % "
+        "bands; dashed: the baseline."
     )
     return Drawn([Figure(item, f"Accuracy over {setting}", caption, chart)], points, [])
 
@@ -144,7 +141,7 @@ def sweep(item: str, setting: str, results: Results) -> Drawn:
 def token_ratio(replays: Mapping[Group, Mapping[float, pa.Table]]) -> Drawn:
     """Figure 5's second curve: the share of the vocabulary that is mixed, over top_p.
 
-    top_p 0 mixes nothing and has no place on a logarithmic axis.
+    top_p 0 mixes nothing and cannot be drawn on a logarithmic axis.
     """
     names = labels(list(replays))
     found = {
@@ -155,8 +152,8 @@ def token_ratio(replays: Mapping[Group, Mapping[float, pa.Table]]) -> Drawn:
     low = 10.0 ** math.floor(math.log10(min(values, default=1e-3)))
     chart = Chart(Axis("top_p", 0.0, 1.0), Axis("tokens mixed", low, 1.0, log=True))
     points: list[dict[str, float | int | str]] = []
-    for look, (group, by_share) in zip(_looks(found), found.items(), strict=True):
-        chart.line(list(by_share), list(by_share.values()), look, names[group])
+    for style, (group, by_share) in zip(_styles(found), found.items(), strict=True):
+        chart.line(list(by_share), list(by_share.values()), style, names[group])
         points += [{**_of(group), "top_p": x, "token_ratio": y} for x, y in by_share.items()]
     caption = (
         "Mean share of the vocabulary in the nucleus, over all mixtures that were formed in the "
@@ -199,8 +196,8 @@ def _ratio(table: pa.Table) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def _looks(lines: Mapping[Group, object]) -> list[str]:
-    return [LOOKS[n % len(LOOKS)] for n in range(len(lines))]
+def _styles(lines: Mapping[Group, object]) -> list[str]:
+    return [STYLES[n % len(STYLES)] for n in range(len(lines))]
 
 
 def _of(group: Group) -> dict[str, float | int | str]:

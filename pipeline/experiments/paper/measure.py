@@ -1,6 +1,6 @@
 """Measures a finished run for a table's cell: accuracy, forwards, tokens, time.
 
-Reads files alone. Time is only what it can honestly be: that of one undisturbed driver.
+Reads files alone. Time is given only where one undisturbed driver decoded the whole run.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ DISTURBANCES = (
     *("replica died", "replica notice", "replica drained", "replica retired", "node lost"),
     "replicas",
 )
-"""Events after which a run's time is not that of its decoding alone."""
+"""Events after which a run's time includes more than its decoding."""
 MACHINE = ("replicas", "slots", "cpus_per_replica", "gpus_per_replica", "device", "dtype")
-"""Settings that two runs share where their times may be compared."""
-MOST_UNLIKE = 2.0
-"""How many times longer a pass may take in one run than in another of the same model and length:
-what is mixed and how many positions are open explains less (`make bench` measures up to 1.5)."""
+"""Settings that must be equal in two runs for their times to be compared."""
+MOST_DIFFERENT = 2.0
+"""Largest ratio of the times of a pass in two runs of one model and length. Mixing and the number
+of open positions explain at most 1.5 (`make bench`), so beyond it the machine was not the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one run came to."""
+    """The numbers of one run."""
 
     num_rows: int
     num_failed: int
@@ -91,7 +91,7 @@ def decoding_seconds(events: list[Event]) -> float | str:
             return f"{event.what} while it was decoded"
         if event.what == "driver finished":
             ups = [e.time for e in events[started[0] :] if e.what == "replica up"]
-            return (event.time - ups[0]).total_seconds() if ups else "no replica was told of"
+            return (event.time - ups[0]).total_seconds() if ups else "no replica has reported"
     return "its driver was stopped"
 
 
@@ -105,9 +105,9 @@ def speed(baseline: Measured | None, measured: Measured | None) -> float | str |
     differing = [name for name in MACHINE if baseline.machine[name] != measured.machine[name]]
     if differing:
         return f"{', '.join(differing)} differ from the baseline's run"
-    unlike = _times_longer(baseline.pass_ms, measured.pass_ms)
-    if unlike is not None and not 1 / MOST_UNLIKE <= unlike <= MOST_UNLIKE:
-        return f"a pass took {unlike:.2f}× the baseline's; the machine was not the same for both"
+    ratio = _times_longer(baseline.pass_ms, measured.pass_ms)
+    if ratio is not None and not 1 / MOST_DIFFERENT <= ratio <= MOST_DIFFERENT:
+        return f"a pass took {ratio:.2f}× the baseline's; the machine was not the same for both"
     return baseline.seconds / baseline.num_rows / (measured.seconds / measured.num_rows)
 
 

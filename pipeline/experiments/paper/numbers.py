@@ -1,7 +1,4 @@
-"""What a table or figure shows, as CSV for programs: measured cells and the paper's own.
-
-Knows nothing of files.
-"""
+"""What a table or figure shows, as CSV for programs: measured cells and the paper's own."""
 
 from __future__ import annotations
 

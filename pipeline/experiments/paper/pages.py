@@ -1,7 +1,4 @@
-"""A study's finished runs → a page for each table and figure: Markdown, CSV, SVG.
-
-Decodes nothing. Knows no command line and prints nothing.
-"""
+"""A study's finished runs → a page for each table and figure: Markdown, CSV, SVG."""
 
 from __future__ import annotations
 
@@ -49,8 +46,8 @@ class Pages:
         num_replayed: int,
         on_run: Callable[[str], None] = lambda folder: None,
     ) -> None:
-        """num_replayed: rows that replays were asked for. on_run: told of every run as it is
-        scored."""
+        """num_replayed: the value of `--replay-rows`. on_run: called with the folder of every run
+        before it is scored."""
         self._study, self._num_replayed, self._on_run = study, num_replayed, on_run
         self._measured: dict[str, Measured | None] = {}
 

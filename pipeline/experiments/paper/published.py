@@ -1,7 +1,6 @@
-"""The paper's own figures: its Tables 1 to 4 as printed, carried along as data.
+"""The paper's own results: its Tables 1 to 4 as printed, stored beside this file as CSV.
 
-Knows nothing of runs. Figures 2 to 5 are drawings without numbers; what the text says of them is
-in `figures.py`.
+Figures 2 to 5 are drawings without numbers; what the text says about them is in `figures.py`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Some rows of a finished run, replayed on the cluster and kept beside it.
+"""Replays some rows of a finished run on the cluster, and stores the replays beside it.
 
-Figures 2 and 5 need beliefs, which results do not hold. Each row is decoded again in a replica's
-place, with its answer known; a row that comes out differently is left out and counted. Knows
-nothing of what is drawn.
+Figures 2 and 5 need beliefs, which results do not hold. Each row is decoded again by actors with
+a replica's resources, with its answer known; a row that comes out differently is left out and
+counted.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from pipeline.report.samples import Row, read_rows
 from pipeline.storage.model_files import local_model, model_for_workers, node_folder
 from pipeline.storage.storage import Storage
 
-UNIT_ROWS = 8
-"""Rows that a replica replays together; beliefs are kept whole, so fewer than it decodes."""
+BATCH_ROWS = 8
+"""Rows that an actor replays together; whole beliefs are kept, so fewer than a replica decodes."""
 SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),
@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class ReplayTask:
     """One row to replay."""
 
     row_id: str
@@ -55,7 +55,7 @@ class Task:
 
 
 def replay_name(num_rows: int) -> str:
-    """The file of a run's replays, in a folder that readers of results pass over."""
+    """The file of a run's replays, in a folder that readers of results ignore."""
     return f".replays/{num_rows}-rows.parquet"
 
 
@@ -83,13 +83,13 @@ def replay_run(config: RunConfig, num_rows: int) -> pa.Table:
     placement = place(config, there_are)
     device, dtype, resources = placement.device, placement.dtype, placement.resources
     tasks = _tasks(config, rows, dtype)
-    units = [tasks[n : n + UNIT_ROWS] for n in range(0, len(tasks), UNIT_ROWS)]
-    num_actors = min(len(units), placement.size(there_are))
+    batches = [tasks[n : n + BATCH_ROWS] for n in range(0, len(tasks), BATCH_ROWS)]
+    num_actors = min(len(batches), placement.size(there_are))
     threads = max(1, int(resources["num_cpus"]))
     actor: Any = ray.remote(Replayer).options(**resources)
     config = config.model_copy(update={"model": model_for_workers(config.model)})
     pool = ActorPool([actor.remote(config, device, dtype, threads) for _ in range(num_actors)])
-    parts = pool.map(lambda one, unit: one.replay.remote(unit), units)
+    parts = pool.map(lambda one, batch: one.replay.remote(batch), batches)
     lines = [line for part in parts for line in part]
     table = pa.Table.from_pylist(lines, schema=SCHEMA)
     output.write(replay_name(num_rows), parquet_bytes(table))
@@ -105,14 +105,14 @@ class Replayer:
         model = node_folder(local_model(config.model))
         self._model = load_model(model, device, dtype, config.revision, config.compile)
 
-    def replay(self, unit: Sequence[Task]) -> list[dict[str, Any]]:
+    def replay(self, batch: Sequence[ReplayTask]) -> list[dict[str, Any]]:
         """Lines of `SCHEMA`."""
-        prompts, finals = [task.prompt for task in unit], [task.final for task in unit]
+        prompts, finals = [task.prompt for task in batch], [task.final for task in batch]
         found = replay(self._model, self._decoding, prompts, finals)
-        return [_line(task, one) for task, one in zip(unit, found, strict=True)]
+        return [_line(task, one) for task, one in zip(batch, found, strict=True)]
 
 
-def _line(task: Task, one: Replay) -> dict[str, Any]:
+def _line(task: ReplayTask, one: Replay) -> dict[str, Any]:
     return {
         "row_id": task.row_id,
         "refine_steps": task.refine_steps,
@@ -125,15 +125,15 @@ def _line(task: Task, one: Replay) -> dict[str, Any]:
 def _rows(output: Storage, num_rows: int) -> list[Row]:
     run = read_run(output)
     _, chosen = count(run, 0)
-    places = chosen.curves[:num_rows]
-    if not places:
+    indices = chosen.curves[:num_rows]
+    if not indices:
         raise ValueError(f"{output.uri}: no row was decoded, so there is nothing to replay")
-    rows = read_rows(run, places)
-    return [rows[place] for place in places]
+    rows = read_rows(run, indices)
+    return [rows[index] for index in indices]
 
 
-def _tasks(config: RunConfig, rows: Sequence[Row], dtype: str) -> list[Task]:
-    """Rows with their prompts' tokens, long prompts first, so that a unit's are of about one
+def _tasks(config: RunConfig, rows: Sequence[Row], dtype: str) -> list[ReplayTask]:
+    """Rows with their prompts' tokens, long prompts first, so that those of a batch have about one
     length."""
     face = load_model(local_model(config.model), "meta", dtype, config.revision)
     texts = [str(row.facts["prompt"]) for row in rows]
@@ -147,5 +147,7 @@ def _tasks(config: RunConfig, rows: Sequence[Row], dtype: str) -> list[Task]:
             raise ids
         prompt = fit_prompt(ids, room, config.truncation)
         facts = row.facts
-        tasks.append(Task(facts["row_id"], facts["refine_steps"], prompt, row.token_ids.tolist()))
+        tasks.append(
+            ReplayTask(facts["row_id"], facts["refine_steps"], prompt, row.token_ids.tolist())
+        )
     return sorted(tasks, key=lambda task: -len(task.prompt))

@@ -1,6 +1,6 @@
 """Models × tasks × lengths × decodings → runs, each with a folder that its settings name.
 
-Knows nothing of results. Two tables that need one decoding share its run.
+Two tables that need the same decoding share its run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SETTINGS = (
     *("model", "revision", "dtype", "compile", "prompt_format", "system_prompt", "truncation"),
     "decoding",
 )
-"""What results depend on beside the prompts; the run's fingerprint says the same more closely."""
+"""What results depend on besides the prompts; the run's fingerprint has the same in more detail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """All that the given tables and figures compare."""
+    """Everything that the given tables and figures compare."""
 
     output: str
     models: Sequence[str]
@@ -72,7 +72,7 @@ class Study:
         return config.model_copy(update={"output": child(self.output, f"runs/{folder}")})
 
     def runs(self, items: Iterable[str]) -> list[RunConfig]:
-        """Every run that these tables and figures need, once."""
+        """Every run that these tables and figures need, each once."""
         found = {
             config.output: config
             for group in self.groups()

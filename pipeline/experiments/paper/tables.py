@@ -1,7 +1,4 @@
-"""Measured runs → the paper's Tables 1 to 4, the paper's own beside them.
-
-Knows nothing of files.
-"""
+"""Measured runs → the paper's Tables 1 to 4, with the paper's own numbers beside them."""
 
 from __future__ import annotations
 
@@ -49,7 +46,7 @@ Results = Mapping[Group, Mapping[str, Measured]]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """A line of a table: one model, length and method, with a cell for each task."""
 
     model: str
@@ -80,7 +77,7 @@ def _belongs(cell: Published, item: str, results: Results) -> bool:
     }
 
 
-def rows_of(item: str, results: Results) -> list[Row]:
+def rows_of(item: str, results: Results) -> list[TableRow]:
     """The lines of a table; a method that is another one under these settings is left out."""
     rows = []
     for model, length in dict.fromkeys((group.model, group.gen_length) for group in results):
@@ -92,7 +89,7 @@ def rows_of(item: str, results: Results) -> list[Row]:
             if any(numbers.values()) and numbers in seen:
                 continue
             seen.append(numbers)
-            rows.append(Row(model, length, name, cells))
+            rows.append(TableRow(model, length, name, cells))
     return rows
 
 
@@ -189,12 +186,12 @@ def _remarks(item: str, results: Results) -> list[str]:
 
 def _papers(item: str, cells: Sequence[Published]) -> str:
     benchmarks = [name for name in BENCHMARKS.values() if name in {c.benchmark for c in cells}]
-    by_place = {(c.model, c.gen_length, c.method, c.benchmark): c for c in cells}
+    by_cell = {(c.model, c.gen_length, c.method, c.benchmark): c for c in cells}
     lines = []
     for model, length, method in dict.fromkeys((c.model, c.gen_length, c.method) for c in cells):
         line = [model, str(length), DECODINGS[method].label]
         for benchmark in benchmarks:
-            cell = by_place.get((model, length, method, benchmark))
+            cell = by_cell.get((model, length, method, benchmark))
             for column in PAPER_COLUMNS[item]:
                 value = None if cell is None else getattr(cell, PUBLISHED_AS[column])
                 line.append(number(value, suffix="" if column != "time" or value is None else "×"))

@@ -1,7 +1,4 @@
-"""Which of the measured settings to use, and the settings file that says so.
-
-Knows nothing of runs or tables.
-"""
+"""Which of the measured settings to use, and the settings file for it."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from pipeline.experiments.tuning.trials import Trial
 
 SIGNIFICANT = 0.05
 """Level of the one-sided test that a setting is below the best, so half of a two-sided p. Not
-corrected for the number of settings: with more of them more are dropped, none is let in."""
+corrected for the number of settings: with more of them more are dropped, none is added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +32,8 @@ class Choice:
 
 
 def choose(trials: Sequence[Trial], max_loss: float) -> Choice:
-    """max_loss: how far below the best measured accuracy a setting may lie, beside the test, which
-    shows little on few problems.
+    """max_loss: how far below the best measured accuracy a setting may be, in addition to the test,
+    which shows little on few problems.
 
     Raises ValueError where there is nothing to choose from.
     """
@@ -76,7 +73,7 @@ def _toml(settings: Mapping[str, Any]) -> list[str]:
 def as_preset(config: DecodingConfig) -> tuple[str, dict[str, Any]]:
     """The preset with the fewest overrides that give `config`.
 
-    TOML has no null, so a preset is of no use where one of its values had to be unset; the
+    TOML has no null, so a preset cannot be used where one of its values had to be unset; the
     preset `baseline` sets nothing that may be null, so one is always left.
     """
     options = []

@@ -1,7 +1,4 @@
-"""Every combination of a grid's values that decodes differently.
-
-Knows nothing of models, problems or runs.
-"""
+"""Every combination of a grid's values that decodes differently."""
 
 from __future__ import annotations
 
@@ -31,20 +28,24 @@ class Grid:
     monitors: Sequence[str]
     """As in `monitor.py`; the preset's early stop where there are none."""
     whole_presets: Sequence[str] = ()
-    """Presets that are measured as they are, with what is fixed."""
+    """Presets that are measured without the grid's values."""
 
     def configs(self) -> list[DecodingConfig]:
         """Whole presets first, then all combinations, each once.
 
+        All share what is fixed, and `stop_at_eos` of `preset` unless that is fixed: presets differ
+        in it, and it would end the samples of some earlier than those of others.
+
         Raises ValueError (pydantic's among them) for impossible settings.
         """
         names = [name for name in SWEPT if name in self.values]
-        found = [DecodingConfig.preset(name, **self.fixed) for name in self.whole_presets]
+        fixed = {"stop_at_eos": DecodingConfig.preset(self.preset).stop_at_eos, **self.fixed}
+        found = [DecodingConfig.preset(name, **fixed) for name in self.whole_presets]
         for values in product(*(self.values[name] for name in names)):
             swept = dict(zip(names, values, strict=True))
             for monitor in self.monitors or (None,):
                 stop = monitor_settings(monitor) if monitor else {}
-                found.append(DecodingConfig.preset(self.preset, **{**self.fixed, **swept, **stop}))
+                found.append(DecodingConfig.preset(self.preset, **{**fixed, **swept, **stop}))
         return list(dict.fromkeys(map(effective, found)))
 
 

@@ -1,6 +1,6 @@
 """The early stop's settings as one short text: `none`, `mean`, `max:patience=2`, `mean:gate=0.2`.
 
-First the reduction of KL over positions, then what differs from Eq. 6. Knows nothing of runs.
+First the reduction of KL over positions, then what differs from Eq. 6.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FORM = "none, or mean|max|sum with :scope=open, patience=N, gate=NATS behind it"
 def monitor_settings(text: str) -> dict[str, Any]:
     """Fields of DecodingConfig, which checks their values.
 
-    Raises ValueError for what is no monitor.
+    Raises ValueError for what is not a monitor.
     """
     if text == "none":
         return {"early_stop": False}

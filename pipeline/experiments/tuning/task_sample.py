@@ -1,9 +1,7 @@
-"""The problems that every setting of a sweep decodes: drawn once, kept beside the results.
+"""The problems that every setting of a sweep decodes: sampled once, stored beside the results.
 
-    OUT/sample.json                       what the results in OUT have in common, written first
-    OUT/prompts/sample-00000-of-00001.parquet
-
-Knows nothing of decoding or scores.
+OUT/sample.json                       what the results in OUT have in common, written first
+OUT/prompts/sample-00000-of-00001.parquet
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ def draw(output: Storage, config: RunConfig, task: str, limit: int, seed: int) -
     """Make sure that `output` holds this sample; the folder of its prompts.
 
     limit: rows, all where the input has fewer. seed: of the draw.
-    Raises ValueError where the input is no good or `output` holds something else; then nothing
+    Raises ValueError where the input cannot be used or `output` holds something else; then nothing
     was written.
     """
     facts = {
@@ -46,7 +44,7 @@ def draw(output: Storage, config: RunConfig, task: str, limit: int, seed: int) -
         if output.kind(FILE) == "file":
             return prompts
     elif output.kind() != "missing" and output.names():
-        raise ValueError(f"{output.uri}: holds no sweep; name another --output")
+        raise ValueError(f"{output.uri}: is not the folder of a sweep; name another --output")
     table = rows(config, limit, seed)
     output.write(FACTS, json.dumps(facts, indent=1).encode())
     output.write(FILE, result_shards.parquet_bytes(table))

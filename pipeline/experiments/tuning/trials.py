@@ -1,9 +1,9 @@
-"""Settings → runs of the pipeline on one sample → what each is worth, row by row.
+"""Settings → runs of the pipeline on one sample → outcomes of each, row by row.
 
     OUT/runs/DIGEST/                      a whole run of `lrd generate`, with its scores
 
-A run that is finished and scored is not touched again, so a sweep that is interrupted goes on,
-and another grid into the same OUT adds to it. Knows nothing of choices, tables or flags.
+A run that is finished and scored is not touched again, so an interrupted sweep can be continued,
+and another grid into the same OUT adds to it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def measure(
 
 
 def is_scored(output: Storage, task: str) -> bool:
-    """Whether a run has come to its end and has scores: they are written after its last shard."""
+    """Whether a run is finished and has scores, which are written after its last shard."""
     return output.kind(f"{SCORES}/{task}.parquet") == "file"
 
 

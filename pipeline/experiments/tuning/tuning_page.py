@@ -1,7 +1,5 @@
 """A sweep as files: every setting in a CSV and in a Markdown page, the front as SVG, the choice
 as TOML.
-
-Knows nothing of how settings were measured.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ MEASURED = [
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """All that the files tell."""
+    """Everything that the files show."""
 
     run: Mapping[str, Any]
     """Settings beside the decoding that the sweep was made with: model, prompts."""
@@ -159,21 +157,21 @@ def as_toml(sweep: Sweep) -> str:
 
 
 def as_svg(sweep: Sweep, near: float = math.inf) -> str:
-    """Every setting as a dot; those of the front have their place in its table.
+    """Every setting as a dot; those of the Pareto front are numbered as in its table.
 
-    near: leave out what takes more forwards than so many times those of the front's last.
+    near: leave out settings with more than so many times the forwards of the front's last.
     """
     names = columns([trial.config for trial in sweep.trials])
-    told = {
+    tooltips = {
         trial.name: ", ".join(f"{k} {v}" for k, v in settings(trial.config, names).items())
         for trial in sweep.trials
     }
     best = front(sweep.trials)
-    labels = {trial.name: str(place) for place, trial in enumerate(best, 1)}
+    labels = {trial.name: str(number) for number, trial in enumerate(best, 1)}
     most = near * best[-1].mean_forwards
     shown = [trial for trial in sweep.trials if trial.mean_forwards <= most]
     title = f"{sweep.run['model']}, {sweep.task}"
-    return frontier([Series(title, "s1", shown, labels, told)], title)
+    return frontier([Series(title, "s1", shown, labels, tooltips)], title)
 
 
 def _difference(found: Comparison) -> str:
@@ -186,7 +184,7 @@ def _difference(found: Comparison) -> str:
 
 def _table(sweep: Sweep, trials: Sequence[Trial]) -> str:
     names = columns([trial.config for trial in sweep.trials])
-    places = {trial.name: str(n) for n, trial in enumerate(front(sweep.trials), 1)}
+    numbers = {trial.name: str(n) for n, trial in enumerate(front(sweep.trials), 1)}
     head = ["front", *names, "accuracy (95 %)", "forwards", "unsure", "below best", "p"]
     rows = []
     for trial in trials:
@@ -194,7 +192,7 @@ def _table(sweep: Sweep, trials: Sequence[Trial]) -> str:
         low, high = trial.interval
         rows.append(
             [
-                places.get(trial.name, ""),
+                numbers.get(trial.name, ""),
                 *settings(trial.config, names).values(),
                 f"{trial.accuracy:.3f} ({low:.3f} to {high:.3f})",
                 f"{trial.mean_forwards:.2f}",
