@@ -98,13 +98,11 @@ class ChatReader:
         if self._specials(ids) == self._expected and not any(w in text for w in self._fragile):
             return ids
         texts = (text, self._system or "")
-        spelt = {index for one in texts for index in self._specials(self._ids(one))}
         spans = self._text_spans(chat) if getattr(self._tokenizer, "is_fast", False) else None
-        if spans is not None:
-            # What a template makes of a text may hold special tokens of its own.
-            as_given = all(any(chat[a:b] in one for one in texts) for a, b in spans)
-            if spelt or as_given:
-                return self._reread(chat, spans)
+        # What a template makes of a text may hold special tokens of its own.
+        if spans is not None and all(any(chat[a:b] in one for one in texts) for a, b in spans):
+            return self._reread(chat, spans)
+        spelt = {index for one in texts for index in self._specials(self._ids(one))}
         if spelt:
             raise ValueError(
                 f"the prompt holds {_names(self._tokenizer, spelt)} and the chat template changes "
