@@ -14,9 +14,9 @@ from typing import Any
 from lrd.models.protocol import DiffusionModel, eos_ids
 
 USER, SYSTEM = "\ue000", "\ue001"
-"""Private-use characters that stand for a turn's text while the template is examined."""
+"""Private-use characters that stand for a turn's text while the template is looked at."""
 BRACKETED = re.compile(r"<.+>|\[.+\]|\{.+\}", re.DOTALL)
-"""The form of a control token that the tokenizer does not mark as special."""
+"""What a control token looks like where the tokenizer does not call it special."""
 
 Render = Callable[[str, str | None], str]
 """The user's text and the system prompt → the rendered chat."""
@@ -73,7 +73,7 @@ class ChatReader:
     ) -> None:
         self._tokenizer, self._system, self._special = tokenizer, system, special
         added = getattr(tokenizer, "added_tokens_decoder", {})
-        # A letter next to such a token hides it, so counting special tokens is not enough.
+        # A letter beside such a token hides it, so that counting does not tell all.
         self._fragile = [token.content for token in added.values() if token.single_word]
         self._marked: str | None = None
         self._expected: list[int] | None = None
@@ -93,24 +93,21 @@ class ChatReader:
         """The ids of a rendered chat. text: the user's. ids: as the tokenizer reads the whole,
         returned as they are where no text spells a special token.
 
-        Raises ValueError where a text's special tokens cannot be distinguished from the
-        template's.
+        Raises ValueError where a text's special tokens cannot be told from the template's.
         """
         if self._specials(ids) == self._expected and not any(w in text for w in self._fragile):
             return ids
         texts = (text, self._system or "")
-        spelt = {index for one in texts for index in self._specials(self._ids(one))}
         spans = self._text_spans(chat) if getattr(self._tokenizer, "is_fast", False) else None
-        if spans is not None:
-            # What a template makes of a text may hold special tokens of its own.
-            as_given = all(any(chat[a:b] in one for one in texts) for a, b in spans)
-            if as_given:
-                return self._reread(chat, spans)
+        # What a template makes of a text may hold special tokens of its own.
+        if spans is not None and all(any(chat[a:b] in one for one in texts) for a, b in spans):
+            return self._reread(chat, spans)
+        spelt = {index for one in texts for index in self._specials(self._ids(one))}
         if spelt:
             raise ValueError(
                 f"the prompt holds {_names(self._tokenizer, spelt)} and the chat template changes "
-                "the text, so that it cannot be distinguished from the template's own; take it "
-                "out, or set allow_special_tokens"
+                "the text, so that it cannot be told from the template's own; take it out, or set "
+                "allow_special_tokens"
             )
         return ids
 

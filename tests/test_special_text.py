@@ -35,6 +35,9 @@ TEMPLATES = {
         "{{ messages[-1].content }}<|im_end|>"
     ),
     "system dropped": "<|im_start|>{{ messages[-1].content }}<|im_end|>",
+    "adds in front": (
+        "{% if 'x' in messages[-1].content %}<|mdm_mask|>{% endif %}{{ messages[-1].content }}"
+    ),
     "by hand": TURN,
 }
 WHOLE = ("gpt2", "qwen2", "llama3")
@@ -141,7 +144,7 @@ def test_a_chat_has_its_templates_special_tokens_alone(
             # Nothing is lost: bytes decode to what was rendered.
             decoded = model.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
             assert decoded == rendered(model, text, system)
-    may_refuse = template in ("escapes", "branches", "wants length", "replaces")
+    may_refuse = template in ("escapes", "branches", "wants length", "replaces", "adds in front")
     assert refused == 0 or may_refuse
 
 
