@@ -12,10 +12,14 @@ import sys
 import time
 from dataclasses import asdict
 
-from pipeline.scoring import math500, sandbox
-from pipeline.scoring.evaluate import evaluate
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.scoring import math500, sandbox, word_sheets
+from pipeline.scoring.evaluate import SCORES, evaluate
 from pipeline.scoring.summary import Evaluation
 from pipeline.scoring.tasks import TASKS, task_named
+from pipeline.storage import uris
 from pipeline.storage.storage import Storage
 
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 75
@@ -55,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
             partial=args.partial,
             on_progress=Progress(),
         )
+        problems = _problems(args, task.name)
     except (ValueError, OSError) as error:
         print(f"lrd evaluate: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -62,7 +67,11 @@ def run(args: argparse.Namespace) -> int:
         print("lrd evaluate: interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
     print(describe(result))
-    print(json.dumps(asdict(result)))
+    if problems:
+        num_right, num_problems = problems.values()
+        share = f"{num_right / max(1, num_problems):.1%}"
+        print(f"problems: {num_right} of {num_problems} right, {share}")
+    print(json.dumps(asdict(result) | problems))
     return OK
 
 
@@ -98,6 +107,18 @@ class Progress:
         if time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
             print(f"{num_scored} rows scored", file=sys.stderr, flush=True)
+
+
+def _problems(args: argparse.Namespace, task: str) -> dict[str, int]:
+    """Problems of worksheets, right and all, from the scores that were written; else nothing."""
+    if task != word_sheets.TASK.name:
+        return {}
+    folder, name = uris.parent(
+        args.output or uris.child(args.output_of_run, f"{SCORES}/{task}.parquet")
+    )
+    scores = pq.read_table(pa.BufferReader(Storage(folder).read(name)))
+    num_right, num_problems = word_sheets.counted(scores)
+    return {"num_problems_right": num_right, "num_problems": num_problems}
 
 
 def _requirements(task: str) -> list[str]:
