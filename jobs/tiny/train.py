@@ -23,6 +23,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -142,6 +143,22 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor 
     return (scores + bias).softmax(-1) @ value
 
 
+LEAST_MASKED, MOST_MASKED = 4, 32
+"""Of a worksheet's part: weights are shared by this many positions at least and at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Token ids that show where the parts of a worksheet's answer end."""
+
+    answer: int
+    newline: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Marks:
+        return cls(tokenizer.token_to_id("####"), tokenizer.token_to_id("Ċ"))
+
+
 Ids = tuple[list[int], list[int]]
 """Token ids of a prompt and of its answer."""
 
@@ -237,17 +254,9 @@ class SheetBatches(Batches):
             self.waiting_sheets.setdefault(bucket, []).append((prompt, answer))
 
 
-def diffusion_loss(
-    model: Transformer,
-    ids_BL: Tensor,
-    mask_BL: Tensor,
-    start: int,
-    soft: bool,
-    suffix: bool,
-) -> tuple[Tensor, Tensor]:
-    """1/t-weighted cross-entropy on masked canvas positions, t stratified over the batch; and
-    the share of masked tokens other than EOS that the model predicts right."""
-    mask_id, eos_id = SPECIAL.index("<|mask|>"), SPECIAL.index("<|eos|>")
+def masked_positions(ids_BL: Tensor, start: int, suffix: bool) -> tuple[Tensor, Tensor]:
+    """Canvas positions to mask [B, L], t stratified over the batch, and their weights 1/t."""
+    eos_id = SPECIAL.index("<|eos|>")
     B, L = ids_BL.shape
     t_B1 = ((torch.arange(B) + torch.rand(B)) / B)[torch.randperm(B), None].clamp(min=1e-3)
     written_BL = ids_BL != eos_id
@@ -261,6 +270,67 @@ def diffusion_loss(
         suffix_BL = torch.arange(L) - start >= num_kept_B1
         masked_BL = torch.where(torch.arange(B)[:, None] % 2 == 0, suffix_BL, masked_BL)
     masked_BL[:, :start] = False
+    return masked_BL, (1 / t_B1).expand(B, L)
+
+
+def masked_sheets(ids_BL: Tensor, start: int, marks: Marks) -> tuple[Tensor, Tensor]:
+    """Canvas positions of worksheets to mask [B, L] and their weights.
+
+    A row's answers are masked in one of three ways: as `masked_positions` does without suffixes
+    (a quarter of the rows); from one position on, as decoding meets them (a quarter); or each
+    problem's from a position of its own on (half), which shows several results beside their
+    visible operands in one pass.
+    """
+    eos_id = SPECIAL.index("<|eos|>")
+    B, L = ids_BL.shape
+    column_L = torch.arange(L)
+    written_BL = (ids_BL != eos_id) & (column_L >= start)
+    # A part ends with the first newline behind its ####; EOS belongs to the last part.
+    num_marks_BL = ((ids_BL == marks.answer) & written_BL).long().cumsum(-1)
+    is_newline_BL = (ids_BL == marks.newline) & written_BL
+    ended_BL = torch.where(is_newline_BL, num_marks_BL, 0).cummax(-1).values
+    part_BL = F.pad(ended_BL[:, :-1], (1, 0))
+    whole_B1 = torch.arange(B)[torch.randperm(B), None] % 4 == 0
+    part_BL = part_BL.masked_fill(whole_B1, 0)
+
+    lengths_BP = torch.zeros(B, L, dtype=torch.long).scatter_add(1, part_BL, written_BL.long())
+    share_BP = torch.rand(B, L)
+    kept_BP = (share_BP * lengths_BP).long()
+    rank_BL = written_BL.long().cumsum(-1) - 1 + (~written_BL & (column_L >= start)).long()
+    first_BP = lengths_BP.cumsum(-1) - lengths_BP
+    behind_BL = rank_BL - (first_BP + kept_BP).gather(1, part_BL)
+    masked_BL = (behind_BL >= 0) & (column_L >= start)
+    num_masked_BP = (lengths_BP - kept_BP).clamp(LEAST_MASKED, MOST_MASKED)
+    weight_BL = (lengths_BP / num_masked_BP).gather(1, part_BL)
+    # What stands far behind the first masked position depends on lengths that nobody knows yet.
+    weight_BL = torch.where(written_BL & (behind_BL >= MOST_MASKED), 0.1 * weight_BL, weight_BL)
+    weight_BL = torch.where(written_BL, weight_BL, 1.0)
+
+    random_BL, random_weight_BL = masked_positions(ids_BL, start, suffix=False)
+    is_random_B1 = (torch.arange(B)[:, None] % 4 == 0) & ~whole_B1
+    return (
+        torch.where(is_random_B1, random_BL, masked_BL),
+        torch.where(is_random_B1, random_weight_BL, weight_BL),
+    )
+
+
+def diffusion_loss(
+    model: Transformer,
+    ids_BL: Tensor,
+    mask_BL: Tensor,
+    start: int,
+    soft: bool,
+    suffix: bool,
+    marks: Marks | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Weighted cross-entropy on masked canvas positions, and the share of masked tokens other
+    than EOS that the model predicts right. marks: the batch is of worksheets."""
+    mask_id, eos_id = SPECIAL.index("<|mask|>"), SPECIAL.index("<|eos|>")
+    B, L = ids_BL.shape
+    if marks is None:
+        masked_BL, weight_BL = masked_positions(ids_BL, start, suffix)
+    else:
+        masked_BL, weight_BL = masked_sheets(ids_BL, start, marks)
     table_VD = model.embedding.weight
     embeds_BLD = model.embedding(ids_BL.masked_fill(masked_BL, mask_id))
     if soft:
@@ -274,7 +344,7 @@ def diffusion_loss(
     logits_NV = model.project(model.hidden(embeds_BLD, mask_BL)[masked_BL])
     target_N = ids_BL[masked_BL]
     loss_N = F.cross_entropy(logits_NV.float(), target_N, reduction="none")
-    weight_N = (1 / t_B1).expand(B, L)[masked_BL]
+    weight_N = weight_BL[masked_BL]
     written_N = target_N != eos_id
     right = (logits_NV.argmax(-1) == target_N)[written_N].float().mean()
     return (loss_N * weight_N).sum() / (B * (L - start)), right
@@ -351,6 +421,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
             optimizer.load_state_dict(state)
     seed = args.seed * 1000 + step * 10 + rank
     singles = Batches(tokenizer, seed, args.tokens // args.processes)
+    marks = Marks.of(tokenizer)
     of_sheets = SheetBatches(tokenizer, seed, args.tokens // args.processes)
     torch.manual_seed(seed)
     for block in model.blocks:
@@ -376,7 +447,10 @@ def train(rank: int, args: argparse.Namespace) -> None:
         batches = of_sheets if sheet_step else singles
         ids_BL, mask_BL, start = batches.next()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss, right = diffusion_loss(model, ids_BL, mask_BL, start, soft, step >= suffix_from)
+            loss, right = diffusion_loss(
+                *(model, ids_BL, mask_BL, start, soft, step >= suffix_from),
+                marks if sheet_step else None,
+            )
         loss.backward()
         average_gradients(model)
         share = learning_rate(step, args)
