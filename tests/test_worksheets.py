@@ -112,13 +112,22 @@ def test_batches_hold_whole_sheets_and_pad_little() -> None:
     assert num_padded / num_prompt < 0.1
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_a_sheet_is_masked_from_one_position_on_or_each_part_from_its_own(seed: int) -> None:
-    """Characters stand for tokens: # is the mark of an answer, 1 is EOS."""
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("mark", "parts"),
+    [
+        ("#", ["A) 1+1=2\n# 2\n", "B) 2*3=6\n6-4=2\n# 2\n", "C) 4/2=2\n# 2"]),
+        ("#", ["1+1=2\n2+7=9\n# 9"]),
+        ("\n", ["31+12=43\n", "25-4=21\n", "40/4=10\n", "# 10"]),
+    ],
+)
+def test_an_answer_is_masked_from_one_position_on_or_each_part_from_its_own(
+    mark: str, parts: list[str], seed: int
+) -> None:
+    """Characters stand for tokens; 1 is EOS."""
     torch.manual_seed(seed)
-    parts = ["A) 1+1=2\n# 2\n", "B) 2*3=6\n6-4=2\n# 2\n", "C) 4/2=2\n# 2"]
     ids = [7] * 5 + [*map(ord, "".join(parts))] + [1] * 9
-    marks = train.Marks(answer=ord("#"), newline=ord("\n"))
+    marks = train.Marks(answer=ord(mark), newline=ord("\n"))
     masked_BL, weight_BL = train.masked_sheets(torch.tensor([ids] * 64), 5, marks)
     lengths = [*map(len, parts), 9]
     kinds = dict.fromkeys(("whole", "parts", "random"), 0)
@@ -129,7 +138,7 @@ def test_a_sheet_is_masked_from_one_position_on_or_each_part_from_its_own(seed: 
         least = train.LEAST_MASKED
         expected = [len(part) / max(int(part.sum()), least) for part in found] + [1.0]
         equal = [torch.full_like(w, e) for w, e in zip(weights, expected, strict=True)]
-        if masked.tolist() == sorted(masked.tolist()):
+        if len(parts) > 1 and masked.tolist() == sorted(masked.tolist()):
             kinds["whole"] += 1
         elif all(map(torch.equal, weights, equal)):
             kinds["parts"] += 1
@@ -139,9 +148,9 @@ def test_a_sheet_is_masked_from_one_position_on_or_each_part_from_its_own(seed: 
                 assert part.tolist() == sorted(part.tolist())
         else:
             kinds["random"] += 1
-    assert 10 <= kinds["whole"] <= 22
-    assert 26 <= kinds["parts"] <= 42
-    assert 6 <= kinds["random"] <= 18
+    suffixes = kinds["whole"] + kinds["parts"]
+    assert 42 <= suffixes <= 58
+    assert len(parts) == 1 or 10 <= kinds["whole"] <= 22
 
 
 def trained(output: Path, **changes: object) -> dict[str, torch.Tensor]:

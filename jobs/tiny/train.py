@@ -149,7 +149,8 @@ LEAST_MASKED, MOST_MASKED = 4, 32
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """Token ids that show where the parts of a worksheet's answer end."""
+    """Token ids that show where parts of an answer end: at the first `newline` behind an
+    `answer`; at every newline where both are the same."""
 
     answer: int
     newline: int
@@ -173,6 +174,7 @@ class Batches:
         self.drill_share = 0.0
         """Share of samples that are bare sums."""
         self.rng = random.Random(seed)
+        self.canvas_lengths: Sequence[int] = CANVAS_LENGTHS
         self.tokens_per_batch = tokens_per_batch
         config = checkpoint_config()
         self.eos, self.pad = int(str(config["eos_token_id"])), int(str(config["pad_token_id"]))
@@ -180,7 +182,7 @@ class Batches:
 
     def next(self) -> tuple[Tensor, Tensor, int]:
         """ids [B, L], attention mask [B, L] and where the canvas starts."""
-        canvas = self.rng.choice(CANVAS_LENGTHS)
+        canvas = self.rng.choice(self.canvas_lengths)
         while True:
             for prompt_length, waiting in self.waiting.items():
                 size = self.tokens_per_batch // (prompt_length + canvas)
@@ -423,6 +425,14 @@ def train(rank: int, args: argparse.Namespace) -> None:
     singles = Batches(tokenizer, seed, args.tokens // args.processes)
     marks = Marks.of(tokenizer)
     of_sheets = SheetBatches(tokenizer, seed, args.tokens // args.processes)
+    of_drills = Batches(tokenizer, seed, args.tokens // args.processes)
+    of_drills.drill_share, of_drills.canvas_lengths = 1.0, CANVAS_LENGTHS[:1]
+    kinds: tuple[tuple[Batches, Marks | None], ...] = (
+        (of_sheets, marks),
+        (of_drills, Marks(marks.newline, marks.newline)),
+        (singles, None),
+    )
+    kind_shares = (args.sheets, args.drills, 1 - args.sheets - args.drills)
     torch.manual_seed(seed)
     for block in model.blocks:
         assert isinstance(block, Block)
@@ -443,13 +453,13 @@ def train(rank: int, args: argparse.Namespace) -> None:
         soft = step >= soft_from and step % 2 == 1
         singles.drill_share = DRILL_SHARE if step >= drills_from else 0.0
         # Drawn by step, so that no process waits for another that has longer attention.
-        sheet_step = random.Random(f"{args.seed}/{step}").random() < args.sheets
-        batches = of_sheets if sheet_step else singles
+        (kind,) = random.Random(f"{args.seed}/{step}").choices(kinds, kind_shares)
+        batches, parts = kind
         ids_BL, mask_BL, start = batches.next()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss, right = diffusion_loss(
                 *(model, ids_BL, mask_BL, start, soft, step >= suffix_from),
-                marks if sheet_step else None,
+                parts,
             )
         loss.backward()
         average_gradients(model)
@@ -507,6 +517,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--start", metavar="CHECKPOINT", help="go on from its weights [from nothing]")
     made.add_argument(
         "--sheets", type=float, default=0.0, help="share of the steps that train on worksheets"
+    )
+    made.add_argument(
+        "--drills",
+        type=float,
+        default=0.0,
+        help="share of the steps that train on bare sums alone, each masked for itself",
     )
     made.add_argument("--peak", type=float, default=1.0, help="times the learning rates")
     made.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
