@@ -1,7 +1,7 @@
 """Accuracy of a tiny model on disjoint test problems: the table of its card.
 
     python -m jobs.tiny.accuracy --model lrd/models/tiny --problems 1000
-    python -m jobs.tiny.accuracy --model lrd/models/tiny_sheets --problems 200 --sheets 4 5 6 \
+    python -m jobs.tiny.accuracy --model runs/sheets/final --problems 200 --sheets 4 5 6 \
         --gen-length 256 --block-length 256 32 --only fast
 
 Decodes the same problems under the baseline and under LRD at all canvas and block lengths, counts

@@ -1,4 +1,4 @@
-"""Train the embedded model `tiny` from nothing, or `tiny_sheets` on from its weights.
+"""Train the embedded model `tiny` from nothing, or a model for worksheets on from its weights.
 
     python -m jobs.tiny.train --output runs/tiny          # about an hour on two free cores
     python -m jobs.tiny.train --output runs/sheets --start lrd/models/tiny --sheets 0.8 ...
