@@ -11,11 +11,16 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from jobs import output
-from pipeline.scoring import math500, sandbox
+from pipeline.output.run_folder import SCORES
+from pipeline.scoring import math500, sandbox, word_sheets
 from pipeline.scoring.evaluate import evaluate
 from pipeline.scoring.summary import Evaluation
 from pipeline.scoring.tasks import TASKS, task_named
+from pipeline.storage import uris
 from pipeline.storage.storage import Storage
 
 RUNS_PROGRAMS = ("humaneval", "mbpp")
@@ -52,8 +57,13 @@ def run(args: argparse.Namespace) -> int:
         partial=args.partial,
         on_progress=_tell_progress(),
     )
+    problems = _problems(args, task.name)
     print(describe(result))
-    print(json.dumps(asdict(result)))
+    if problems:
+        num_right, num_problems = problems.values()
+        share = f"{num_right / max(1, num_problems):.1%}"
+        print(f"problems: {num_right} of {num_problems} right, {share}")
+    print(json.dumps(asdict(result) | problems))
     return output.OK
 
 
@@ -88,6 +98,18 @@ def describe(result: Evaluation) -> str:
         lines.append(f"wrong: {output.counts(result.wrong)}")
     lines.append(f"scores: {result.scores}")
     return "\n".join(lines)
+
+
+def _problems(args: argparse.Namespace, task: str) -> dict[str, int]:
+    """Problems of worksheets, right and all, from the scores that were written; else nothing."""
+    if task != word_sheets.TASK.name:
+        return {}
+    folder, name = uris.parent(
+        args.output or uris.child(args.output_of_run, f"{SCORES}/{task}.parquet")
+    )
+    scores = pq.read_table(pa.BufferReader(Storage(folder).read(name)))
+    num_right, num_problems = word_sheets.counted(scores)
+    return {"num_problems_right": num_right, "num_problems": num_problems}
 
 
 def _requirements(task: str) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline.scoring import gsm8k, humaneval, math500, mbpp, word_problems
+from pipeline.scoring import gsm8k, humaneval, math500, mbpp, word_problems, word_sheets
 from pipeline.scoring.task import Task
 
 TASKS: dict[str, Task] = {
-    module.TASK.name: module.TASK for module in (gsm8k, math500, humaneval, mbpp, word_problems)
+    module.TASK.name: module.TASK
+    for module in (gsm8k, math500, humaneval, mbpp, word_problems, word_sheets)
 }
 
 
