@@ -80,6 +80,7 @@ def test_nothing_is_imported_from_the_working_directory(tmp_path: Path, no_ray: 
     assert "3 rows, 0 failed" in ended.stdout
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_ends_with_the_workers_own_words(tmp_path: Path, no_ray: None) -> None:
     searched = tmp_path / "searched"
     searched.mkdir()
@@ -106,6 +107,7 @@ class Unmade(Replica):
         raise ModuleNotFoundError("No module named 'elsewhere'")
 
 
+@pytest.mark.slow
 def test_actors_that_cannot_be_made_end_the_start(
     tmp_path: Path, ray_session: None, prompts: RunConfig
 ) -> None:
@@ -318,6 +320,7 @@ def test_a_shells_limits_are_named(
         generate(prompts)
 
 
+@pytest.mark.slow
 def test_a_start_under_a_limit_of_memory(tmp_path: Path, no_ray: None) -> None:
     """Ray gives its processes half a minute, then says so."""
     folder = tmp_path / "run"
