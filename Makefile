@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-WORKERS ?= 2
+WORKERS ?= 3
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test check bench chaos clean

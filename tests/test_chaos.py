@@ -100,6 +100,7 @@ def poisoned(tmp_path: Path, num_rows: int) -> tuple[int, pd.DataFrame, str]:
     return done.returncode, frame, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_three_poison_rows_cost_themselves(tmp_path: Path) -> None:
     code, frame, printed = poisoned(tmp_path, 200)
