@@ -131,7 +131,7 @@ def test_slots_are_filled_in_the_order_in_which_batches_were_given(order: tuple[
     again = [Prompt(2, index, ids, bucket=9) for index, ids in enumerate(PROMPTS)]
     actor = started(slots=3)
     reported: list[Any] = []
-    actor._put = actor._loop._report = reported.append  # type: ignore[method-assign]
+    actor.put = actor._loop._report = reported.append  # type: ignore[method-assign]
     given: dict[int, Any] = {}
     actor._loop.give = lambda *batch: given.update({batch[0]: batch})  # type: ignore[method-assign]
     batches = [BATCH, short, again]
@@ -171,6 +171,18 @@ def test_what_came_in_meanwhile_is_one_report() -> None:
     while actor._outbox.qsize() < len(BATCH):
         time.sleep(0.01)
     assert len(actor.collect().finished) == len(BATCH)
+
+
+def test_rows_finished_before_a_pass_fails_are_reported_first() -> None:
+    actor = started(slots=len(BATCH))
+    actor.submit(0, BATCH)
+    while actor._outbox.qsize() < len(BATCH):
+        time.sleep(0.01)
+    actor.put(OSError("a pass failed"))
+    assert len(actor.collect().finished) == len(BATCH)
+    for _ in range(2):
+        with pytest.raises(OSError, match="a pass failed"):
+            actor.collect()
 
 
 def test_faults_reach_the_replica(capsys: pytest.CaptureFixture[str]) -> None:

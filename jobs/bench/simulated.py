@@ -21,8 +21,9 @@ from typing import Any
 
 import ray
 
-from lrd import Engine, Request, Sample
+from lrd import Request, Sample
 from pipeline.replicas.fleet import Actors
+from pipeline.replicas.pass_loop import SlotEngine
 from pipeline.replicas.replica import Replica, ReplicaSettings
 from pipeline.rows import Prompt, Report
 
@@ -206,26 +207,25 @@ class SimulatedReplica(Replica):
 
     def collect_from(self, index: int) -> Report:
         """`collect` of one of the replicas."""
-        report = self._report(self._taken(self._outboxes[index]))
+        report = self.report(self.take(self._outboxes[index]))
         own = [(self._own[number][1], row) for number, row in report.finished]
         return replace(report, finished=own)
 
-    def _put(self, item: Any) -> None:
+    def put(self, item: Any) -> None:
         if isinstance(item, Sample):
             self._outboxes[self._own[item.key[0]][0]].put(item)
         else:
             for outbox in self._outboxes:
                 outbox.put(item)
 
-    def _new_engine(self, bucket: int, num_slots: int) -> Engine:
-        engine: Any = TimedEngine(
+    def new_engine(self, bucket: int, num_slots: int) -> SlotEngine:
+        return TimedEngine(
             num_slots,
             self._settings.decoding.gen_length,
             self._latencies,
             self._timer,
             self.occupancy,
         )
-        return engine
 
 
 class SharedActor:

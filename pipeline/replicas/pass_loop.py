@@ -12,16 +12,48 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
+from typing import Protocol
 
 import torch
 
-from lrd import Engine, Request, Sample
+from lrd import Request, Sample
 from pipeline import faults
 from pipeline.observe.metrics import PassMetrics
 
 Report = Callable[[Sample | Request | str | Exception], None]
 """Called in the thread with a finished sample, a request that is returned, an event's text, or the
 exception of a pass."""
+
+
+class SlotEngine(Protocol):
+    """What a replica asks of an engine: `lrd.Engine`, or slots that only take their time."""
+
+    num_slots: int
+    max_busy: int
+    """Slots that may hold a prompt in the next pass."""
+    oom_events: list[str]
+    """How often memory ran out since they were last cleared, a line each."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether any prompt waits or is being decoded."""
+
+    @property
+    def num_busy(self) -> int:
+        """Slots that hold a prompt."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Prompts that no slot has taken yet."""
+
+    def submit(self, request: Request) -> None:
+        """Queue a prompt."""
+
+    def step(self) -> list[Sample]:
+        """One pass; the samples that have ended."""
+
+    def return_waiting(self) -> list[Request]:
+        """Take back the prompts that no slot has taken yet."""
 
 
 class PassLoop:
@@ -33,7 +65,7 @@ class PassLoop:
         num_slots: int,
         num_threads: int,
         fitting_slots: Callable[[int], int],
-        new_engine: Callable[[int, int], Engine],
+        new_engine: Callable[[int, int], SlotEngine],
         report: Report,
     ) -> None:
         """name: the replica's. num_threads: torch's, for computing. fitting_slots: bucket → slots
@@ -42,7 +74,7 @@ class PassLoop:
         self._fitting_slots, self._new_engine, self._report = fitting_slots, new_engine, report
         self._orders: SimpleQueue[Callable[[], None]] = SimpleQueue()
         """Calls to make before the next pass."""
-        self._engines: list[tuple[int, Engine]] = []
+        self._engines: list[tuple[int, SlotEngine]] = []
         """Bucket and engine, in the order in which their prompts were given."""
         self._slots: dict[int, int] = {}
         """Bucket → slots that memory had room for."""
@@ -122,7 +154,7 @@ class PassLoop:
             busy[bucket] += engine.num_busy
         self._metrics.passed(seconds, busy)
 
-    def _engine(self, bucket: int) -> Engine:
+    def _engine(self, bucket: int) -> SlotEngine:
         """The last engine if it has this bucket, else a new or idle one behind all busy ones: in an
         engine further ahead these prompts would get slots before others that were given earlier."""
         if self._engines and self._engines[-1][0] == bucket:

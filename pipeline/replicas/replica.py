@@ -15,7 +15,7 @@ from lrd.config import Compile
 from lrd.engine import row_seed
 from lrd.memory import probe_slots
 from pipeline import faults
-from pipeline.replicas.pass_loop import PassLoop
+from pipeline.replicas.pass_loop import PassLoop, SlotEngine
 from pipeline.rows import Key, Prompt, Report, Result
 from pipeline.storage import uris
 from pipeline.storage.model_files import local_model, node_folder
@@ -66,13 +66,15 @@ class Replica:
         self._prompts: dict[Key, Prompt] = {}
         """Prompts whose rows have not been reported."""
         self._outbox: SimpleQueue[Any] = SimpleQueue()
+        self._failure: Exception | None = None
+        """What a pass raised; the replica decodes nothing more."""
         self._loop = PassLoop(
             name,
             settings.slots,
             settings.threads,
             self._fitting_slots,
-            self._new_engine,
-            self._put,
+            self.new_engine,
+            self.put,
         )
 
     def location(self) -> tuple[str, int]:
@@ -118,12 +120,16 @@ class Replica:
 
         Raises what a pass raises.
         """
-        return self._report(self._taken(self._outbox))
+        if self._failure is not None:
+            raise self._failure
+        return self.report(self.take(self._outbox))
 
-    def _put(self, item: Any) -> None:
+    def put(self, item: Any) -> None:
+        """Called by the pass loop with what is to be reported."""
         self._outbox.put(item)
 
-    def _taken(self, outbox: SimpleQueue[Any]) -> list[Any]:
+    def take(self, outbox: SimpleQueue[Any]) -> list[Any]:
+        """All that is in a queue, or nothing where it stays empty for `HEARTBEAT_SECONDS`."""
         try:
             items = [outbox.get(timeout=HEARTBEAT_SECONDS)]
         except Empty:
@@ -132,15 +138,24 @@ class Replica:
             items.append(outbox.get())
         return items
 
-    def _report(self, items: list[Any]) -> Report:
-        for item in items:
-            if isinstance(item, Exception):
-                raise item
+    def report(self, items: list[Any]) -> Report:
+        """What `put` was called with, as one report; raises what a pass raised."""
+        failure = next((item for item in items if isinstance(item, Exception)), None)
+        if failure is not None:
+            self._failure = failure
+            items = items[: items.index(failure)]
+            # Rows that were finished before are reported first, so that they are neither decoded
+            # again nor suspected.
+            if not items:
+                raise failure
+        returned = [item.key for item in items if isinstance(item, Request)]
+        for key in returned:
+            del self._prompts[key]
         samples = [item for item in items if isinstance(item, Sample)]
         return Report.of(
             [Result.of_sample(s, self._prompts.pop(s.key), replica=self._name) for s in samples],
             finished=[sample.key for sample in samples],
-            returned=[item.key for item in items if isinstance(item, Request)],
+            returned=returned,
             events=[item for item in items if isinstance(item, str)],
             num_passes=self._loop.num_passes,
             longest_pass=self._loop.longest_pass,
@@ -155,5 +170,6 @@ class Replica:
             self._model, settings.decoding, bucket, settings.slots, settings.memory_share
         )
 
-    def _new_engine(self, bucket: int, num_slots: int) -> Engine:
+    def new_engine(self, bucket: int, num_slots: int) -> SlotEngine:
+        """An engine for one bucket; benchmarks of the driver make cheaper ones."""
         return Engine(self._model, self._settings.decoding, num_slots, prompt_length=bucket)
