@@ -167,7 +167,8 @@ class Fleet:
         unreachable = isinstance(error, ActorUnavailableError)
         death = Death(
             reason=str(getattr(error, "cause", None) or error).strip().splitlines()[-1],
-            # Slots are filled in the order of submission, so no other row can have been in one.
+            # Slots are filled in the order of submission. Rows that had finished and were not
+            # reported yet stand first here, and as many rows behind the cut were in slots.
             begun=in_flight[: self._settings.slots],
             untouched=in_flight[self._settings.slots :],
             alone=len(in_flight) == 1,
