@@ -355,7 +355,7 @@ LEASE_PARTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("garbled", [*GARBLED, *LEASE_PARTS])
-def test_a_garbled_lease_is_set_aside_and_begun_anew(
+def test_a_garbled_lease_is_kept_and_begun_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], garbled: str
 ) -> None:
     made = MadeRun(tmp_path).begin()
@@ -386,7 +386,7 @@ def test_a_garbled_lease_is_set_aside_and_begun_anew(
     assert lease.released
     assert (made.output / f"{DRIVER}{UNREADABLE}").read_bytes() == content
     (event,) = read_events(made.storage)[0]
-    assert event.what == "file set aside"
+    assert event.what == "unreadable file replaced"
     assert str(made.output / DRIVER) in event.facts["error"]
     assert event.facts["kept"] == f"{DRIVER}{UNREADABLE}"
 
@@ -408,7 +408,7 @@ def test_the_owner_of_a_garbled_lease_goes_on(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     told: list[tuple[str, str]] = []
     lease = Lease(storage, BEAT)
-    lease.on_set_aside = lambda error, kept: told.append((error, kept))
+    lease.on_unreadable = lambda error, kept: told.append((error, kept))
     lease.acquire()
     garble(tmp_path, DRIVER, b"[]")
     lease._renew()
@@ -467,7 +467,7 @@ BAD_LINES: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("bad", BAD_LINES)
-def test_a_line_that_is_no_event_is_skipped_and_set_aside(
+def test_a_line_that_is_no_event_is_skipped_and_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str
 ) -> None:
     made = MadeRun(tmp_path).begin()
@@ -490,10 +490,10 @@ def test_a_line_that_is_no_event_is_skipped_and_set_aside(
     made.begin().end()
     lines = (made.output / EVENTS).read_bytes().splitlines()
     assert lines[0] + b"\n" == good
-    assert [json.loads(line)["event"] for line in lines] == ["one", "file set aside"]
+    assert [json.loads(line)["event"] for line in lines] == ["one", "unreadable file replaced"]
     assert (made.output / f"{EVENTS}{UNREADABLE}").read_bytes() == content
     made.begin().end()
-    assert (made.output / EVENTS).read_bytes().splitlines() == lines, "set aside once"
+    assert (made.output / EVENTS).read_bytes().splitlines() == lines, "kept once"
 
 
 def test_an_events_time_without_a_zone_is_utc(tmp_path: Path) -> None:

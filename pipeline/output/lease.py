@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from pipeline.output.run_folder import DRIVER, UnreadableError, read_lease, set_aside
+from pipeline.output.run_folder import DRIVER, UnreadableError, read_lease, keep_unreadable
 from pipeline.output.run_records import LeaseRecord
 from pipeline.storage.storage import Storage
 
@@ -49,7 +49,7 @@ class Lease:
         self._beaten_at = 0.0
         self._lost: str | None = None
         self._progress: Callable[[], dict[str, Any]] = dict
-        self.on_set_aside: Callable[[str, str], None] = lambda error, kept: None
+        self.on_unreadable: Callable[[str, str], None] = lambda error, kept: None
         """Called with the reason and the copy's name where the file was not a lease."""
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -116,7 +116,7 @@ class Lease:
             if isinstance(now, LeaseRecord) and _beat_of(now) != _beat_of(seen):
                 raise ValueError(_held(self._storage, now))
         if isinstance(now, UnreadableError):
-            self._set_aside(now)
+            self._replace_unreadable(now)
         return read_at
 
     @staticmethod
@@ -166,12 +166,12 @@ class Lease:
         """Another driver's lease, where one has written the file; else None."""
         seen = self._read()
         if isinstance(seen, UnreadableError):
-            self._set_aside(seen)
+            self._replace_unreadable(seen)
             return None
         return seen if seen is not None and seen.id != self._id else None
 
-    def _set_aside(self, error: UnreadableError) -> None:
-        self.on_set_aside(str(error), set_aside(self._storage, DRIVER))
+    def _replace_unreadable(self, error: UnreadableError) -> None:
+        self.on_unreadable(str(error), keep_unreadable(self._storage, DRIVER))
 
 
 def _beat_of(seen: LeaseRecord | UnreadableError | None) -> tuple[str, int] | None:

@@ -36,7 +36,7 @@ from pipeline.output.run_folder import (
     read_manifest,
     segment_files,
     segment_folder,
-    set_aside,
+    keep_unreadable,
     shard_name,
 )
 from pipeline.output.run_records import Commit, Event, Manifest
@@ -103,8 +103,8 @@ class Ledger:
 
         Raises ValueError where another driver is running.
         """
-        self.lease.on_set_aside = lambda error, kept: self.event(
-            "file set aside", error=error, kept=kept
+        self.lease.on_unreadable = lambda error, kept: self.event(
+            "unreadable file replaced", error=error, kept=kept
         )
         self.lease.acquire()
         self.output.on_retry = lambda error: self.event("storage retry", error=error)
@@ -120,9 +120,9 @@ class Ledger:
         self._events[:0] = [json.dumps(event.to_json()) for event in events]
         self._events_written = len(events)
         if num_bad:
-            where, kept = self.output.path(EVENTS), set_aside(self.output, EVENTS)
+            where, kept = self.output.path(EVENTS), keep_unreadable(self.output, EVENTS)
             error = f"{where}: {num_bad} lines are not events; the others were kept"
-            self.event("file set aside", error=error, kept=kept)
+            self.event("unreadable file replaced", error=error, kept=kept)
 
     def end(self) -> None:
         """Write the last rows and events, and release the lease."""

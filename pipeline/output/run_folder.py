@@ -232,7 +232,7 @@ def damage(output: Storage, name: str, commit: Commit) -> str | None:
     return f"{name}: its bytes are not those that were written"
 
 
-def set_aside(output: Storage, name: str) -> str:
+def keep_unreadable(output: Storage, name: str) -> str:
     """Copy a file that cannot be read and is about to be written anew; the copy's name."""
     kept = f"{name}{UNREADABLE}"
     output.write(kept, output.read(name))
