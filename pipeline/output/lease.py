@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from pipeline.output.run_folder import DRIVER, UnreadableError, read_lease, keep_unreadable
+from pipeline.output.run_folder import DRIVER, UnreadableError, keep_unreadable, read_lease
 from pipeline.output.run_records import LeaseRecord
 from pipeline.storage.storage import Storage
 

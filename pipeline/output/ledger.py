@@ -30,13 +30,13 @@ from pipeline.output.run_folder import (
     commit_name,
     damage,
     is_own,
+    keep_unreadable,
     numbers_in,
     read_commits,
     read_events,
     read_manifest,
     segment_files,
     segment_folder,
-    keep_unreadable,
     shard_name,
 )
 from pipeline.output.run_records import Commit, Event, Manifest
