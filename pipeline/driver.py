@@ -84,6 +84,7 @@ class Driver:
                 self._decide()
                 self._feed()
                 self._collect()
+            self._publish()
             self._ledger.event("driver stopped")
             raise RunStoppedError("stopped on request")
         finally:

@@ -50,6 +50,16 @@ def decode(actor: Replica, number: int, prompts: list[Prompt]) -> Iterator[Repor
         yield report
 
 
+def all_in_one(actor: Replica, *more: Exception) -> Report:
+    """The first report of a batch that has ended; more: what came in behind its rows."""
+    actor.submit(0, BATCH)
+    while actor._outbox.qsize() < len(BATCH):
+        time.sleep(0.01)
+    for item in more:
+        actor.put(item)
+    return actor.collect()
+
+
 def events_of(reports: list[Report]) -> list[str]:
     return [text for report in reports for text in report.events]
 
@@ -166,20 +176,20 @@ def test_a_replica_reports_that_its_passes_go_on(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_came_in_meanwhile_is_one_report() -> None:
-    actor = started(slots=len(BATCH))
-    actor.submit(0, BATCH)
-    while actor._outbox.qsize() < len(BATCH):
-        time.sleep(0.01)
-    assert len(actor.collect().finished) == len(BATCH)
+    assert len(all_in_one(started(slots=len(BATCH))).finished) == len(BATCH)
+
+
+def test_a_report_names_its_rows_in_their_order() -> None:
+    """The driver puts rows into shards by these keys alone."""
+    report = all_in_one(started(slots=len(BATCH)))
+    rows = report.rows().to_pylist()
+    assert [BATCH[index].row_id for _, index in report.finished] == [row["row_id"] for row in rows]
+    assert len(rows) == len(BATCH)
 
 
 def test_rows_finished_before_a_pass_fails_are_reported_first() -> None:
     actor = started(slots=len(BATCH))
-    actor.submit(0, BATCH)
-    while actor._outbox.qsize() < len(BATCH):
-        time.sleep(0.01)
-    actor.put(OSError("a pass failed"))
-    assert len(actor.collect().finished) == len(BATCH)
+    assert len(all_in_one(actor, OSError("a pass failed")).finished) == len(BATCH)
     for _ in range(2):
         with pytest.raises(OSError, match="a pass failed"):
             actor.collect()
