@@ -121,6 +121,21 @@ class DecodingConfig(BaseModel):
         False, description="positions that would write EOS or the end of turn come last (LLaDA)"
     )
     stop_at_eos: bool = Field(True, description="block mode: end once an EOS has no gap before")
+    kv_cache: Literal["none", "prefix", "dual"] = Field(
+        "none",
+        description="what a block's passes after its first keep: nothing; prefix: keys and values "
+        "of all before the block; dual: of all but the block",
+    )
+    cache_refresh: int = Field(
+        0,
+        ge=0,
+        description="every n-th pass of a block renews all that is kept; 0: its first alone",
+    )
+    suffix: Literal["all"] | int = Field(
+        "all",
+        description="what is computed behind the block: all; w: the next w blocks, and of each "
+        "later block its last position",
+    )
     temperature: float = Field(0.0, ge=0, description="0: argmax; else Gumbel sampling")
     sample_top_p: float | None = Field(
         None, gt=0, le=1, description="draw from the most probable tokens of this mass alone"
@@ -150,7 +165,21 @@ class DecodingConfig(BaseModel):
             raise ValueError(f"tokens_per_step and {rules[0]} are both set; keep one commit rule")
         self._check_schedule(rules)
         self._check_sampling(rules)
+        self._check_cache()
         return self
+
+    def _check_cache(self) -> None:
+        if isinstance(self.suffix, int) and self.suffix < 0:
+            raise ValueError(f"suffix {self.suffix} counts blocks; give 0 or more, or all")
+        if self.cache_refresh and not self.caches:
+            raise ValueError(
+                "cache_refresh renews a cache and kv_cache is none; set kv_cache to dual or prefix"
+            )
+        if self.cfg_scale > 0 and (self.caches or self.suffix != "all"):
+            raise ValueError(
+                "cfg_scale > 0 runs every pass twice and works with kv_cache none and suffix all "
+                "alone; drop cfg_scale or these"
+            )
 
     def _check_refinement(self, passes: int) -> None:
         if passes < 1:
@@ -225,6 +254,11 @@ class DecodingConfig(BaseModel):
     @property
     def mixes(self) -> bool:
         return self.r_f > 0 and self.top_p > 0
+
+    @property
+    def caches(self) -> bool:
+        """Whether keys and values are kept from pass to pass."""
+        return self.kv_cache != "none"
 
     @property
     def reads_beliefs_alone(self) -> bool:
