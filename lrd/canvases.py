@@ -8,15 +8,17 @@ Legend: B samples, L columns (prompt, canvas, padding), G canvas positions, D wi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 from lrd.config import DecodingConfig
-from lrd.models.protocol import DiffusionModel, wants_fixed_shapes
+from lrd.models.kv_cache import KVCache
+from lrd.models.protocol import DiffusionModel, is_cached, wants_fixed_shapes
 from lrd.previous_beliefs import PastBeliefs
+from lrd.suffix import FedPositions
 
 
 class StopReason(IntEnum):
@@ -37,6 +39,8 @@ class Canvases:
     attention_mask_BL: Tensor
     start_B: Tensor
     """Column of each sample's first canvas position."""
+    prompt_B: Tensor
+    """Tokens of each sample's prompt."""
     canvas_BG: Tensor
     """Token ids; [MASK] where open."""
     commit_step_BG: Tensor
@@ -53,6 +57,10 @@ class Canvases:
     """Consecutive decode passes below tau_decode."""
     refine_steps_B: Tensor
     decode_steps_B: Tensor
+    full_passes_B: Tensor
+    """Passes that fed prompt and canvas."""
+    positions_computed_B: Tensor
+    """Columns that went through the model, over all passes; padding is not counted."""
     all_phases_converged_B: Tensor
     open_at_stop_B: Tensor
     max_entropy_at_stop_B: Tensor
@@ -62,10 +70,17 @@ class Canvases:
     entropy_trace_BT: Tensor
     past: PastBeliefs
     """Beliefs of the pass before."""
+    fed: FedPositions
+    """Canvas positions that the passes of each block feed."""
+    cache: KVCache | None = None
+    """Keys and values, where a block's passes keep them."""
     has_padding: bool = True
     """Whether any row has columns of padding."""
     fixed_shapes: bool = False
     """Whether a pass must not read values of tensors on the host, nor let shapes depend on them."""
+    full_passes: list[tuple[Tensor, int]] = field(default_factory=list)
+    """With fixed shapes and a cache: rows [R] whose full pass is part of the next pass, and how
+    many columns it feeds. Other rows that need one wait."""
 
     @property
     def mask(self) -> Tensor | None:
@@ -88,6 +103,9 @@ class Canvases:
         B, L, T = num_samples, num_columns, config.max_forwards
         table = model.embedding_table
         device = table.device
+        cache = None
+        if config.caches and is_cached(model):
+            cache = model.new_cache(B, L)
 
         def integers(*shape: int, fill: int = 0) -> Tensor:
             return torch.full(shape, fill, dtype=torch.long, device=device)
@@ -99,6 +117,7 @@ class Canvases:
             embeds_BLD=torch.zeros(B, L, table.shape[1], dtype=table.dtype, device=device),
             attention_mask_BL=integers(B, L, fill=1),
             start_B=integers(B),
+            prompt_B=integers(B),
             canvas_BG=integers(B, config.gen_length, fill=model.mask_id),
             commit_step_BG=integers(B, config.gen_length),
             stop_B=integers(B, fill=StopReason.COMPLETE),
@@ -110,6 +129,8 @@ class Canvases:
             calm_B=integers(B),
             refine_steps_B=integers(B),
             decode_steps_B=integers(B),
+            full_passes_B=integers(B),
+            positions_computed_B=integers(B),
             all_phases_converged_B=torch.ones(B, dtype=torch.bool, device=device),
             open_at_stop_B=integers(B),
             max_entropy_at_stop_B=floats(B),
@@ -118,6 +139,8 @@ class Canvases:
             kl_trace_BT=floats(B, T, fill=float("nan")),
             entropy_trace_BT=floats(B, T, fill=float("nan")),
             past=PastBeliefs(B, config.block_tokens, table.shape[0], device),
+            fed=FedPositions.of(config, device),
+            cache=cache,
             fixed_shapes=wants_fixed_shapes(model) if fixed_shapes is None else fixed_shapes,
         )
 
@@ -143,6 +166,7 @@ class Canvases:
         self.attention_mask_BL[row] = 0
         self.attention_mask_BL[row, first : first + used] = 1
         self.start_B[row] = first + len(prompt)
+        self.prompt_B[row] = len(prompt)
         self.canvas_BG[row] = model.mask_id
         for counter in (
             self.commit_step_BG,
@@ -153,6 +177,8 @@ class Canvases:
             self.calm_B,
             self.refine_steps_B,
             self.decode_steps_B,
+            self.full_passes_B,
+            self.positions_computed_B,
             self.open_at_stop_B,
             self.max_entropy_at_stop_B,
             self.mix_weight_sum_B,
@@ -169,22 +195,26 @@ class Canvases:
         """Drop every other row."""
         index = torch.tensor(rows, dtype=torch.long, device=self.embeds_BLD.device)
         self.past.keep(rows)
+        if self.cache is not None:
+            self.cache.keep(rows)
         for name, value in self._tensors():
             setattr(self, name, value[index])
 
     def append(self, others: Canvases) -> None:
         """Add the rows of `others`, which no pass has seen, below."""
         self.past.append(others.past)
+        if self.cache is not None:
+            self.cache.append(len(others.stop_B))
         for name, value in self._tensors():
             setattr(self, name, torch.cat([value, getattr(others, name)]))
 
     def outcomes(self) -> Iterator[tuple[str, Tensor]]:
         """The fields that a sample is made of, by name."""
-        inner = ("embeds_BLD", "attention_mask_BL", "start_B", "refining_B", "calm_B")
-        return (field for field in self._tensors() if field[0] not in inner)
+        inner = {"embeds_BLD", "attention_mask_BL", "start_B", "prompt_B", "refining_B", "calm_B"}
+        return (named for named in self._tensors() if named[0] not in inner)
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
-        every = ((field.name, getattr(self, field.name)) for field in fields(self))
+        every = ((one.name, getattr(self, one.name)) for one in fields(self))
         return [(name, value) for name, value in every if isinstance(value, Tensor)]
 
 

@@ -175,7 +175,7 @@ class DecodingConfig(BaseModel):
             raise ValueError(
                 "cache_refresh renews a cache and kv_cache is none; set kv_cache to dual or prefix"
             )
-        if self.cfg_scale > 0 and (self.caches or self.suffix != "all"):
+        if self.cfg_scale > 0 and self.feeds_some:
             raise ValueError(
                 "cfg_scale > 0 runs every pass twice and works with kv_cache none and suffix all "
                 "alone; drop cfg_scale or these"
@@ -259,6 +259,11 @@ class DecodingConfig(BaseModel):
     def caches(self) -> bool:
         """Whether keys and values are kept from pass to pass."""
         return self.kv_cache != "none"
+
+    @property
+    def feeds_some(self) -> bool:
+        """Whether passes may leave columns out: under a cache or a suffix pattern."""
+        return self.caches or self.suffix != "all"
 
     @property
     def reads_beliefs_alone(self) -> bool:

@@ -13,7 +13,7 @@ import torch
 
 from lrd.config import DecodingConfig
 from lrd.decoding import Canvases, step
-from lrd.models.protocol import DiffusionModel, wants_fixed_shapes
+from lrd.models.protocol import DiffusionModel, is_cached, wants_fixed_shapes
 from lrd.sample import Sample
 from lrd.slots import PaddingSide, Request, Slots, Snapshot
 
@@ -56,6 +56,12 @@ class Engine:
             raise ValueError(
                 f"{prompt_length} prompt tokens and gen_length {config.gen_length} exceed the "
                 f"model's {model.max_length} positions"
+            )
+        if config.feeds_some and not is_cached(model):
+            raise ValueError(
+                f"kv_cache {config.kv_cache} and suffix {config.suffix} need a model with the "
+                f"members of lrd.models.protocol.CachedModel, and {type(model).__name__} has no "
+                "new_cache and hidden_kept; set kv_cache to none and suffix to all"
             )
         self.model, self.config = model, config
         self.num_slots = num_slots

@@ -17,18 +17,16 @@ from torch import Tensor
 
 from lrd import nucleus
 from lrd.beliefs import Belief, entropy, log_beliefs
+from lrd.block_cache import CACHED_POSITIONS, states
 from lrd.canvases import Canvases
 from lrd.commit_rules import choose_tokens, is_any_of, token_confidence, without_tokens
 from lrd.config import DecodingConfig
-from lrd.models.protocol import DiffusionModel, SplitModel, eos_ids, is_split
+from lrd.models.protocol import DiffusionModel, SplitModel, eos_ids, is_cached, is_split
 
 HEAD_ELEMENTS = 1 << 24
 """Logits that the head computes at a time: enough rows that its weights are read rarely."""
 CACHED_ELEMENTS = 1 << 20
 """Logits that a CPU turns into beliefs at a time: they are read several times from its cache."""
-CACHED_POSITIONS = 896
-"""Positions that a CPU takes through all layers together, for each of its threads: activations
-between two matrix products stay in its cache."""
 LAST = 1e30
 """Doubt of positions that are committed last; finite, since closed positions have infinity."""
 
@@ -113,6 +111,9 @@ def forward(
     rows_N: Tensor,
 ) -> Callable[[Tensor], Tensor]:
     """The pass itself; returns a function from indices of `rows` to their logits [n, V]."""
+    if config.feeds_some:
+        assert is_cached(model)  # `Engine` refuses others.
+        return _head_of(model, states(model, config, state, rows_N))
     logits_of = _forward(model, state.embeds_BLD, state, column_BK, rows_N)
     if config.cfg_scale == 0:
         return logits_of
@@ -136,11 +137,14 @@ def _forward(
     if is_split(model):
         B, L, _ = embeds_BLD.shape
         at_BK = torch.arange(B, device=column_BK.device)[:, None] * L + column_BK
-        hidden_ND = hidden(model, embeds_BLD, state, at_BK.flatten()[rows_N])
-        enough = nucleus.enough_rows
-        return lambda place_n: model.head(hidden_ND[enough(place_n)])[: len(place_n)]
+        return _head_of(model, hidden(model, embeds_BLD, state, at_BK.flatten()[rows_N]))
     logits_BKV = model.logits(embeds_BLD, state.mask, column_BK)
     return lambda place_n: logits_BKV.flatten(0, 1)[rows_N[place_n]]
+
+
+def _head_of(model: SplitModel, hidden_ND: Tensor) -> Callable[[Tensor], Tensor]:
+    enough = nucleus.enough_rows
+    return lambda place_n: model.head(hidden_ND[enough(place_n)])[: len(place_n)]
 
 
 def hidden(model: SplitModel, embeds_BLD: Tensor, state: Canvases, at_N: Tensor) -> Tensor:

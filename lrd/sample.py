@@ -28,6 +28,10 @@ class Sample:
     num_forwards: int
     refine_steps: int
     decode_steps: int
+    full_passes: int
+    """Passes that fed prompt and canvas; with a cache the others fed their block."""
+    positions_computed: int
+    """Columns that went through the model, over all passes; padding is not counted."""
     blocks: int
     """Blocks that were decoded, the last one included."""
     stop_reason: Literal["converged", "complete", "eos", "failed"]
@@ -92,6 +96,8 @@ class Readout:
             num_forwards=num_forwards,
             refine_steps=of["refine_steps_B"],
             decode_steps=of["decode_steps_B"],
+            full_passes=of["full_passes_B"],
+            positions_computed=of["positions_computed_B"],
             blocks=of["block_B"] + 1,
             stop_reason=reason.name.lower(),  # type: ignore[arg-type]
             open_at_stop=of["open_at_stop_B"],

@@ -62,7 +62,7 @@ def test_every_shape_is_compiled_once_and_decodes_the_same() -> None:
 
     plain, compiled = random_model(**LIVELY), random_model(**LIVELY)
     compiled.compiled = True
-    compiled._hidden = hidden_of(compiled.transformer, "compile", backend=noted)
+    compiled._hidden, _ = hidden_of(compiled.transformer, "compile", backend=noted)
     for prompt_length, asked in ((9, requests()), (12, requests()), (1, requests([[3], [5]]))):
         for _ in range(2):
             samples, engine = run(compiled, UNEVEN, asked, prompt_length=prompt_length)

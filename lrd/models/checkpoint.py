@@ -23,6 +23,7 @@ from lrd.models.families import family_of
 from lrd.models.files import read_object
 from lrd.models.hub import download, is_hub_id
 from lrd.models.int8 import int8_packer
+from lrd.models.kv_cache import KVCache, Window
 from lrd.models.plugin import is_plug, load_plug, plug_fingerprint
 from lrd.models.protocol import DiffusionModel
 from lrd.models.registry import TINY
@@ -55,7 +56,7 @@ class LoadedModel:
         """eot_token: what ends a chat turn; its id is the tokenizer's."""
         self.transformer = transformer
         self.compiled = compile != "none"
-        self._hidden = hidden_of(transformer, compile)
+        self._hidden, self._hidden_kept = hidden_of(transformer, compile)
         self.tokenizer = tokenizer
         self.max_length = transformer.config.max_length
         table_rows = transformer.config.table_rows
@@ -113,6 +114,31 @@ class LoadedModel:
         if self.transformer.config.logit_shift:
             at = _before(at, embeds, attention_mask)
         return self._hidden(embeds, attention_mask, at)
+
+    @property
+    def feeds_before(self) -> int:
+        """Columns before a block that a pass of the block must feed: Dream's 1, LLaDA's 0."""
+        return int(self.transformer.config.logit_shift)
+
+    def new_cache(self, num_rows: int, num_positions: int) -> KVCache:
+        """Room for every layer's keys and values."""
+        table = self.embedding_table
+        shape = self.transformer.config.cache_shape(num_positions)
+        return KVCache(num_rows, shape, table.dtype, table.device)
+
+    @torch.no_grad()
+    def hidden_kept(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        num_positions: int,
+        key_mask: Tensor | None,
+        at: Tensor,
+        window: Window | None,
+    ) -> Tensor:
+        """See `lrd.models.protocol.CachedModel`; the column before a fed block undoes the shift."""
+        at = at - self.feeds_before
+        return self._hidden_kept(embeds, positions, num_positions, key_mask, at, window)
 
     @torch.no_grad()
     def head(self, hidden: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lrd.models.kv_cache import KVCache, Window
+
 
 class DiffusionModel(Protocol):
     """A masked diffusion language model on one device."""
@@ -64,6 +66,38 @@ class SplitModel(DiffusionModel, Protocol):
         ...
 
 
+class CachedModel(SplitModel, Protocol):
+    """A model that can keep keys and values, and compute some columns alone. Optional: settings
+    with a block cache or a suffix pattern need it."""
+
+    feeds_before: int
+    """Columns before a block that a pass of the block must feed: 1 where the states of the
+    position before predict a position (Dream), else 0."""
+
+    def new_cache(self, num_rows: int, num_positions: int) -> KVCache:
+        """An empty cache of so many rows, each of up to `num_positions` columns."""
+        ...
+
+    def hidden_kept(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        num_positions: int,
+        key_mask: Tensor | None,
+        at: Tensor,
+        window: Window | None,
+    ) -> Tensor:
+        """The states [N, D] that `head` takes, aligned as `logits`, at the flat indices r·C + c [N]
+        of the embeddings [R, C, D] of some columns, whose positions [R, C] are below
+        `num_positions`.
+
+        window: where their keys and values are kept, and which kept ones are attended to; None:
+        the fed columns attend to each other and nothing is kept. key_mask [R, P]: True for places
+        that a row attends to; None: all.
+        """
+        ...
+
+
 def eos_ids(model: DiffusionModel) -> tuple[int, ...]:
     """All token ids that end an answer, `eos_id` first.
 
@@ -87,3 +121,8 @@ def is_split(model: DiffusionModel) -> TypeGuard[SplitModel]:
     """Whether the model's class defines both `hidden` and `head`. A wrapper that changes `logits`
     and forwards other members does not, and its `logits` must not be bypassed."""
     return hasattr(type(model), "hidden") and hasattr(type(model), "head")
+
+
+def is_cached(model: DiffusionModel) -> TypeGuard[CachedModel]:
+    """Whether the model's class can keep keys and values, and compute some columns alone."""
+    return is_split(model) and hasattr(type(model), "new_cache")

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lrd.models.kv_cache import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,10 @@ class TransformerConfig:
     logit_shift: bool = False
     """Dream: position i is predicted from the hidden state of i - 1."""
     logit_scale: float = 1.0
+
+    def cache_shape(self, num_positions: int) -> tuple[int, int, int, int]:
+        """Of one row's keys, and of its values: layers, positions, kv heads, width of a head."""
+        return self.num_layers, num_positions, self.num_kv_heads, self.width // self.num_heads
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or self.num_heads % self.num_kv_heads:
@@ -91,6 +98,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None
     )
 
 
+Keep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
 class Block(nn.Module):
     """Pre-norm attention over all positions, then a SwiGLU MLP."""
 
@@ -120,9 +130,14 @@ class Block(nn.Module):
         self.gate_up = _joined(self.gate, self.up)
         del self.gate, self.up
 
-    def _attended(self, x_BLD: Tensor, cos: Tensor, sin: Tensor, key_mask: Tensor | None) -> Tensor:
+    def _attended(
+        self, x_BLD: Tensor, cos: Tensor, sin: Tensor, key_mask: Tensor | None, keep: Keep | None
+    ) -> Tensor:
         query, key, value = self._project(self.attention_norm(x_BLD))
-        attended = self.attend(rotate(query, cos, sin), rotate(key, cos, sin), value, key_mask)
+        key = rotate(key, cos, sin)
+        if keep is not None:
+            key, value = keep(key, value)
+        attended = self.attend(rotate(query, cos, sin), key, value, key_mask)
         return attended.transpose(1, 2).reshape(x_BLD.shape)
 
     def _project(self, h_BLD: Tensor) -> tuple[Tensor, ...]:
@@ -150,10 +165,12 @@ class Block(nn.Module):
         sin: Tensor,
         key_mask: Tensor | None,
         at_N: Tensor | None = None,
+        keep: Keep | None = None,
     ) -> Tensor:
         """[B, L, D], or [N, D] at the flat positions [N] alone: all are attended to, but only
-        these go on to the MLP."""
-        x, attended = x_BLD, self._attended(x_BLD, cos, sin, key_mask)
+        these go on to the MLP. keep: takes the rotated keys and the values, and gives those that
+        are attended to."""
+        x, attended = x_BLD, self._attended(x_BLD, cos, sin, key_mask, keep)
         if at_N is not None:
             x, attended = x.flatten(0, 1)[at_N], attended.flatten(0, 1)[at_N]
         x = x + self.output(attended)
@@ -215,6 +232,29 @@ class Transformer(nn.Module):
         x = embeds_BLD
         for number, block in enumerate(self.blocks, start=1):
             x = block(x, cos, sin, key_mask, at_N if number == len(self.blocks) else None)
+        normed: Tensor = self.norm(x)
+        return normed
+
+    def hidden_kept(
+        self,
+        embeds_RCD: Tensor,
+        positions_RC: Tensor,
+        num_positions: int,
+        key_mask_RP: Tensor | None,
+        at_N: Tensor,
+        window: Window | None,
+    ) -> Tensor:
+        """Final hidden states [N, D] of some columns alone; see `CachedModel.hidden_kept`.
+
+        Unshifted, as `hidden`.
+        """
+        self.prepare(num_positions, embeds_RCD.device)
+        cos, sin = self._rotary(positions_RC, embeds_RCD.dtype)
+        key_mask = None if key_mask_RP is None else key_mask_RP[:, None, None, :]
+        x, last = embeds_RCD, len(self.blocks) - 1
+        for number, block in enumerate(self.blocks):
+            keep = None if window is None else partial(window.renew, number)
+            x = block(x, cos, sin, key_mask, at_N if number == last else None, keep)
         normed: Tensor = self.norm(x)
         return normed
 

@@ -1,0 +1,85 @@
+"""Keys and values of every layer, kept from pass to pass, by row and place.
+
+A place is a column's number among those of its row that are fed at all: the prompt's columns, then
+the canvas as far as `lrd.block_cache` feeds it. Keys are kept after rotation, since positions never
+change; so a place's position does not matter here.
+
+Legend: B rows of the canvases, N layers, P places, K kv heads, E width of a head; R rows and C
+columns of one pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The places that one pass renews, and what it attends to."""
+
+    kept_BN2PKE: Tensor
+    rows_R: Tensor
+    place_RC: Tensor
+    num_keys: int | None
+    """Places that are attended to, from the first on; None where all that is attended to is fed."""
+    adjacent: slice | None = None
+    """The rows as a slice, where they are neighbours: then nothing is copied to be read."""
+
+    def renew(self, layer: int, key_RKCE: Tensor, value_RKCE: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep a layer's fresh keys and values, in place; returns those that are attended to."""
+        for kind, fresh_RKCE in enumerate((key_RKCE, value_RKCE)):
+            kept_BPKE = self.kept_BN2PKE[:, layer, kind]
+            kept_BPKE[self.rows_R[:, None], self.place_RC] = fresh_RKCE.transpose(1, 2)
+        if self.num_keys is None:
+            return key_RKCE, value_RKCE
+        rows = self.rows_R if self.adjacent is None else self.adjacent
+        return self._read(layer, 0, rows), self._read(layer, 1, rows)
+
+    def _read(self, layer: int, kind: int, rows: Tensor | slice) -> Tensor:
+        return self.kept_BN2PKE[rows, layer, kind, : self.num_keys].transpose(1, 2)
+
+
+class KVCache:
+    """Keys and values of B rows. Rows are added and dropped as those of the canvases."""
+
+    def __init__(
+        self, num_rows: int, shape: tuple[int, int, int, int], dtype: torch.dtype, device: object
+    ) -> None:
+        """shape: layers, places, kv heads, width of a head. Memory is taken by `take_memory`."""
+        layers, places, heads, width = shape
+        self._num_rows = num_rows
+        self.kept_BN2PKE = torch.zeros(
+            0, layers, 2, places, heads, width, dtype=dtype, device=torch.device(str(device))
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        return self.kept_BN2PKE.nbytes
+
+    def take_memory(self) -> None:
+        """Rows that were added get their memory at the first pass, as those of past beliefs."""
+        missing = self._num_rows - len(self.kept_BN2PKE)
+        if missing > 0:
+            kept = self.kept_BN2PKE
+            new = kept.new_zeros(missing, *kept.shape[1:])
+            self.kept_BN2PKE = torch.cat([kept, new]) if len(kept) else new
+
+    def window(
+        self, rows_R: Tensor, place_RC: Tensor, num_keys: int | None, adjacent: slice | None
+    ) -> Window:
+        """What one pass renews and attends to."""
+        return Window(self.kept_BN2PKE, rows_R, place_RC, num_keys, adjacent)
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop every other row, in place: these may be most of the engine's memory."""
+        for new, old in enumerate(rows):
+            if new != old < len(self.kept_BN2PKE):
+                self.kept_BN2PKE[new] = self.kept_BN2PKE[old]
+        self._num_rows = len(rows)
+
+    def append(self, num_rows: int) -> None:
+        """Add rows, which hold nothing yet."""
+        self._num_rows += num_rows
