@@ -162,7 +162,7 @@ class Canvases:
         first = L - used if padding_side == "left" else 0
         canvas = [model.mask_id] * config.gen_length
         ids = [model.pad_id] * first + prompt + canvas + [model.pad_id] * (L - first - used)
-        self.embeds_BLD[row] = model.embed(_sent(ids, self.embeds_BLD.device)[None])[0]
+        self.embeds_BLD[row] = model.embed(sent(ids, self.embeds_BLD.device)[None])[0]
         self.attention_mask_BL[row] = 0
         self.attention_mask_BL[row, first : first + used] = 1
         self.start_B[row] = first + len(prompt)
@@ -218,7 +218,7 @@ class Canvases:
         return [(name, value) for name, value in every if isinstance(value, Tensor)]
 
 
-def _sent(ids: list[int], device: torch.device) -> Tensor:
+def sent(ids: list[int], device: torch.device) -> Tensor:
     """Token ids on the device; from pinned memory, so that the host does not wait for the copy."""
     on_host = torch.tensor(ids, dtype=torch.long, pin_memory=device.type == "cuda")
     return on_host.to(device, non_blocking=True)

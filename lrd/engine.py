@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
+from lrd.canvases import Canvases
 from lrd.config import DecodingConfig
-from lrd.decoding import Canvases, step
 from lrd.models.protocol import DiffusionModel, is_cached, wants_fixed_shapes
 from lrd.sample import Sample
 from lrd.slots import PaddingSide, Request, Slots, Snapshot
@@ -150,7 +150,7 @@ class Engine:
             self._slots.fill(self._waiting, min(self.num_slots, self.max_busy))
             if not self.num_busy:
                 return []
-            step(self.model, self.config, self.canvases, self._slots.draw())
+            self._slots.advance()
         except RuntimeError as error:
             if not is_out_of_memory(error) or len(self._slots) == 1:
                 raise

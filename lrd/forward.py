@@ -71,9 +71,12 @@ def read_block(
         *(zeros(floats), zeros(floats), zeros(torch.long), zeros(floats), zeros(floats)),
         zeros(table.dtype, table.shape[1]) if config.mixes else None,
     )
+    # A row that sits out a pass in mid-block (`full_passes.py`) keeps its beliefs.
+    sits_out = state.fixed_shapes and config.cache_refresh > 0
     for rows_n, logits_nV in logits_in_chunks(model, config, state, column_BK, rows_N):
         uniform_nV = None if uniform_BKV is None else uniform_BKV.flatten(0, 1)[rows_n]
-        _read(model, config, state, reading, rows_n, logits_nV, uniform_nV)
+        renewed_n = open_BK.flatten()[rows_n] if sits_out else None
+        _read(model, config, state, reading, rows_n, logits_nV, uniform_nV, renewed_n)
     return reading
 
 
@@ -179,13 +182,14 @@ def _read(
     rows_n: Tensor,
     logits_nV: Tensor,
     uniform_nV: Tensor | None,
+    renewed_n: Tensor | None,
 ) -> None:
     """Write one chunk's beliefs into the reading."""
     belief = Belief.of_logits(logits_nV, model.mask_id)
     token_n, doubt_n, confidence_n = read_tokens(model, config, belief, logits_nV, uniform_nV)
     for field_BK, value_n in (
         (reading.entropy_BK, belief.entropy_N),
-        (reading.kl_BK, state.past.kl_then_keep(belief, rows_n)),
+        (reading.kl_BK, state.past.kl_then_keep(belief, rows_n, renewed_n)),
         (reading.token_BK, token_n),
         (reading.doubt_BK, doubt_n),
         (reading.confidence_BK, confidence_n),

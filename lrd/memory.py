@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
+from lrd.block_cache import CACHED_POSITIONS
 from lrd.config import DecodingConfig
 from lrd.engine import Engine, Request
-from lrd.forward import CACHED_ELEMENTS, CACHED_POSITIONS, HEAD_ELEMENTS
+from lrd.forward import CACHED_ELEMENTS, HEAD_ELEMENTS
 from lrd.models.checkpoint import DTYPES, LoadedModel
 from lrd.models.protocol import DiffusionModel, wants_fixed_shapes
 from lrd.previous_beliefs import EXACT_COLUMNS

@@ -41,9 +41,12 @@ class PastBeliefs:
     def num_bytes(self) -> int:
         return self._s_BKV.nbytes + self._log_z_BK.nbytes
 
-    def kl_then_keep(self, belief: Belief, rows_N: Tensor) -> Tensor:
+    def kl_then_keep(
+        self, belief: Belief, rows_N: Tensor, renewed_N: Tensor | None = None
+    ) -> Tensor:
         """KL(p ‖ q) [N] in nats with q the belief kept at these rows of B·K, which p replaces.
 
+        renewed [N]: where p does replace it; None: everywhere.
         Of nearly equal beliefs the sum rounds to either side of 0; a threshold of 0 stays unmet.
         """
         self._take_memory()
@@ -54,6 +57,9 @@ class PastBeliefs:
         if kept_NV.dtype != torch.float32:
             # Of a rounded belief: Σ exp(s + ε) is Z·(1 + Σ p·ε) to the first order.
             log_z_N = log_z_N + (p_NV * (kept_NV.float() - belief.s_NV)).sum(-1)
+        if renewed_N is not None:
+            kept_NV = torch.where(renewed_N[:, None], kept_NV, s_RV[rows_N])
+            log_z_N = torch.where(renewed_N, log_z_N, log_z_R[rows_N])
         s_RV[rows_N] = kept_NV
         log_z_R[rows_N] = log_z_N
         return (cross_N - belief.entropy_N).clamp(min=0)

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from lrd.canvases import Canvases, StopReason
 from lrd.config import DecodingConfig
+from lrd.decoding import step
+from lrd.full_passes import FullPasses
 from lrd.models.protocol import DiffusionModel
 from lrd.sample import Readout, Sample
 
@@ -67,6 +69,7 @@ class Slots:
         self._num_columns, self._padding_side = num_columns, padding_side
         self._is_fixed = fixed_rows is not None
         self._padded = padded
+        self._full_passes = FullPasses(config) if self._is_fixed and config.caches else None
         self._occupied: list[OccupiedSlot | None] = [None] * (fixed_rows or 0)
 
     def __len__(self) -> int:
@@ -106,6 +109,8 @@ class Slots:
         if self._config.temperature > 0:
             device = self._model.embedding_table.device
             generator = torch.Generator(device=device).manual_seed(request.seed)
+        if self._full_passes is not None:
+            self._full_passes.placed(row)
         self._occupied[row] = OccupiedSlot(request, time.monotonic(), generator)
 
     def _add_rows(self, num_new: int) -> None:
@@ -121,7 +126,15 @@ class Slots:
             self.canvases.keep(busy)
             self._occupied = [self._occupied[row] for row in busy]
 
-    def draw(self) -> Tensor | None:
+    def advance(self) -> None:
+        """One forward pass for all rows."""
+        if self._full_passes is not None:
+            self._full_passes.plan(self.canvases)
+        step(self._model, self._config, self.canvases, self._draw())
+        if self._full_passes is not None:
+            self._full_passes.note(self.canvases)
+
+    def _draw(self) -> Tensor | None:
         """Each row's own uniform numbers [B, K, V] in (0, 1), where sampling needs them."""
         if self._config.temperature == 0:
             return None
