@@ -3,7 +3,7 @@ same estimated before there is one, from the checkpoint's shape.
 
 Counts tensors, in bytes; the margin is for what kernels allocate themselves.
 
-Legend: S slots, L positions of a slot, G of them canvas, K of a block, T passes at most,
+Legend: S slots, L positions of a slot, G of them canvas, N blocks of K, T passes at most,
 V columns of the logits, D width, M the MLP's width.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from lrd.block_cache import CACHED_POSITIONS
+from lrd.block_cache import CACHED_POSITIONS, FULL_POSITIONS
 from lrd.config import DecodingConfig
 from lrd.engine import Engine, Request
 from lrd.forward import CACHED_ELEMENTS, HEAD_ELEMENTS
@@ -42,6 +42,8 @@ class Memory:
     """The canvases: embeddings, tokens, counters, traces."""
     past: int
     """Beliefs of the previous pass."""
+    cache: int
+    """Keys and values that a block cache keeps."""
     draws: int
     """Uniform numbers, where sampling needs them."""
     activations: int
@@ -55,7 +57,7 @@ class Memory:
     def beside_weights(self) -> int:
         """The last three are never in memory at the same time."""
         passing = max(self.activations, self.chunk, self.inputs)
-        return self.state + self.past + self.draws + passing
+        return self.state + self.past + self.cache + self.draws + passing
 
     @property
     def total(self) -> int:
@@ -79,22 +81,28 @@ def memory_of(
     table = model.embedding_table
     (V, D), d = table.shape, table.element_size()
     S, G, K = num_slots, config.gen_length, config.block_tokens
-    L, T = prompt_length + G, config.max_forwards
+    L, T, N = prompt_length + G, config.max_forwards, config.num_blocks
 
     positions, cached = S * L, HEAD_ELEMENTS
     if not fixed_shapes:
         few = max(L, CACHED_POSITIONS * torch.get_num_threads())
         positions, cached = min(positions, few), CACHED_ELEMENTS
+    elif config.caches:
+        fed = G + 1 if config.kv_cache == "prefix" else K + 1
+        positions = max(S * fed, min(positions, max(L, FULL_POSITIONS)))
+    # Columns that are fed alone are copied first, with their places, positions and columns.
+    fed_bytes = D * d + 24 if config.feeds_some else 0
     guided = 2 if config.cfg_scale else 1
     logits, beliefs = min(HEAD_ELEMENTS, S * K * V), min(cached, S * K * V)
     kept = guided * S * K * D * d + S * K * (D * d if config.mixes else 0)
     return Memory(
         weights=_weights(model),
         # Embeddings and mask, tokens and their passes, two traces, counters and flags.
-        state=S * (L * (D * d + 8) + 16 * G + 8 * T + 98),
+        state=S * (L * (D * d + 8) + 16 * G + 8 * T + 122) + N * (G + 1) * 8,
         past=S * K * (V * (4 if V <= EXACT_COLUMNS else 2) + 4),
+        cache=S * L * _cache_bytes(model) if config.caches else 0,
         draws=S * K * V * 8 if config.temperature else 0,
-        activations=positions * _forward_bytes(model) + (guided - 1) * S * L * D * d,
+        activations=positions * (_forward_bytes(model) + fed_bytes) + (guided - 1) * S * L * D * d,
         chunk=kept + (guided * 2 - 1) * logits * d + beliefs * _belief_bytes(config),
         inputs=S * K * D * d * 8,
     )
@@ -106,6 +114,14 @@ def _belief_bytes(config: DecodingConfig) -> int:
     if config.sample_top_p is not None:
         return 64
     return 32 if config.temperature == 0 else 48
+
+
+def _cache_bytes(model: DiffusionModel) -> int:
+    """Keys and values of one position in all layers; 0 of a model that keeps none."""
+    if not isinstance(model, LoadedModel):
+        return 0
+    layers, _, heads, width = model.transformer.config.cache_shape(1)
+    return 2 * layers * heads * width * model.embedding_table.element_size()
 
 
 def _weights(model: DiffusionModel) -> int:

@@ -27,6 +27,14 @@ CASES: dict[str, dict[str, Any]] = {
     "drawn from a part": {**BELIEFS, "temperature": 0.7, "sample_top_p": 0.9},
     "guided": {**PASSES, "cfg_scale": 1.0},
     "activations": PASSES,
+    "a block cache": {**PASSES, "gen_length": 64, "kv_cache": "dual"},
+    "a block cache: shared kv heads": {
+        **PASSES,
+        "gen_length": 64,
+        "kv_cache": "prefix",
+        "num_kv_heads": 1,
+    },
+    "a suffix pattern": {**PASSES, "gen_length": 64, "kv_cache": "dual", "suffix": 1},
     "activations: shared kv heads": {**PASSES, "num_kv_heads": 1, "rope_in_float32": False},
     "activations: a narrow MLP": {**PASSES, "mlp_width": 64},
 }
@@ -51,7 +59,10 @@ def model_of(case: dict[str, Any], dtype: torch.dtype) -> LoadedModel:
 
 
 def settings_of(case: dict[str, Any]) -> lrd.DecodingConfig:
-    names = ("gen_length", "block_length", "temperature", "sample_top_p", "cfg_scale")
+    names = (
+        *("gen_length", "block_length", "temperature", "sample_top_p", "cfg_scale"),
+        *("kv_cache", "suffix"),
+    )
     return lrd.DecodingConfig(
         early_stop=True, **{name: case[name] for name in names if name in case}
     )
@@ -67,12 +78,16 @@ def test_a_pass_takes_what_the_formula_says(name: str, dtype: torch.dtype) -> No
     model.transformer.prepare(512, torch.device("cpu"))
     with LiveBytes() as live:
         engine = lrd.Engine(model, config, num_slots, case["prompt"], fixed_shapes=True)
-        assert live.now == need.state
+        # What is made of lists is not seen.
+        fed = engine.canvases.fed
+        assert live.now + fed.position_MG.nbytes + fed.count_M.nbytes == need.state
         for index in range(num_slots):
             engine.submit(lrd.Request(index, [3] * (case["prompt"] - index % 2), index))
         for _ in range(3):
             engine.step()
     assert engine.canvases.past.num_bytes == need.past
+    cache = engine.canvases.cache
+    assert (cache.num_bytes if cache else 0) == need.cache
     assert live.peak <= need.beside_weights <= 1.35 * live.peak, (need, live.peak)
 
 
