@@ -57,12 +57,7 @@ class Engine:
                 f"{prompt_length} prompt tokens and gen_length {config.gen_length} exceed the "
                 f"model's {model.max_length} positions"
             )
-        if config.feeds_some and not is_cached(model):
-            raise ValueError(
-                f"kv_cache {config.kv_cache} and suffix {config.suffix} need a model with the "
-                f"members of lrd.models.protocol.CachedModel, and {type(model).__name__} has no "
-                "new_cache and hidden_kept; set kv_cache to none and suffix to all"
-            )
+        refuse_without_cache(model, config)
         self.model, self.config = model, config
         self.num_slots = num_slots
         self.max_busy = num_slots
@@ -188,6 +183,17 @@ class Engine:
         self.oom_events.append(
             f"out of memory with {too_many} slots of {self.num_columns} positions, "
             f"going on with {self.num_slots}: {out_of_memory}"
+        )
+
+
+def refuse_without_cache(model: DiffusionModel, config: DecodingConfig) -> None:
+    """Raises ValueError where the settings need a model that can keep keys and values, and this one
+    cannot."""
+    if config.feeds_some and not is_cached(model):
+        raise ValueError(
+            f"kv_cache {config.kv_cache} and suffix {config.suffix} need a model with the members "
+            f"of lrd.models.protocol.CachedModel, and {type(model).__name__} has no new_cache; set "
+            "kv_cache to none and suffix to all"
         )
 
 

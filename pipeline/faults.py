@@ -146,6 +146,14 @@ def at(point: str, subject: str) -> bool:
     return make_nan
 
 
+def watched(model: Any, gen_length: int) -> WatchedModel:
+    """A model whose prompts pass the point `replica.place`; it can keep keys and values where the
+    model can."""
+    from lrd.models.protocol import is_cached
+
+    return (WatchedCachedModel if is_cached(model) else WatchedModel)(model, gen_length)
+
+
 class WatchedModel:
     """Wraps a model so that a prompt passes the point `replica.place` when it is embedded, which is
     when it gets its slot."""
@@ -167,3 +175,23 @@ class WatchedModel:
         import torch
 
         return torch.full_like(embeds, torch.nan) if at("replica.place", text) else embeds
+
+
+class WatchedCachedModel(WatchedModel):
+    """With the members of `lrd.models.protocol.CachedModel`, which are looked for in the class."""
+
+    @property
+    def feeds_before(self) -> int:
+        return int(self._model.feeds_before)
+
+    def hidden(self, *inputs: Any) -> Any:
+        return self._model.hidden(*inputs)
+
+    def head(self, *inputs: Any) -> Any:
+        return self._model.head(*inputs)
+
+    def new_cache(self, *inputs: Any) -> Any:
+        return self._model.new_cache(*inputs)
+
+    def hidden_kept(self, *inputs: Any) -> Any:
+        return self._model.hidden_kept(*inputs)

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from lrd import load_model
+from lrd.engine import refuse_without_cache
 from lrd.models.checkpoint import fingerprint
 from pipeline.config import RunConfig
 from pipeline.input import input_files, prompt_shards
@@ -67,6 +68,7 @@ def check(config: RunConfig) -> Checked:
         raise ValueError(
             f"{config.model}: has no tokenizer.json; put its tokenizer files into the folder"
         )
+    refuse_without_cache(face, config.decoding)
     if config.prompt_format == "chat" and not face.tokenizer.chat_template:
         raise ValueError(f"{config.model}: has no chat template; use --prompt-format raw")
     if config.decoding.gen_length >= face.max_length:

@@ -92,7 +92,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None
     if key_mask is not None and query.device.type != "cpu":
         # CUDA's kernel for masks shares no kv heads; without this a plain one would do all.
         times = query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(times, dim=1) for x in (key, value))
+        if times > 1:
+            key, value = (x.repeat_interleave(times, dim=1) for x in (key, value))
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=key_mask, enable_gqa=key.shape[1] != query.shape[1]
     )

@@ -97,7 +97,7 @@ class Replica:
             model, settings.device, settings.dtype, settings.revision, settings.compile
         )
         if faults.wanted():
-            self._model = faults.WatchedModel(self._model, settings.decoding.gen_length)
+            self._model = faults.watched(self._model, settings.decoding.gen_length)
 
     def drain(self) -> None:
         """Return prompts that have no slot yet to the driver; those in slots are finished."""
