@@ -252,6 +252,8 @@ class SheetBatches(Batches):
 
     def _read(self, count: int) -> None:
         for prompt, answer in self._encode(list(islice(self.sheets, count))):
+            if len(prompt) > SHEET_PROMPT_LENGTHS[-1] or len(answer) >= SHEET_CANVAS_LENGTHS[-1]:
+                continue  # Rare: sheets are limited in characters, which tokens follow roughly.
             bucket = (
                 next(n for n in SHEET_PROMPT_LENGTHS if len(prompt) <= n),
                 next(n for n in SHEET_CANVAS_LENGTHS if len(answer) < n),
