@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.cached_reference import Passes
 from helpers.golden import (
     SHARED,
     Record,
     Watched,
+    blocks_of_one_pass,
     cases,
     load,
     meta,
+    note,
     records,
     sampler_settings,
+    skip,
     sure_passes,
 )
 
@@ -24,21 +28,14 @@ LIMIT = 2e-4
 """Largest error of a float32 logit; their spread is about 4."""
 TRACE_LIMIT = 2e-3
 
-NO_CACHE = "Fast-dLLM's approximate cache is not built"
+DREAMS_CACHE = (
+    "Fast-dLLM on Dream commits a block's first position, and it alone, in the full pass and feeds "
+    "[start, end) afterwards; here the full pass commits what the rule names and [start - 1, end) "
+    "is fed: see test_fast_dllms_cached_rule_on_dream"
+)
 MASK_WRITTEN = "the original commits [MASK] itself, here it never is"
 MASK_IN_PROMPT = "the original writes into a prompt's own [MASK]s, here a prompt stays as it is"
 NATIVE = "bfloat16 confidences tie: information only"
-
-
-def note(request: pytest.FixtureRequest, record: Record, **more: object) -> None:
-    case = ("small:" if record.folder.parent != SHARED else "") + record.folder.name
-    request.node.user_properties.append(("golden", (case, record.kind)))
-    request.node.user_properties.extend(more.items())
-
-
-def skip(request: pytest.FixtureRequest, record: Record, reason: str) -> None:
-    note(request, record, reason=reason)
-    pytest.skip(reason)
 
 
 def test_all_golden_records_are_here() -> None:
@@ -162,8 +159,6 @@ def samplers() -> list[Record]:
 
 @pytest.mark.parametrize("record", samplers(), ids=str)
 def test_sampler(record: Record, request: pytest.FixtureRequest) -> None:
-    if "_prefix_" in record.name or "_dual_" in record.name:
-        skip(request, record, NO_CACHE)
     native = record.name == "native_bf16_info"
     model = load(record.folder, "bfloat16") if native else record.model
     config = sampler_settings(record)
@@ -171,7 +166,7 @@ def test_sampler(record: Record, request: pytest.FixtureRequest) -> None:
     real = record.tensor("attention_mask").bool() if record.has("attention_mask") else prompt >= 0
     prompts = [row[keep].tolist() for row, keep in zip(prompt, real, strict=True)]
     expected = record.tensor("sequences")[:, prompt.shape[1] :].tolist()
-    eot_id = record.entry["call"]["kwargs"].get("eot_id")
+    eot_id = record.call.get("eot_id")
     model.eot_id = eot_id
     try:
         batched = {side: lrd.decode(model, prompts, config, padding_side=side) for side in SIDES}
@@ -195,18 +190,71 @@ def test_sampler(record: Record, request: pytest.FixtureRequest) -> None:
         skip(request, record, f"{MASK_WRITTEN} ({record.name}: {measured})")
     if native:
         skip(request, record, f"{NATIVE} ({measured})")
+    if config.caches and record.model.transformer.config.logit_shift:
+        skip(request, record, f"{DREAMS_CACHE} ({record.name}: {measured})")
     note(request, record)
     assert [sample.canvas for sample in alone] == expected, measured
-    assert {sample.num_forwards for sample in alone} == {record.entry["nfe"]}
+    if not config.caches:
+        assert {sample.num_forwards for sample in alone} == {record.entry["nfe"]}
+        return
+    (sample,) = alone
+    unneeded = blocks_of_one_pass(sample, config)
+    assert sample.num_forwards + unneeded == record.entry["nfe"]
+    assert sample.full_passes == config.num_blocks
+    if unneeded == 0:
+        assert sample.positions_computed == sum(record.entry["forward_lengths"])
 
 
 SIDES = ("left", "right")
 
 
+@pytest.mark.parametrize("record", [r for r in samplers() if "dual_cache" in r.call], ids=str)
+def test_fast_dllms_cached_rule_on_dream(record: Record, request: pytest.FixtureRequest) -> None:
+    """With the rule that the skip above states, the plain cached pass gives the records."""
+    model, config, prompt = record.model, sampler_settings(record), record.tensor("prompt")[0]
+    passes = Passes(model, config, len(prompt))
+    K, T = config.block_tokens, len(prompt) + config.gen_length
+    steps = record.call["steps"] // config.num_blocks
+    time = torch.linspace(1, 1e-3, steps + 1)
+    ids = torch.cat([prompt, torch.full((config.gen_length,), model.mask_id)])
+    column, everything = torch.arange(T), torch.ones(T, dtype=torch.bool)
+
+    def forward(fed: torch.Tensor) -> torch.Tensor:
+        return passes.forward(model.embed(ids[None])[0], everything, fed)
+
+    num_forwards = 0
+    for start in range(len(prompt), T, K):
+        block = (column >= start) & (column < start + K)
+        ids[start] = forward(everything)[start].argmax()
+        num_forwards += 1
+        fed = block if config.kv_cache == "dual" else column >= start
+        for step in range(1, T):
+            if config.steps is not None and step == steps:
+                break
+            still_open = column[block & (ids == model.mask_id)]
+            log_p = forward(fed)[still_open].log_softmax(-1)
+            num_forwards += 1
+            sure, token = log_p.max(-1)
+            if config.steps is None:
+                order = sure.argsort(descending=True)
+                count = max(1, int((sure.exp() >= config.confidence_threshold).sum()))
+            else:  # Its schedule begins with the block's second timestep.
+                order = (log_p.exp() * log_p).sum(-1).argsort(descending=True)
+                last = step == steps - 1
+                share = 1.0 if last else float(1 - time[step + 1] / time[step])
+                count = int(len(still_open) * share)
+            ids[still_open[order[:count]]] = token[order[:count]]
+            if not (ids[block] == model.mask_id).any():
+                break
+    note(request, record)
+    assert ids.tolist() == record.tensor("sequences")[0].tolist()
+    assert num_forwards == record.entry["nfe"]
+
+
 @pytest.mark.parametrize("record", [r for r in records("generate") if r.name == "gumbel"], ids=str)
 def test_gumbel_rule(record: Record, request: pytest.FixtureRequest) -> None:
     logits = record.tensor("logits")
-    for temperature in record.entry["call"]["kwargs"]["temperatures"]:
+    for temperature in record.call["temperatures"]:
         uniform = record.tensor(f"uniform_T{temperature}")
         tokens = gumbel_tokens(logits.double().log_softmax(-1), temperature, uniform)
         assert torch.equal(tokens, record.tensor(f"argmax_T{temperature}"))

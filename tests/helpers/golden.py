@@ -1,29 +1,38 @@
 """The golden records: where they lie, the settings that repeat each, what became of them.
 
 A record is what the originals' own code computed on a tiny random checkpoint; the README beside
-them explains each kind. One case comes with the tests, the rest is found by LRD_SHARED or in
+them explains each kind. A few come with the tests, the rest is found by LRD_SHARED or in
 ../shared beside the repository.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 import lrd
 from lrd.beliefs import log_beliefs
-from lrd.models.checkpoint import LoadedModel
+from lrd.models.checkpoint import TINY, LoadedModel
 
-SMALL = Path(__file__).parents[1] / "data" / "golden"
-SHARED = Path(os.environ.get("LRD_SHARED") or Path(__file__).parents[3] / "shared") / "golden"
+HERE = Path(__file__).parents[1] / "data"
+OUTSIDE = Path(os.environ.get("LRD_SHARED") or Path(__file__).parents[3] / "shared")
+SMALL, SHARED = HERE / "golden", OUTSIDE / "golden"
+SMALL_CACHE, SHARED_CACHE = HERE / "golden_cache", OUTSIDE / "golden_cache"
+"""Latent refinement with a block cache; the weights are those of golden, and of `tiny`."""
+
+TINY_WEIGHTS = "91a1caba39f061f93a89dcb1e9945ed4cf840e9814186e0e8a28f794048723e8"
+"""SHA-256 of the weights behind the records of `tiny`: the embedded model may be trained on."""
 
 TIE = 2e-5
 """Logits of correct float32 implementations differ by about 1e-5 (the golden README), so where
@@ -37,14 +46,28 @@ class Record:
     folder: Path
     kind: str
     entry: dict[str, Any]
+    weights: Path | None = None
+    """Folder of the checkpoint where it is not the record's own."""
 
     @property
     def name(self) -> str:
         return str(self.entry["name"])
 
     @property
+    def call(self) -> dict[str, Any]:
+        """Keyword arguments of the original's call."""
+        return dict(self.entry["call"]["kwargs"])
+
+    @property
+    def case(self) -> str:
+        root = self.folder.parent
+        origin = "small:" if root in (SMALL, SMALL_CACHE) else ""
+        cached = "cache:" if root in (SMALL_CACHE, SHARED_CACHE) else ""
+        return f"{origin}{cached}{self.folder.name}"
+
+    @property
     def model(self) -> LoadedModel:
-        return load(self.folder, "float32")
+        return load(self.weights or self.folder, "float32")
 
     def tensor(self, part: str) -> torch.Tensor:
         return tensors(self.folder, self.kind)[f"{self.name}.{part}"]
@@ -53,8 +76,18 @@ class Record:
         return f"{self.name}.{part}" in tensors(self.folder, self.kind)
 
     def __str__(self) -> str:
-        origin = "" if self.folder.parent == SHARED else "small:"
-        return f"{origin}{self.folder.name}-{self.name}"
+        return f"{self.case}-{self.name}"
+
+
+def note(request: pytest.FixtureRequest, record: Record, **more: object) -> None:
+    """Count the test in the summary, with what it measured."""
+    request.node.user_properties.append(("golden", (record.case, record.kind)))
+    request.node.user_properties.extend(more.items())
+
+
+def skip(request: pytest.FixtureRequest, record: Record, reason: str) -> None:
+    note(request, record, reason=reason)
+    pytest.skip(reason)
 
 
 @cache
@@ -92,9 +125,33 @@ def records(kind: str) -> list[Record]:
     return found
 
 
+def cached_records(root: Path | None = None) -> list[Record]:
+    """Every record with a block cache: the shared ones, or where they are absent the copies here
+    (those of `tiny` where its weights are there)."""
+    root = root or (SHARED_CACHE if SHARED_CACHE.is_dir() else SMALL_CACHE)
+    found = []
+    for file in sorted(root.glob("*/lrd.json")):
+        weights = weights_of(file.parent.name)
+        entries = json.loads(file.read_text()) if weights is not None else []
+        found += [Record(file.parent, "lrd", entry, weights) for entry in entries]
+    return found
+
+
+@cache
+def weights_of(case: str) -> Path | None:
+    """The folder of the weights behind the records with a block cache of one case."""
+    if case != "tiny":
+        return next((root / case for root in (SHARED, SMALL) if (root / case).is_dir()), None)
+    for folder in (OUTSIDE / "golden_tiny", TINY):
+        file = folder / "model.safetensors"
+        if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == TINY_WEIGHTS:
+            return folder
+    return None
+
+
 def sampler_settings(record: Record) -> lrd.DecodingConfig:
     """The original sampler's call as settings of this procedure."""
-    call = record.entry["call"]["kwargs"]
+    call = record.call
     common = {"r_f": 0.0, "max_refine_steps": 0, "stop_at_eos": False}
     if "alg" in call:
         # What was not passed has a default, and `effective` says which.
@@ -106,7 +163,12 @@ def sampler_settings(record: Record) -> lrd.DecodingConfig:
             "sample_top_p": call.get("top_p"),
             "sample_top_k": call.get("top_k"),
         }
+        if "dual_cache" in call:
+            settings["block_length"] = call["block_length"]
+            settings["kv_cache"] = "dual" if call["dual_cache"] else "prefix"
         if call["alg"] == "confidence_threshold":
+            if "dual_cache" in call:
+                del settings["steps"]  # Here Fast-dLLM caps nothing.
             return lrd.DecodingConfig(
                 **common,
                 **settings,
@@ -130,9 +192,20 @@ def sampler_settings(record: Record) -> lrd.DecodingConfig:
         settings["confidence_threshold"] = call["threshold"]
     else:
         settings["steps"] = call["steps"]
+    cached = re.search("generate_with_(prefix|dual)_cache", record.entry["call"]["function"])
+    if cached:
+        settings["kv_cache"] = cached[1]
     switches = ("cfg_scale", "logits_eos_inf", "confidence_eos_eot_inf")
     settings.update({name: call[name] for name in switches if name in call})
     return lrd.DecodingConfig(**common, **settings)
+
+
+def blocks_of_one_pass(sample: lrd.Sample, config: lrd.DecodingConfig) -> int:
+    """Blocks that their first pass filled: with a cache Fast-dLLM runs one pass more in each of
+    them before it looks for open positions."""
+    steps = torch.tensor(sample.commit_step).view(-1, config.block_tokens)
+    first = torch.cat([torch.ones(1), steps.amax(-1)[:-1] + 1])
+    return int((steps == first[:, None]).all(-1).sum())
 
 
 class Watched:

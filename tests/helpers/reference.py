@@ -7,15 +7,20 @@ one prompt, one canvas, one pass after another. It also notes which branches it 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from lrd.config import DecodingConfig
 from lrd.models.protocol import DiffusionModel
 
 Belief = list[float]
 Vector = list[float]
+Forward = Callable[[Tensor, int, int], Tensor]
+"""One pass: the embeddings [T, D] of prompt and canvas, the block's first canvas position, the
+number of passes that the block has had → logits [T, V], aligned, right at the block at least."""
 
 
 @dataclass
@@ -28,6 +33,8 @@ class Outcome:
     decode_steps: int = 0
     blocks: int = 0
     stop_reason: str = ""
+    stops: list[str] = field(default_factory=list)
+    """How each block ended, the last one's as `stop_reason` has it."""
     open_at_stop: int = 0
     max_entropy_at_stop: float = 0.0
     refine_converged: bool = False
@@ -91,8 +98,15 @@ def named_by_rule(c: DecodingConfig, h: dict[int, float], sure: dict[int, float]
     return named or ranked[:1]
 
 
-def decode_one(model: DiffusionModel, prompt: list[int], c: DecodingConfig, seed: int) -> Outcome:
-    """Decode one prompt; seed is the row's own."""
+def decode_one(
+    model: DiffusionModel,
+    prompt: list[int],
+    c: DecodingConfig,
+    seed: int,
+    forward: Forward | None = None,
+) -> Outcome:
+    """Decode one prompt; seed is the row's own. forward: the model's whole pass by default."""
+    forward = forward or (lambda embeds, first, passes: model.logits(embeds[None])[0])
     G, K, mask_id = c.gen_length, c.block_length or c.gen_length, model.mask_id
     table: list[Vector] = model.embedding_table.tolist()
     draws = torch.Generator().manual_seed(seed)
@@ -116,11 +130,13 @@ def decode_one(model: DiffusionModel, prompt: list[int], c: DecodingConfig, seed
         block = range(first, first + K)
         before: dict[int, Belief] = {}
         refining, phase_steps, decode_passes, calm = refines, 0, 0, 0
+        passes = 0
         o.blocks += 1
         while any(canvas[i] is None for i in block) and not ended_at_eos:
             # Forward.
-            embeds = torch.tensor([[table[token] for token in prompt] + vectors])
-            logits = model.logits(embeds)[0, len(prompt) :].tolist()
+            embeds = torch.tensor([table[token] for token in prompt] + vectors)
+            logits = forward(embeds, first, passes)[len(prompt) :].tolist()
+            passes += 1
             p = {i: softmax(logits[i], mask_id) for i in block}
             opened = [i for i in block if canvas[i] is None]
             h = {i: entropy(p[i]) for i in opened}
@@ -192,12 +208,13 @@ def decode_one(model: DiffusionModel, prompt: list[int], c: DecodingConfig, seed
                 ended_at_eos = None not in canvas[: canvas.index(model.eos_id)]
                 if not ended_at_eos:
                     o.branches.add("an EOS waits for a gap")
+        o.stops.append(o.stop_reason)
         if ended_at_eos:
             if None in canvas:
                 o.branches.add("EOS fills the rest")
                 if None not in canvas[first : first + K]:
                     o.branches.add("EOS in a finished block")
-                o.stop_reason = "eos"
+                o.stop_reason = o.stops[-1] = "eos"
             break
 
     o.canvas = [model.eos_id if token is None else token for token in canvas]
