@@ -172,6 +172,8 @@ class TimedEngine:
             mean_mix_weight=0.1,
             error=None,
             seconds=seconds,
+            full_passes=num_forwards,
+            positions_computed=num_forwards * self._gen_length,
         )
 
 
