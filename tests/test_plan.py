@@ -21,8 +21,9 @@ from jobs import plan
 from jobs.flags import run_config
 from lrd import DecodingConfig
 from lrd.memory import memory_need, weight_bytes
-from lrd.models.checkpoint import TINY, LoadedModel
+from lrd.models.checkpoint import LoadedModel
 from lrd.models.families import family_of
+from lrd.models.registry import TINY
 from lrd.models.transformer import Transformer
 from lrd.prompts import encode_prompt
 from pipeline.input.buckets import choose_lengths, fitting

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from helpers.runs import begun
 from lrd import DecodingConfig
-from lrd.models.checkpoint import TINY, fingerprint
+from lrd.models.checkpoint import fingerprint
+from lrd.models.registry import TINY
 from lrd.models.tokenizer import load_tokenizer
 from pipeline.config import RunConfig
 from pipeline.input.prompt_shards import PromptShards
