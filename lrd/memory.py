@@ -41,8 +41,6 @@ class Memory:
     """The canvases: embeddings, tokens, counters, traces."""
     past: int
     """Beliefs of the previous pass."""
-    cache: int
-    """Keys and values that are kept, all layers; 0 without `kv_cache`."""
     draws: int
     """Uniform numbers, where sampling needs them."""
     activations: int
@@ -56,7 +54,7 @@ class Memory:
     def beside_weights(self) -> int:
         """The last three are never in memory at the same time."""
         passing = max(self.activations, self.chunk, self.inputs)
-        return self.state + self.past + self.cache + self.draws + passing
+        return self.state + self.past + self.draws + passing
 
     @property
     def total(self) -> int:
@@ -94,21 +92,11 @@ def memory_of(
         # Embeddings and mask, tokens and their passes, two traces, counters and flags.
         state=S * (L * (D * d + 8) + 16 * G + 8 * T + 98),
         past=S * K * (V * (4 if V <= EXACT_COLUMNS else 2) + 4),
-        cache=_cache_bytes(model, S * L) if config.caches else 0,
         draws=S * K * V * 8 if config.temperature else 0,
         activations=positions * _forward_bytes(model) + (guided - 1) * S * L * D * d,
         chunk=kept + (guided * 2 - 1) * logits * d + beliefs * _belief_bytes(config),
         inputs=S * K * D * d * 8,
     )
-
-
-def _cache_bytes(model: DiffusionModel, positions: int) -> int:
-    """Keys and values of so many positions in all layers."""
-    if not isinstance(model, LoadedModel):
-        return 0
-    shape = model.transformer.config
-    width = model.embedding_table.shape[1] // shape.num_heads * shape.num_kv_heads
-    return positions * shape.num_layers * 2 * width * model.embedding_table.element_size()
 
 
 def _belief_bytes(config: DecodingConfig) -> int:

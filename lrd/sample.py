@@ -48,10 +48,6 @@ class Sample:
     """Why the sample failed."""
     seconds: float
     """Wall time in its slot; passes are shared with the other slots."""
-    full_passes: int
-    """Passes that went through prompt and canvas; the others computed their block alone."""
-    positions_computed: int
-    """Positions that went through the model, over all passes; padding is not counted."""
 
 
 class Readout:
@@ -64,7 +60,6 @@ class Readout:
         """copied: into pinned memory while the device goes on; otherwise the host reads the state
         itself, which must be in its memory."""
         self._fields = {name: _on_host(value, copied) for name, value in state.outcomes()}
-        self._num_positions = _on_host(state.attention_mask_BL.sum(-1), copied)
         self._arrived: torch.cuda.Event | None = None
         if state.stop_B.is_cuda:
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -107,8 +102,6 @@ class Readout:
             mean_mix_weight=of["mix_weight_sum_B"] / num_mixed if num_mixed else 0.0,
             seconds=seconds,
             error=f"non-finite logits in pass {num_forwards}" if failed else None,
-            full_passes=num_forwards,
-            positions_computed=num_forwards * int(self._num_positions[row]),
         )
 
 
