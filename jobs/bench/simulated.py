@@ -162,6 +162,8 @@ class TimedEngine:
             num_forwards=num_forwards,
             refine_steps=0,
             decode_steps=num_forwards,
+            full_passes=num_forwards,
+            positions_computed=num_forwards * self._gen_length,
             blocks=1,
             stop_reason="complete",
             open_at_stop=0,
@@ -172,8 +174,6 @@ class TimedEngine:
             mean_mix_weight=0.1,
             error=None,
             seconds=seconds,
-            full_passes=num_forwards,
-            positions_computed=num_forwards * self._gen_length,
         )
 
 
