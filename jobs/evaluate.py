@@ -91,7 +91,8 @@ def describe(result: Evaluation) -> str:
     if result.mean_forwards is not None:
         lines.append(
             f"effective tokens per row: {result.mean_output_tokens:.1f} mean; "
-            f"forwards per row: {result.mean_forwards:.1f} mean"
+            f"forwards per row: {result.mean_forwards:.1f} mean; "
+            f"positions computed per row: {result.mean_positions:,.0f} mean"
         )
     lines.append(f"stop reasons: {output.counts(result.stop_reasons)}")
     if result.wrong:

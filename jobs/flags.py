@@ -100,10 +100,13 @@ def given(args: argparse.Namespace, model: type[BaseModel]) -> dict[str, Any]:
         for key, value in vars(args).items()
         if key.startswith(prefix)
     }
-    return {
-        name: _parse(value, _kinds(model.model_fields[name].annotation))
-        for name, value in found.items()
-    }
+    return {name: parsed(model, name, value) for name, value in found.items()}
+
+
+def parsed(model: type[BaseModel], name: str, value: Any) -> Any:
+    """A flag's value for a field of `model`: `none` as None where the field may be that, and a
+    number where it is a word or a number."""
+    return _parse(value, _kinds(model.model_fields[name].annotation))
 
 
 @contextmanager

@@ -458,6 +458,7 @@ def closing_lines(summary: Summary, output: str, seconds: float) -> list[str]:
     if num_ok:
         lines += [
             f"forwards per row: {summary.num_forwards / num_ok:.1f} mean; "
+            f"positions computed per row: {summary.num_positions / num_ok:,.0f} mean; "
             f"effective tokens per row: {summary.num_output_tokens / num_ok:.1f} mean",
             f"stop reasons: {counts(summary.stop_reasons)}",
         ]

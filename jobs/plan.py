@@ -147,6 +147,7 @@ def _memory(need: MemoryNeed | None, dtype: str, longest: int, config: RunConfig
         f"{config.decoding.gen_length} tokens: 1 takes {_gb(need.beside_weights(1))}, "
         f"{config.slots} take {_gb(need.beside_weights(config.slots))}; estimated, not measured"
     ]
+    lines += _cache(need, longest, config)
     for size in DEVICES_GB:
         slots = need.slots_in(size * 1e9)
         more = " or more" if slots == MOST_SLOTS else ""
@@ -154,6 +155,22 @@ def _memory(need: MemoryNeed | None, dtype: str, longest: int, config: RunConfig
         few = f", fewer than --slots {config.slots}" if 0 < slots < config.slots else ""
         lines.append(f"  {size:5d} GB  {note}{few}")
     return lines
+
+
+def _cache(need: MemoryNeed, longest: int, config: RunConfig) -> list[str]:
+    """The part of the memory that a block cache takes; nothing without one."""
+    from lrd.memory import memory_of
+
+    if not config.decoding.caches:
+        return []
+    one, every = (
+        memory_of(need.model, need.decoding, longest, num_slots).cache
+        for num_slots in (1, config.slots)
+    )
+    return [
+        f"cache     keys and values of kv_cache {config.decoding.kv_cache}, within the memory of "
+        f"slots: 1 has {_gb(one)}, {config.slots} have {_gb(every)}"
+    ]
 
 
 def _output(config: RunConfig, inspector: Inspector | None) -> list[str]:
@@ -170,10 +187,13 @@ def _output(config: RunConfig, inspector: Inspector | None) -> list[str]:
 def _time(duration: Duration | str) -> str:
     if isinstance(duration, str):
         return duration
-    return (
+    text = (
         f"about {output.duration(duration.seconds)} for {duration.num_rows:.0f} rows on "
         f"{duration.num_replicas} replicas, at the pace of {duration.source}"
     )
+    if duration.differing:
+        text += f"; rows take another time here, since {'; '.join(duration.differing)}"
+    return text
 
 
 def _gb(num_bytes: float) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobs import output
-from jobs.flags import add_model_flags, given, in_one_line
+from jobs.flags import add_model_flags, given, in_one_line, parsed
 from lrd.config import PRESETS, DecodingConfig
 from pipeline.config import RunConfig
 from pipeline.experiments.tuning.grid import SWEPT, Grid
@@ -77,9 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     grid.add_argument("--preset", choices=sorted(PRESETS), default="fast", help="start [fast]")
     for name in SWEPT:
         preset = " ".join(map(str, GRID.get(name, ()))) or "the preset's"
-        grid.add_argument(
-            "--" + name.replace("_", "-"), nargs="+", metavar="X", help=f"values [{preset}]"
-        )
+        meaning = DecodingConfig.model_fields[name].description
+        flag = "--" + name.replace("_", "-")
+        grid.add_argument(flag, nargs="+", metavar="X", help=f"{meaning} [{preset}]")
     grid.add_argument(
         "--monitor", nargs="+", metavar="M", help=f"early stops: {FORM} [{' '.join(MONITORS)}]"
     )
@@ -134,15 +134,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def grid_from(args: argparse.Namespace) -> Grid:
-    """The grid that the flags give."""
+    """The grid that the flags give. One block length alone holds for whole presets too, as
+    `gen_length` does: both shape the canvas."""
     values: dict[str, Any] = {name: list(GRID[name]) for name in GRID}
     for name in SWEPT:
         words = getattr(args, name)
         if words is not None:
-            values[name] = [None if word == "none" else word for word in words]
+            values[name] = [parsed(DecodingConfig, name, word) for word in words]
+    fixed = given(args, DecodingConfig)
+    if len(values.get("block_length", ())) == 1:
+        (fixed["block_length"],) = values.pop("block_length")
     return Grid(
         preset=args.preset,
-        fixed=given(args, DecodingConfig),
+        fixed=fixed,
         values=values,
         monitors=MONITORS if args.monitor is None else args.monitor,
         whole_presets=args.whole_presets,
@@ -156,7 +160,8 @@ def described(trial: Trial, configs: Sequence[DecodingConfig]) -> str:
     words = tuning_page.settings(trial.config, tuning_page.columns(configs))
     return (
         ", ".join(f"{name} {value}" for name, value in words.items())
-        + f": {trial.accuracy:.1%} in {trial.mean_forwards:.2f} forwards"
+        + f": {trial.accuracy:.1%} in {trial.mean_forwards:.2f} forwards, "
+        f"{trial.mean_positions:,.0f} positions"
         + (f", {trial.num_unsure} uncertain stops" if trial.num_unsure else "")
     )
 

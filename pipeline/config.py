@@ -39,7 +39,9 @@ class RunConfig(BaseModel):
     truncation: Truncation = Field(
         "fail", description="prompt too long for the model: fail the row, or keep its last tokens"
     )
-    model: str = Field("tiny", description="checkpoint folder or its URI, hub id, or tiny")
+    model: str = Field(
+        "tiny", description="checkpoint folder or its URI, hub id, tiny or tiny_sheets"
+    )
     revision: str | None = Field(None, description="commit, tag or branch of a hub id")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: cuda if the cluster has GPUs, else cpu"

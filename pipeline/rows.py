@@ -76,6 +76,14 @@ class Result:
     num_forwards: int | None = column(pa.int32(), "forward passes: `refine_steps` + `decode_steps`")
     refine_steps: int | None = column(pa.int32(), "passes that only refined beliefs (phase 1)")
     decode_steps: int | None = column(pa.int32(), "passes that committed tokens (phase 2)")
+    full_passes: int | None = column(
+        pa.int32(),
+        "passes that went through prompt and canvas; the others computed their block alone",
+    )
+    positions_computed: int | None = column(
+        pa.int32(),
+        "positions that went through the model, over all passes; padding is not counted",
+    )
     blocks: int | None = column(pa.int32(), "blocks that were decoded")
     stop_reason: str = column(
         pa.string(), "complete, converged (early stop), eos (filled behind an EOS) or failed"
@@ -130,6 +138,8 @@ class Result:
             num_forwards=sample.num_forwards,
             refine_steps=sample.refine_steps,
             decode_steps=sample.decode_steps,
+            full_passes=sample.full_passes,
+            positions_computed=sample.positions_computed,
             blocks=sample.blocks,
             stop_reason=sample.stop_reason,
             open_at_stop=sample.open_at_stop,

@@ -24,7 +24,7 @@ from helpers import s3
 from helpers.shards import distinct_questions, write_shards
 from ray.cluster_utils import Cluster
 
-from lrd.models.checkpoint import TINY
+from lrd.models.registry import TINY
 from pipeline.storage.storage import Storage
 
 WEIGHTS = {"replica": 3, "driver": 1}

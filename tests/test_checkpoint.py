@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,12 +25,16 @@ from helpers.checkpoints import (
     stored_shapes,
     write,
 )
+from helpers.commands import parse
 from safetensors.torch import load_file, save_file
 
 import lrd
-from lrd.models.checkpoint import fingerprint
+from jobs import generate, models
+from jobs.flags import run_config
+from lrd.models.checkpoint import checkpoint_folder, fingerprint
 from lrd.models.families import DREAM, FAMILIES, LLADA, Family, family_of
-from lrd.models.registry import KNOWN, known_checkpoint
+from lrd.models.registry import EMBEDDED, KNOWN, TINY, KnownCheckpoint, known_checkpoint
+from pipeline.report.tokens import token_texts
 
 # What loads
 
@@ -372,3 +378,55 @@ def test_known_checkpoints() -> None:
     assert found.chat
     assert (found.tasks["gsm8k"].gen_length, found.tasks["gsm8k"].block_length) == (256, 8)
     assert known_checkpoint("some/model") is None
+
+
+@pytest.mark.parametrize(
+    "known", [known for known in KNOWN if known.blocks], ids=lambda known: known.hub_id
+)
+def test_recommended_block_settings_are_flags_that_decode(
+    known: KnownCheckpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `lrd models` prints below a checkpoint gives exactly the table's settings."""
+    assert known.blocks is not None
+    assert known.blocks.source
+    assert models.run(argparse.Namespace()) == 0
+    printed = capsys.readouterr().out.splitlines()
+    _, words, flags = printed[[line.split()[0] for line in printed].index(known.hub_id) :][:3]
+    assert words.startswith(
+        f"  {known.blocks.basis}: blocks of {known.blocks.decoding['block_length']}"
+    )
+    assert words.endswith(f"({known.blocks.source})")
+    usual = ["--input", "in", "--output", "out", "--preset", "baseline", "--gen-length", "256"]
+    found = run_config(parse(generate, *usual, *flags.split())).decoding
+    plain = lrd.DecodingConfig.preset("baseline", gen_length=256)
+    assert found == lrd.DecodingConfig.preset("baseline", gen_length=256, **known.blocks.decoding)
+    assert found.num_blocks > 1
+    assert (found.r_f, found.refines) == (plain.r_f, plain.refines) == (0.0, False)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_an_embedded_model_is_known_by_its_name(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Wherever a model is named, a folder of that name in the working directory or not; where the
+    installation lacks it, one line says which there are."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    other = next(one for one in EMBEDDED if one != name)
+    monkeypatch.setitem(EMBEDDED, other, TINY)
+    monkeypatch.setitem(EMBEDDED, name, tmp_path / "elsewhere")
+    refused = f"^{name}: this installation does not have it; choose {other}$"
+    for use in (lrd.load_model, checkpoint_folder, fingerprint):
+        with pytest.raises(ValueError, match=refused):
+            use(name)
+    assert f"{name}: this installation" in str(token_texts({"model": name}, []).why_not)
+    shutil.copytree(TINY, tmp_path / "elsewhere")
+    assert checkpoint_folder(name) == tmp_path / "elsewhere"
+    assert fingerprint(name) == fingerprint(TINY)
+    assert lrd.load_model(name, "meta").max_length == lrd.load_model(TINY, "meta").max_length
+    assert token_texts({"model": name}, []).why_not is None
+    assert models.run(argparse.Namespace()) == 0
+    assert f"\n{name:42} llada   chat  embedded" in capsys.readouterr().out

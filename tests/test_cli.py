@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from jobs import generate, prepare
 from jobs.flags import run_config
 from lrd import DecodingConfig
-from lrd.models.checkpoint import TINY
+from lrd.models.registry import TINY
 from pipeline.config import RunConfig
 
 

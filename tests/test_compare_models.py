@@ -14,7 +14,7 @@ from jobs.tiny import compare_models
 from jobs.tiny.accuracy import distinct, measure
 from jobs.tiny.comparison_page import fill
 from lrd import DecodingConfig, load_model
-from lrd.models.checkpoint import TINY
+from lrd.models.registry import TINY
 from pipeline.experiments.decoders import COMMON, DECODERS, Decoder
 
 PAGE = "".join(

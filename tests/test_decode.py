@@ -10,7 +10,8 @@ import pytest
 from helpers.random_model import EOS, LIVELY, VOCABULARY, random_model
 
 import lrd
-from lrd.models.checkpoint import TINY, LoadedModel
+from lrd.models.checkpoint import LoadedModel
+from lrd.models.registry import TINY
 
 PROMPTS = [[3, 1, 4, 1, 5, 9], [2], [7, 7, 7, 20, 30, 40], [8, 9], [1, 2, 3, 4]]
 CONFIG = lrd.DecodingConfig(

@@ -44,6 +44,7 @@ def result(shard: int, index: int, text: str | None) -> Result:
         output_text=text,
         num_output_tokens=10 + index,
         num_forwards=20 + index,
+        positions_computed=500 + 2 * index,
         stop_reason="converged" if index else "complete",
     )
 
@@ -113,6 +114,7 @@ def test_scores_and_summary(out: Path, capsys: pytest.CaptureFixture[str]) -> No
         "accuracy_high": high,
         "mean_output_tokens": 10.75,
         "mean_forwards": 20.75,
+        "mean_positions": 501.5,
         "stop_reasons": {"complete": 2, "converged": 2, "failed": 1},
         "wrong": {"wrong answer": 1, "no answer found": 1, "not decoded": 1},
         "num_shards": 2,

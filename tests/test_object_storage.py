@@ -18,7 +18,8 @@ from helpers import s3
 from helpers.runs import MadeRun
 
 from jobs import cli
-from lrd.models.checkpoint import TINY, fingerprint
+from lrd.models.checkpoint import fingerprint
+from lrd.models.registry import TINY
 from pipeline.output import lease as leases
 from pipeline.output.lease import Lease, LeaseLostError
 from pipeline.output.run_folder import read_lease

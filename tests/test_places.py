@@ -13,11 +13,12 @@ import pytest
 from helpers.runs import MadeRun
 
 from jobs import cli
+from lrd.models.registry import EMBEDDED
 from pipeline import ray_jobs
 from pipeline.config import RunConfig
 from pipeline.input import input_files
 from pipeline.storage import uris
-from pipeline.storage.model_files import local_model, model_for_workers
+from pipeline.storage.model_files import local_model, model_for_workers, node_folder
 from pipeline.storage.storage import Storage
 
 LONG = "x" * 300
@@ -272,6 +273,9 @@ def test_a_relative_checkpoint_is_absolute_for_workers(home: Path) -> None:
     assert model_for_workers("~") == str(home)
     for name in ("tiny", "owner/name", "package.module:factory", "s3://bucket/model"):
         assert model_for_workers(name) == name
+    for name in EMBEDDED:
+        Path(name).mkdir()
+        assert model_for_workers(name) == local_model(name) == node_folder(name) == name
     assert local_model("~/model") == f"{home}/model"
 
 

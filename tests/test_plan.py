@@ -21,8 +21,9 @@ from jobs import plan
 from jobs.flags import run_config
 from lrd import DecodingConfig
 from lrd.memory import memory_need, weight_bytes
-from lrd.models.checkpoint import TINY, LoadedModel
+from lrd.models.checkpoint import LoadedModel
 from lrd.models.families import family_of
+from lrd.models.registry import TINY
 from lrd.models.transformer import Transformer
 from lrd.prompts import encode_prompt
 from pipeline.input.buckets import choose_lengths, fitting
@@ -198,11 +199,36 @@ def test_the_pace_that_a_driver_told(tmp_path: Path) -> None:
     assert (pace.seconds, pace.busy_slots, pace.num_replicas) == ({8: 1.0}, 4.0, 1)
 
 
+@pytest.mark.parametrize("kv_cache", ["none", "prefix", "dual"])
+def test_a_caches_memory_has_a_line_of_its_own(
+    source: Path, capsys: pytest.CaptureFixture[str], kv_cache: str
+) -> None:
+    words = ["--block-length", "16", "--kv-cache", kv_cache, "--slots", "8", "--dtype", "bfloat16"]
+    assert plan.run(args(source, *words)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = [line for line in lines if line.startswith("cache ")]
+    if kv_cache == "none":
+        assert not found
+        return
+    stored = json.loads((TINY / "config.json").read_text())
+    (slot,) = [line for line in lines if line.startswith("memory ")]
+    longest = int(slot.partition("slots of ")[2].split()[0])
+    width = stored["d_model"] // stored["n_heads"] * stored["n_kv_heads"]
+    num_bytes = (longest + 64) * stored["n_layers"] * 2 * width * 2
+    assert found == [
+        f"cache     keys and values of kv_cache {kv_cache}, within the memory of slots: "
+        f"1 has {num_bytes / 1e6:.2f} MB, 8 have {8 * num_bytes / 1e6:.2f} MB"
+    ]
+
+
 def test_like_another_run(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = MadeRun(tmp_path / "other").begin().whole().end()
     assert plan.run(args(source, "--like", str(other.output), "--replicas", "2")) == 0
     # 37 rows of half a second on twice two slots.
-    assert "about 5 s for 37 rows on 2 replicas" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "about 5 s for 37 rows on 2 replicas" in printed
+    # That run's settings name no other field.
+    assert "rows take another time here, since gen_length was 3, is 64\n" in printed
 
 
 def on_meta(config: dict[str, Any]) -> LoadedModel:

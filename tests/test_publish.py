@@ -252,6 +252,7 @@ def test_a_card_of_hostile_names(tmp_path: Path) -> None:
         num_failed=1,
         num_forwards=1,
         most_forwards=1,
+        num_positions=1,
         num_output_tokens=1,
         stop_reasons={HOSTILE: 1},
         errors={HOSTILE: 1},

@@ -19,7 +19,7 @@ from helpers.made_tokenizers import tokenizer_of
 from transformers import PreTrainedTokenizerFast
 
 from lrd import DecodingConfig, load_model
-from lrd.models.checkpoint import TINY
+from lrd.models.registry import TINY
 from lrd.prompts import encode_prompts
 from pipeline.config import RunConfig
 from pipeline.inspection.plan import forecast

@@ -76,11 +76,17 @@ def test_counts_are_those_of_pandas(finished: tuple[Path, pd.DataFrame, str]) ->
     expected = ok.num_output_tokens.value_counts().to_dict()
     assert {int(n): m for n, m in numbers["output_tokens"].items()} == expected
     assert numbers["reasons"] == {"the prompt has N tokens, N fit": numbers["num_failed"]}
+    assert numbers["full_passes"] == ok.full_passes.sum() < ok.num_forwards.sum()
+    assert numbers["positions"] == ok.positions_computed.sum()
     assert numbers["num_unsure"] == (ok.max_entropy_at_stop > 0.5).sum()
     seen = text_of(page)
     assert f"{ok.num_forwards.mean():.1f} forward passes a row" in seen
     assert f"median {ok.num_forwards.median():.0f}" in seen
     assert f"{ok.num_output_tokens.mean():.1f} effective tokens a row" in seen
+    assert f"{ok.positions_computed.mean():,.0f} positions computed a row" in seen
+    share = ok.full_passes.sum() / ok.num_forwards.sum()
+    assert f"{share:.0%} of passes went through prompt and canvas" in seen
+    assert "kv_cache dual" in seen
     padding = 1 - ok.num_prompt_tokens.sum() / ok.bucket.sum()
     assert f"{padding:.1%} of all prompt positions" in seen
 
@@ -93,6 +99,7 @@ def test_the_summary_of_a_run_says_the_same(finished: tuple[Path, pd.DataFrame, 
     assert summary.num_rows == numbers["num_rows"]
     assert summary.errors == numbers["reasons"]
     assert summary.stop_reasons == numbers["stops"]
+    assert summary.num_positions == numbers["positions"]
     assert summary.num_unsure_stops == numbers["num_unsure"]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lrd import load_model
-from lrd.models.checkpoint import TINY
+from lrd.models.registry import TINY
 from pipeline.config import RunConfig
 from pipeline.preflight import refuse_secrets
 from pipeline.storage.uri_secrets import hidden, refuse_secret

@@ -97,6 +97,13 @@ def config(**settings: Any) -> RunConfig:
 # What is sent.
 
 
+CACHES: list[dict[str, Any]] = [
+    {"kv_cache": "dual", "cache_refresh": 4},
+    {"kv_cache": "prefix", "suffix": 2},
+    {"suffix": 0},
+]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -104,6 +111,7 @@ def config(**settings: Any) -> RunConfig:
         {"decoding": DecodingConfig()},
         *({"decoding": DecodingConfig.preset(name, gen_length=32)} for name in PRESETS),
         {"decoding": DecodingConfig.preset("fast", entropy_bound=0.2, block_length=16)},
+        *({"decoding": DecodingConfig.preset("fast", block_length=16, **c)} for c in CACHES),
         {"decoding": DecodingConfig.preset("paper", refinement=3, stop_at_eos=True, seed=7)},
         {"decoding": DecodingConfig.preset("baseline", steps=64, schedule="timestep")},
         {"replicas": 4, "gpus_per_replica": 0.5, "truncation": "keep_last", "model": "a/b"},

@@ -16,8 +16,8 @@ from jobs.tiny import train
 from jobs.tiny.accuracy import distinct, measure
 from jobs.tiny.heldout_loss import heldout
 from jobs.tiny.problems import KINDS, problems
-from lrd.models.checkpoint import TINY
 from lrd.models.families import LLADA
+from lrd.models.registry import TINY
 from lrd.models.transformer import Transformer
 from lrd.prompts import encode_prompt
 from pipeline.scoring.word_problems import final_answer

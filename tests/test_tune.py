@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -30,7 +31,7 @@ from lrd import DecodingConfig
 from pipeline.config import RunConfig
 from pipeline.experiments.paired import compare
 from pipeline.experiments.tuning import task_sample, tuning_page
-from pipeline.experiments.tuning.choice import as_preset, choose, settings_file
+from pipeline.experiments.tuning.choice import as_preset, choose, cost_of, settings_file
 from pipeline.experiments.tuning.grid import Grid, effective, run_name
 from pipeline.experiments.tuning.monitor import monitor_name, monitor_settings
 from pipeline.experiments.tuning.trials import Trial, all_trials
@@ -49,6 +50,8 @@ SETTINGS = [
     {"steps": 16, "refinement": 3},
     {"steps": 16, "confidence_threshold": 0.9},
     {"block_length": 32, "refinement": "auto"},
+    {"block_length": 16, "kv_cache": "dual", "cache_refresh": 4, "suffix": 1},
+    {"block_length": 32, "kv_cache": "prefix", "suffix": 0},
 ]
 
 
@@ -84,6 +87,88 @@ def test_a_grid_has_every_combination_once_that_decodes_differently() -> None:
         Grid("fast", {}, {"r_f": [1.5]}, []).configs()
 
 
+BLOCKS = {"gen_length": 64, "block_length": 16}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # A cache that every pass renews is none.
+        ({"kv_cache": "dual", "cache_refresh": 1}, {}),
+        ({"kv_cache": "prefix", "cache_refresh": 1, "suffix": 1}, {"suffix": 1}),
+        # One block is the whole canvas: nothing lies behind it, and no block comes after an EOS.
+        ({"block_length": 64}, {"block_length": None}),
+        ({"block_length": 64, "suffix": 0}, {"block_length": None}),
+        (
+            {"block_length": 64, "kv_cache": "dual", "cache_refresh": 4},
+            {"block_length": None, "kv_cache": "prefix", "cache_refresh": 4},
+        ),
+        # Three blocks lie behind the first.
+        ({"suffix": 3}, {}),
+        ({"suffix": 2}, {"suffix": 2}),
+        ({"suffix": 0}, {"suffix": 0}),
+        ({"kv_cache": "dual", "cache_refresh": 4}, {"kv_cache": "dual", "cache_refresh": 4}),
+        ({"kv_cache": "prefix"}, {"kv_cache": "prefix"}),
+    ],
+)
+def test_settings_that_decode_alike_are_one(
+    settings: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    found = effective(DecodingConfig(**{**BLOCKS, **settings}))
+    assert found == DecodingConfig(**{**BLOCKS, **expected})
+    assert effective(found) == found
+
+
+@pytest.mark.parametrize(
+    ("fixed", "values", "expected"),
+    [
+        ({}, {"kv_cache": ["none", "dual"], "cache_refresh": [0, 4]}, 3),
+        ({}, {"kv_cache": ["none", "prefix", "dual"], "cache_refresh": [0, 1, 4]}, 5),
+        ({}, {"kv_cache": ["none", "dual"], "suffix": ["all", 0, 3]}, 4),
+        ({}, {"block_length": [16, None], "kv_cache": ["none", "prefix", "dual"]}, 5),
+        ({}, {"block_length": [16, 64, None], "suffix": ["all", 0]}, 3),
+        ({"steps": 2, "entropy_threshold": None}, {"block_length": [16, 32]}, None),
+        ({"cfg_scale": 1.0}, {"kv_cache": ["none", "dual"]}, None),
+        ({}, {"kv_cache": ["none"], "cache_refresh": [0, 4]}, None),
+        ({}, {"block_length": [16, 48]}, None),
+        ({}, {"suffix": ["all", -1]}, None),
+        ({}, {"kv_cache": ["none", "all"]}, None),
+    ],
+)
+def test_impossible_combinations_are_left_out_and_impossible_values_refused(
+    fixed: dict[str, Any], values: dict[str, list[Any]], expected: int | None
+) -> None:
+    """None: some value goes with no combination of the others."""
+    grid = Grid("fast", {"gen_length": 64, "block_length": 16, **fixed}, values, [])
+    if expected is None:
+        with pytest.raises(ValidationError):
+            grid.configs()
+    else:
+        assert len(grid.configs()) == expected
+
+
+def test_the_grids_flags_say_every_value() -> None:
+    words = "--task gsm8k --input in --output out --gen-length 64 --block-length none 16 "
+    words += "--kv-cache none dual --cache-refresh 0 4 --suffix all 1 --entropy-threshold none 0.2"
+    grid = tune.grid_from(parse(tune, *words.split()))
+    assert grid.values["block_length"] == [None, 16] or grid.values["block_length"] == [None, "16"]
+    configs = grid.configs()
+    assert {c.suffix for c in configs} == {"all", 1}
+    assert {(c.kv_cache, c.cache_refresh) for c in configs if c.block_length} == {
+        ("none", 0),
+        ("dual", 0),
+        ("dual", 4),
+    }
+    assert {c.entropy_threshold for c in configs} == {None, 0.2}
+    # One block length is the canvas's shape, so whole presets have it too; of a cache they have
+    # what they say themselves.
+    words = "--task gsm8k --input in --output out --gen-length 64 --block-length 16 "
+    words += "--kv-cache dual --r-f 0.3 --whole-presets paper"
+    whole, *rest = tune.grid_from(parse(tune, *words.split())).configs()
+    assert (whole.block_length, whole.kv_cache) == (16, "none")
+    assert {(c.block_length, c.kv_cache) for c in rest} == {(16, "dual")}
+
+
 @pytest.mark.parametrize("preset", ["fast", "paper", "baseline"])
 @pytest.mark.parametrize("fixed", [{}, {"stop_at_eos": True}, {"stop_at_eos": False}])
 def test_all_settings_of_a_grid_end_at_an_eos_or_none_does(
@@ -117,12 +202,18 @@ def test_a_preset_needs_no_changes() -> None:
     assert as_preset(FAST) == ("fast", {})
 
 
-def trial(name: str, num_right: int, forwards: int, **changes: object) -> Trial:
-    """200 problems, the first ones right."""
+def trial(name: str, num_right: int, forwards: int, positions: int = 0, **changes: object) -> Trial:
+    """200 problems, the first ones right; by default every pass goes through 100 positions."""
     correct = tuple(index < num_right for index in range(200))
     config = DecodingConfig.preset("fast", gen_length=64, **changes)
     return Trial(
-        name=name, correct=correct, forwards=(forwards,) * 200, config=config, model_digest="m"
+        name=name,
+        correct=correct,
+        forwards=(forwards,) * 200,
+        positions=(positions or forwards * 100,) * 200,
+        config=config,
+        model_digest="m",
+        mean_seconds=forwards / 8,
     )
 
 
@@ -146,10 +237,53 @@ def test_the_choice_has_the_fewest_forwards_that_are_not_shown_to_be_worse() -> 
         num_failed=200,
         config=nothing.config,
         model_digest="m",
+        mean_seconds=None,
     )
     assert choose([failed, WORSE], max_loss=1.0).chosen == WORSE
     with pytest.raises(ValueError, match="nothing can be recommended"):
         choose([failed], max_loss=1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "forwards"),
+        ({"r_f": 0.3, "block_length": 16}, "forwards"),
+        ({"block_length": 16, "kv_cache": "dual"}, "positions"),
+        ({"block_length": 16, "kv_cache": "prefix", "cache_refresh": 4}, "positions"),
+        ({"block_length": 16, "suffix": 0}, "positions"),
+    ],
+)
+def test_what_settings_cost(changes: dict[str, Any], expected: str) -> None:
+    """Passes where all are of one size; positions where some setting makes most of them small."""
+    plain = DecodingConfig.preset("fast", gen_length=64)
+    changed = DecodingConfig.preset("fast", gen_length=64, **changes)
+    assert cost_of([plain]) == "forwards"
+    assert cost_of([changed]) == cost_of([plain, changed]) == expected
+
+
+def test_a_cache_is_chosen_by_its_positions() -> None:
+    """It needs more passes than no cache, and computes less in them."""
+    blocks = {"block_length": 16}
+    plain = trial("plain", 180, 10, **blocks)
+    dual = trial("dual", 179, 11, 400, **blocks, kv_cache="dual")
+    renewed = trial("renewed", 180, 10, 600, **blocks, kv_cache="dual", cache_refresh=4)
+    trials = [plain, dual, renewed]
+    found = choose(trials, max_loss=0.02)
+    assert (found.cost, found.best, found.chosen) == ("positions", renewed, dual)
+    sweep = tuning_page.Sweep({"model": "m"}, "word-problems", trials, found)
+    assert [one.name for one in sweep.front()] == ["dual", "renewed"]
+    page = tuning_page.as_markdown(sweep)
+    assert "89.5% in 400 positions, the fewest among the 3 settings" in page
+    assert "| forwards | positions | seconds |" in page
+    assert "| 11.00 | 400 | 1.38 |" in page
+    rows = {row["run"]: row for row in csv.DictReader(io.StringIO(tuning_page.as_csv(sweep)))}
+    assert rows["dual"]["mean_positions"] == "400.0"
+    assert rows["dual"]["mean_seconds"] == "1.38"
+    assert [rows[name]["cache_refresh"] for name in ("plain", "dual", "renewed")] == ["-", "0", "4"]
+    drawing = tuning_page.as_svg(sweep)
+    assert "mean positions computed a problem" in drawing
+    assert "11.0 forwards, 400 positions" in drawing
 
 
 def test_the_files_show_what_was_measured() -> None:
@@ -236,6 +370,11 @@ def call(*words: str) -> int:
         (["--input", "/nowhere"], "/nowhere"),
         (["--model", "/nowhere"], "/nowhere"),
         (["--entropy-threshold", "0.2", "--tokens-per-step", "2"], "keep one"),
+        (["--kv-cache", "both"], "kv_cache"),
+        (["--cache-refresh", "4"], "set kv_cache to dual or prefix"),
+        (["--block-length", "32", "48"], "block_length 48 does not divide"),
+        (["--suffix", "some"], "suffix"),
+        (["--suffix", "-1"], "suffix -1 counts blocks"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
@@ -328,6 +467,9 @@ def test_a_sweep_continues_and_is_added_to(
     right = results["output_text"].map(final_answer) == results["answer"]
     assert (int(first["correct"]), int(first["problems"])) == (right.sum(), 8)
     assert float(first["mean_forwards"]) == pytest.approx(results["num_forwards"].mean(), abs=1e-3)
+    positions = results["positions_computed"].mean()
+    assert 32 < float(first["mean_positions"]) == pytest.approx(positions, abs=0.1)
+    assert float(first["mean_seconds"]) == pytest.approx(results["seconds"].mean(), rel=1e-2)
     best = tomllib.loads((tmp_path / "out/best.toml").read_text())
     assert best["decoding"]["gen_length"] == 32
     assert "recommended: r_f 0.3" in capsys.readouterr().out

@@ -220,6 +220,7 @@ def test_another_runs_shard(run: MadeRun, verified: Any) -> None:
         ("status", ["ok", "ok", "failed", "failed"], 3, "failed without an error"),
         ("error", [None, "why", "why", None], 1, "ok with an error"),
         ("error", [None, None, None, None], 2, "failed without an error"),
+        ("full_passes", [3, 4, None, 1], 1, "its full_passes are more than its num_forwards"),
         ("output_text", ["a", None, None, "b"], 1, "ok without an output"),
         ("output_text", ["a", "b", "c", "d"], 2, "failed with an output"),
         ("kl_trace", [[None, 1, 1], [None, 1, 1], None, [1]], 3, "its kl_trace"),

@@ -20,7 +20,7 @@ from jobs import evaluate
 from jobs.tiny import accuracy, example_sheets, train
 from jobs.tiny.problems import problems
 from jobs.tiny.worksheets import LETTERS, MAX_PROBLEMS, Sheet, sheets
-from lrd.models.checkpoint import TINY
+from lrd.models.registry import TINY
 from lrd.prompts import encode_prompt
 from pipeline.output import result_shards
 from pipeline.rows import Result, results_batch, row_id

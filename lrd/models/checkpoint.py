@@ -26,7 +26,7 @@ from lrd.models.int8 import int8_packer
 from lrd.models.kv_cache import KVCache, Window
 from lrd.models.plugin import is_plug, load_plug, plug_fingerprint
 from lrd.models.protocol import DiffusionModel
-from lrd.models.registry import TINY
+from lrd.models.registry import embedded_folder
 from lrd.models.tokenizer import load_tokenizer, refuse_foreign, token_id
 from lrd.models.transformer import Transformer
 from lrd.models.weights import TensorNames, load_weights, weight_files
@@ -162,7 +162,7 @@ def load_model(
     revision: str | None = None,
     compile: Compile = "none",
 ) -> DiffusionModel:
-    """The model of a checkpoint folder, a hub id, or `tiny` for the embedded one.
+    """The model of a checkpoint folder, a hub id, or an embedded one: `tiny`, `tiny_sheets`.
 
     `package.module:factory` names a model of another package (README.md beside this file).
     dtype: float32, bfloat16, or int8 (weight-only, by torchao). revision: of a hub id. compile:
@@ -220,11 +220,12 @@ def _naming(folder: Path) -> Iterator[None]:
 
 
 def checkpoint_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
-    """The folder that a path, a hub id or the name `tiny` stands for.
+    """The folder that a path, a hub id or the name of an embedded model stands for.
 
-    A folder goes before a hub id of the same spelling. Raises ValueError where there is none.
+    Such a name goes before a folder of the same spelling, and a folder before a hub id. Raises
+    ValueError where there is none.
     """
-    folder = TINY if str(path_or_id) == "tiny" else Path(path_or_id)
+    folder = embedded_folder(str(path_or_id)) or Path(path_or_id)
     if folder.is_dir():
         _refuse_revision(path_or_id, revision)
     elif is_hub_id(str(path_or_id)):

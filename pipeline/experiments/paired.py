@@ -1,16 +1,18 @@
-"""Compares decodings of the same problems: accuracy, forwards, paired tests."""
+"""Compares decodings of the same problems: accuracy, cost, paired tests."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pipeline.scoring.summary import wilson
 
 Z = 1.959964
 """Of two-sided 95 %."""
+Cost = Literal["forwards", "positions"]
+"""What decodings are compared by beside accuracy, as a mean a problem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,9 @@ class Outcomes:
     correct: tuple[bool, ...]
     forwards: tuple[int, ...]
     """Passes a problem; 0 where the row failed."""
+    positions: tuple[int, ...] = ()
+    """Positions that went through the model a problem; 0 where the row failed, empty where they
+    were not counted."""
     num_unsure: int = 0
     """Early stops with an open position above 0.5 nats."""
     num_failed: int = 0
@@ -47,8 +52,19 @@ class Outcomes:
     @property
     def mean_forwards(self) -> float:
         """Over decoded rows; infinite where none was, so that it is never chosen."""
-        decoded = len(self.forwards) - self.num_failed
-        return sum(self.forwards) / decoded if decoded else math.inf
+        return self._mean(self.forwards)
+
+    @property
+    def mean_positions(self) -> float:
+        """As `mean_forwards`."""
+        return self._mean(self.positions)
+
+    def mean(self, cost: Cost) -> float:
+        return self.mean_forwards if cost == "forwards" else self.mean_positions
+
+    def _mean(self, counts: Sequence[int]) -> float:
+        decoded = len(self.correct) - self.num_failed
+        return sum(counts) / decoded if decoded else math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +119,10 @@ def difference_interval(gained: int, lost: int, num_rows: int) -> tuple[float, f
 AnyOutcomes = TypeVar("AnyOutcomes", bound=Outcomes)
 
 
-def front(measured: Sequence[AnyOutcomes]) -> list[AnyOutcomes]:
-    """The Pareto front, fewest forwards first: each is more accurate than all before it."""
+def front(measured: Sequence[AnyOutcomes], cost: Cost = "forwards") -> list[AnyOutcomes]:
+    """The Pareto front, the cheapest first: each is more accurate than all before it."""
     kept: list[AnyOutcomes] = []
-    for one in sorted(measured, key=lambda o: (o.mean_forwards, -o.accuracy)):
+    for one in sorted(measured, key=lambda o: (o.mean(cost), -o.accuracy)):
         if one.is_decoded and (not kept or one.num_correct > kept[-1].num_correct):
             kept.append(one)
     return kept

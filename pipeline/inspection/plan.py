@@ -138,6 +138,8 @@ class Duration:
     num_replicas: int
     source: str
     """The run whose pace was used."""
+    differing: list[str]
+    """Settings of its decoding that are not those planned: what they were there, and are here."""
 
 
 def duration_of(
@@ -157,5 +159,19 @@ def duration_of(
     pace = pace_of(Storage(source))
     if pace is None:
         return f"unknown: {source} has decoded no row yet"
-    replicas = config.replicas or pace.num_replicas
-    return Duration(seconds_for(left, pace, config.replicas), num_left, replicas, pace.source)
+    there = read_manifest(Storage(source)).settings["decoding"]
+    return Duration(
+        seconds=seconds_for(left, pace, config.replicas),
+        num_rows=num_left,
+        num_replicas=config.replicas or pace.num_replicas,
+        source=pace.source,
+        differing=[
+            f"{name} was {_plain(there[name])}, is {_plain(value)}"
+            for name, value in config.decoding.model_dump().items()
+            if name in there and there[name] != value
+        ],
+    )
+
+
+def _plain(value: object) -> object:
+    return "none" if value is None else value

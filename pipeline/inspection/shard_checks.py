@@ -165,6 +165,9 @@ def contradictions(rows: pa.Table, gen_length: int | None) -> Iterator[tuple[str
         "is failed without an error": pc.and_(failed, no_error),
         "is ok with an error": pc.and_(ok, pc.invert(no_error)),
         "is ok without an output": pc.and_(ok, no_output),
+        "its full_passes are more than its num_forwards": pc.and_(
+            ok, pc.greater(rows["full_passes"].fill_null(0), passes)
+        ),
         "is failed with an output": pc.and_(failed, pc.is_valid(rows["output_text"])),
     }
     for name in ("kl_trace", "entropy_trace"):

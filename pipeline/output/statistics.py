@@ -1,5 +1,5 @@
-"""Counts result rows: how many failed and why, how the others stopped, their forwards, tokens and
-seconds.
+"""Counts result rows: how many failed and why, how the others stopped, their forwards, positions,
+tokens and seconds.
 
 The summary, the report, the dataset card, the scores and the paper's tables all take these figures
 from here. Rows are counted a batch at a time.
@@ -23,8 +23,8 @@ UNSURE_ENTROPY = 0.5
 """An early stop that committed a position above this entropy (nats) is called unsure."""
 OTHER = "other reasons"
 COUNTED = (
-    *("status", "error", "stop_reason", "num_forwards", "num_output_tokens"),
-    *("max_entropy_at_stop", "seconds"),
+    *("status", "error", "stop_reason", "num_forwards", "full_passes", "positions_computed"),
+    *("num_output_tokens", "max_entropy_at_stop", "seconds"),
 )
 """Columns that `Counts.add` needs."""
 SLOT_COLUMNS = ("bucket", "num_forwards", "num_prompt_tokens", "seconds", "replica")
@@ -33,7 +33,8 @@ SLOT_COLUMNS = ("bucket", "num_forwards", "num_prompt_tokens", "seconds", "repli
 
 @dataclass(slots=True)
 class Counts:
-    """Totals over result rows. Forwards, tokens and seconds are those of rows that are ok."""
+    """Totals over result rows. Forwards, positions, tokens and seconds are those of rows that are
+    ok."""
 
     num_rows: int = 0
     num_failed: int = 0
@@ -43,6 +44,10 @@ class Counts:
     """How rows stopped; a row that failed stopped as `failed`."""
     num_forwards: int = 0
     most_forwards: int = 0
+    num_full_passes: int = 0
+    """Forwards that went through prompt and canvas."""
+    num_positions: int = 0
+    """Positions that went through the model."""
     num_output_tokens: int = 0
     num_unsure_stops: int = 0
     """Early stops with an open position above `UNSURE_ENTROPY`."""
@@ -72,6 +77,8 @@ class Counts:
         self.all_stops.update(occurrences(rows["stop_reason"]))
         self.num_forwards += total(ok["num_forwards"])
         self.most_forwards = max(self.most_forwards, pc.max(ok["num_forwards"]).as_py() or 0)
+        self.num_full_passes += total(ok["full_passes"])
+        self.num_positions += total(ok["positions_computed"])
         self.num_output_tokens += total(ok["num_output_tokens"])
         self.num_unsure_stops += total(pc.greater(ok["max_entropy_at_stop"], UNSURE_ENTROPY))
         self.seconds += total(ok["seconds"])
@@ -148,6 +155,8 @@ class Summary:
     errors: dict[str, int]
     """Reasons of failed rows with their numbers as N, most frequent first."""
     num_forwards: int
+    num_positions: int
+    """Positions that went through the model."""
     num_output_tokens: int
     stop_reasons: dict[str, int]
     num_unsure_stops: int
@@ -161,6 +170,7 @@ def summarize(output: Storage) -> Summary:
         num_failed=counts.num_failed,
         errors=dict(counts.errors.most_common()),
         num_forwards=counts.num_forwards,
+        num_positions=counts.num_positions,
         num_output_tokens=counts.num_output_tokens,
         stop_reasons=dict(counts.stops.most_common()),
         num_unsure_stops=counts.num_unsure_stops,

@@ -71,6 +71,8 @@ class Facts:
     num_forwards: int
     """Of the rows that are ok, like the figures below it."""
     most_forwards: int
+    num_positions: int
+    """Positions that went through the model."""
     num_output_tokens: int
     stop_reasons: dict[str, int]
     errors: dict[str, int]
@@ -153,6 +155,7 @@ def _statistics(facts: Facts) -> Iterator[tuple[object, ...]]:
     if facts.num_ok:
         yield "forwards a row, mean", f"{facts.num_forwards / facts.num_ok:.1f}"
         yield "forwards a row, most", facts.most_forwards
+        yield "positions computed a row, mean", f"{facts.num_positions / facts.num_ok:,.0f}"
         yield "tokens a row before EOS, mean", f"{facts.num_output_tokens / facts.num_ok:.1f}"
         yield "such tokens a forward", f"{facts.num_output_tokens / max(1, facts.num_forwards):.2f}"
         for reason, count in facts.stop_reasons.items():

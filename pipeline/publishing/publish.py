@@ -218,6 +218,7 @@ class _Published:
             num_failed=counts.num_failed,
             num_forwards=counts.num_forwards,
             most_forwards=counts.most_forwards,
+            num_positions=counts.num_positions,
             num_output_tokens=counts.num_output_tokens,
             stop_reasons=dict(counts.stops.most_common()),
             errors=dict(counts.errors.most_common(REASONS)),

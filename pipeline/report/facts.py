@@ -89,6 +89,12 @@ def tiles(run: Run, counts: ReportCounts, course: Timeline) -> Iterator[Tile]:
             f"median {quantile(forwards, 0.5):,}; one token a pass: {length:,}",
         )
         yield Tile(
+            f"{counts.num_positions / counts.num_ok:,.0f}",
+            "positions computed a row",
+            f"{counts.num_full_passes / max(1, counts.num_forwards):.0%} of passes went through "
+            "prompt and canvas",
+        )
+        yield Tile(
             f"{mean(tokens):.1f}",
             "effective tokens a row",
             f"{mean(tokens) / mean(forwards):.2f} a forward pass",

@@ -99,6 +99,8 @@ def _numbers(counts: ReportCounts, course: Timeline) -> dict[str, Any]:
         "reasons": dict(counts.errors.most_common()),
         "stops": dict(counts.stops.most_common()),
         "forwards": dict(sorted(counts.all_forwards.items())),
+        "full_passes": counts.num_full_passes,
+        "positions": counts.num_positions,
         "output_tokens": dict(sorted(counts.output_tokens.items())),
         "num_unsure": counts.num_unsure_stops,
         "occupancy": course.occupancy,

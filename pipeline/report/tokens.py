@@ -12,7 +12,7 @@ from typing import Any
 
 from lrd.models.hub import TOKENIZER_FILES, download, is_hub_id
 from lrd.models.plugin import is_plug
-from lrd.models.registry import TINY
+from lrd.models.registry import embedded_folder
 from lrd.models.tokenizer import load_tokenizer
 from pipeline.report.samples import Row
 from pipeline.storage.model_files import fetch
@@ -55,8 +55,9 @@ def token_texts(settings: dict[str, Any], rows: Sequence[Row]) -> Tokens:
 def _folder(model: str, revision: str | None) -> Path:
     if is_plug(model):
         raise ValueError(f"{model} is another package's model, whose tokenizer only its code has")
-    if model == "tiny":
-        return TINY
+    embedded = embedded_folder(model)
+    if embedded is not None:
+        return embedded
     model = canonical(model)
     if is_uri(model):
         return fetch(model, TOKENIZER_FILES)

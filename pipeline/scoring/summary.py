@@ -1,4 +1,4 @@
-"""Summarises the scores of one dataset: accuracy with its interval, tokens, forwards, stops."""
+"""Summarises the scores of one dataset: accuracy with its interval, tokens, cost, stops."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ class Evaluation:
     mean_output_tokens: float | None
     """The paper's effective tokens, over decoded rows; None where no row was."""
     mean_forwards: float | None
+    mean_positions: float | None
+    """Positions computed a decoded row."""
     stop_reasons: dict[str, int]
     wrong: dict[str, int]
     """Reasons of wrong rows, details left out, most frequent first."""
@@ -63,6 +65,7 @@ def summarize(
         accuracy_high=high,
         mean_output_tokens=counts.num_output_tokens / counts.num_ok if counts.num_ok else None,
         mean_forwards=counts.num_forwards / counts.num_ok if counts.num_ok else None,
+        mean_positions=counts.num_positions / counts.num_ok if counts.num_ok else None,
         stop_reasons=dict(counts.all_stops.most_common()),
         wrong=dict(Counter(reason.partition(":")[0] for reason in reasons).most_common()),
         num_shards=num_shards,

@@ -26,6 +26,7 @@ from filelock import FileLock
 from pyarrow import fs
 
 from lrd.models.hub import FILES
+from lrd.models.registry import EMBEDDED
 from pipeline.storage import retry, uris
 
 FILES_AT_A_TIME = 4
@@ -43,9 +44,10 @@ def local_model(model: str) -> str:
 
 def model_for_workers(model: str) -> str:
     """A checkpoint's name as it holds in processes that run in other folders: a path is absolute
-    then. Raises ValueError as `uris.canonical`."""
+    then, and an embedded model's name is no path. Raises ValueError as `uris.canonical`."""
     model = uris.canonical(model)
-    return os.path.abspath(model) if not uris.is_uri(model) and Path(model).is_dir() else model
+    is_name = model in EMBEDDED or uris.is_uri(model)
+    return model if is_name or not Path(model).is_dir() else os.path.abspath(model)
 
 
 def fetch(uri: str, files: Sequence[str] = FILES) -> Path:
@@ -130,7 +132,7 @@ def node_folder(model: str) -> str:
     A copy is identified by its files' path, sizes and times; old ones may be deleted at any time.
     Raises OSError where it cannot be made.
     """
-    if not Path(model).is_dir() or not in_user_space(Path(model)):
+    if model in EMBEDDED or not Path(model).is_dir() or not in_user_space(Path(model)):
         return model
     files = sorted({file for pattern in FILES for file in Path(model).glob(pattern)})
     digest = hashlib.sha256()

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from helpers.runs import begun
 from lrd import DecodingConfig
-from lrd.models.checkpoint import TINY, fingerprint
+from lrd.models.checkpoint import fingerprint
+from lrd.models.registry import TINY
 from lrd.models.tokenizer import load_tokenizer
 from pipeline.config import RunConfig
 from pipeline.input.prompt_shards import PromptShards
@@ -35,7 +36,7 @@ from pipeline.storage.storage import Storage
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LENGTH, BLOCK = 64, 32
-DECODING = DecodingConfig.preset("fast", gen_length=LENGTH, block_length=BLOCK)
+DECODING = DecodingConfig.preset("fast", gen_length=LENGTH, block_length=BLOCK, kv_cache="dual")
 PROMPT = "Nina has {} pens & {} cups. How many <b>things</b> does she have?"
 SHARD_SECONDS = 60
 """Between the times of two shards' files."""
@@ -156,6 +157,7 @@ def _row(
     own = {name: value(index) for name, value in changes.items()}
     commit, phases = _passes(rng, own.get("num_forwards"))
     length = int(rng.integers(20, 60))
+    num_full = sum(_starts(phases))
     values = {
         "row_id": name,
         "status": "ok",
@@ -166,6 +168,8 @@ def _row(
         "num_forwards": len(phases),
         "decode_steps": phases.count("d"),
         "refine_steps": phases.count("r"),
+        "full_passes": num_full,
+        "positions_computed": num_full * (length + LENGTH) + (len(phases) - num_full) * BLOCK,
         "blocks": LENGTH // BLOCK,
         "stop_reason": ["complete", "converged", "eos"][index % 3],
         "open_at_stop": int(index % 3 == 1),

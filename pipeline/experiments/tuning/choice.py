@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from lrd import DecodingConfig
 from lrd.config import PRESETS
-from pipeline.experiments.paired import Comparison, compare
+from pipeline.experiments.paired import Comparison, Cost, compare
 from pipeline.experiments.tuning.trials import Trial
 
 SIGNIFICANT = 0.05
@@ -21,14 +24,26 @@ corrected for the number of settings: with more of them more are dropped, none i
 class Choice:
     """The recommended setting beside the most accurate one."""
 
+    cost: Cost
+    """What settings were compared by."""
     best: Trial
-    """The most accurate, of equals the one with the fewest forwards."""
+    """The most accurate, of equals the cheapest."""
     chosen: Trial
-    """The fewest forwards among those that are not shown to be worse than `best`."""
+    """The cheapest of those that are not shown to be worse than `best`."""
     against_best: Comparison
     """chosen against best."""
     num_equal: int
     """Settings that are not shown to be worse, both of these included."""
+
+
+def cost_of(configs: Iterable[DecodingConfig]) -> Cost:
+    """What tells which of these settings is cheaper.
+
+    Forwards, where every pass goes through prompt and canvas. A cache or a suffix pattern leaves
+    their number as it is, or raises it, and makes most of them small: then it is positions.
+    """
+    small = any(config.caches or config.suffix != "all" for config in configs)
+    return "positions" if small else "forwards"
 
 
 def choose(trials: Sequence[Trial], max_loss: float) -> Choice:
@@ -40,10 +55,11 @@ def choose(trials: Sequence[Trial], max_loss: float) -> Choice:
     decoded = [trial for trial in trials if trial.is_decoded]
     if not decoded:
         raise ValueError("no setting decoded a single problem; nothing can be recommended")
-    best = min(decoded, key=lambda t: (-t.num_correct, t.mean_forwards))
+    cost = cost_of(trial.config for trial in decoded)
+    best = min(decoded, key=lambda t: (-t.num_correct, t.mean(cost)))
     equal = [trial for trial in decoded if not is_worse(compare(trial, best), max_loss)]
-    chosen = min(equal, key=lambda t: (t.mean_forwards, -t.num_correct))
-    return Choice(best, chosen, compare(chosen, best), len(equal))
+    chosen = min(equal, key=lambda t: (t.mean(cost), -t.num_correct))
+    return Choice(cost, best, chosen, compare(chosen, best), len(equal))
 
 
 def is_worse(against_best: Comparison, max_loss: float) -> bool:
@@ -73,8 +89,9 @@ def _toml(settings: Mapping[str, Any]) -> list[str]:
 def as_preset(config: DecodingConfig) -> tuple[str, dict[str, Any]]:
     """The preset with the fewest overrides that give `config`.
 
-    TOML has no null, so a preset cannot be used where one of its values had to be unset; the
-    preset `baseline` sets nothing that may be null, so one is always left.
+    TOML has no null, so a preset cannot be used where one of its values had to be unset, nor where
+    one that stays does not go with the others. The preset `baseline` sets nothing that may be null,
+    so one is always left.
     """
     options = []
     for preset in PRESETS:
@@ -86,7 +103,8 @@ def as_preset(config: DecodingConfig) -> tuple[str, dict[str, Any]]:
             said.setdefault("tokens_per_step", config.tokens_per_step)
         if config.steps is not None:
             said.pop("tokens_per_step", None)
-        if DecodingConfig.preset(preset, **said) == config:
-            options.append((len(said), preset, said))
+        with suppress(ValidationError):
+            if DecodingConfig.preset(preset, **said) == config:
+                options.append((len(said), preset, said))
     _, preset, said = min(options, key=lambda option: option[0])
     return preset, said

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from pydantic import ValidationError
+
 from lrd.config import DecodingConfig
 from pipeline.experiments.tuning.monitor import FIELDS, monitor_settings
 
-SWEPT = ("r_f", "top_p", "tau_refine", "tau_decode", "entropy_threshold")
+SWEPT = (
+    *("r_f", "top_p", "tau_refine", "tau_decode", "entropy_threshold"),
+    *("block_length", "kv_cache", "cache_refresh", "suffix"),
+)
 """Fields that a grid may give several values; the monitor is the other one."""
+MONITOR = "monitor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +42,37 @@ class Grid:
         All share what is fixed, and `stop_at_eos` of `preset` unless that is fixed: presets differ
         in it, and it would end the samples of some earlier than those of others.
 
-        Raises ValueError (pydantic's among them) for impossible settings.
+        A combination that is impossible, such as a refresh without a cache, is left out.
+        Raises ValueError (pydantic's among them) for a value that no possible combination has.
         """
-        names = [name for name in SWEPT if name in self.values]
         fixed = {"stop_at_eos": DecodingConfig.preset(self.preset).stop_at_eos, **self.fixed}
         found = [DecodingConfig.preset(name, **fixed) for name in self.whole_presets]
-        for values in product(*(self.values[name] for name in names)):
-            swept = dict(zip(names, values, strict=True))
-            for monitor in self.monitors or (None,):
-                stop = monitor_settings(monitor) if monitor else {}
+        reasons: dict[tuple[str, Any], ValidationError] = {}
+        possible: set[tuple[str, Any]] = set()
+        for combination in self._combinations():
+            stop = monitor_settings(combination[MONITOR]) if MONITOR in combination else {}
+            swept = {name: value for name, value in combination.items() if name != MONITOR}
+            try:
                 found.append(DecodingConfig.preset(self.preset, **{**fixed, **swept, **stop}))
+                possible.update(combination.items())
+            except ValidationError as error:
+                reasons = {**dict.fromkeys(combination.items(), error), **reasons}
+        for value, reason in reasons.items():
+            if value not in possible:
+                raise reason
         return list(dict.fromkeys(map(effective, found)))
+
+    def _combinations(self) -> Iterator[dict[str, Any]]:
+        values = {name: self.values[name] for name in SWEPT if name in self.values}
+        if self.monitors:
+            values[MONITOR] = self.monitors
+        for combination in product(*values.values()):
+            yield dict(zip(values, combination, strict=True))
 
 
 def effective(config: DecodingConfig) -> DecodingConfig:
-    """The same decoding with every field that has no effect at its default."""
+    """The same decoding with every field that has no effect at its default, and of settings that
+    are the same decoding one for all."""
     idle: set[str] = set()
     if not config.mixes:
         idle |= {"top_p"}
@@ -61,12 +83,18 @@ def effective(config: DecodingConfig) -> DecodingConfig:
     if isinstance(config.refinement, int):
         idle |= {"tau_refine", "max_refine_steps"}
     if config.num_blocks == 1:
-        idle |= {"stop_at_eos"}
+        idle |= {"block_length", "stop_at_eos"}
+    if config.cache_refresh == 1:  # Every pass is full.
+        idle |= {"kv_cache", "cache_refresh"}
+    if isinstance(config.suffix, int) and config.suffix >= config.num_blocks - 1:
+        idle |= {"suffix"}
     if config.reduction != "mean":
         idle |= {"scope"}
     settings = config.model_dump(exclude=idle)
     if not config.mixes:
         settings["r_f"] = 0.0
+    if config.num_blocks == 1 and settings.get("kv_cache") == "dual":
+        settings["kv_cache"] = "prefix"  # Nothing lies behind the block.
     return DecodingConfig(**settings)
 
 

@@ -37,6 +37,9 @@ class Trial(Outcomes):
     config: DecodingConfig
     model_digest: str
     """Of the weights it was decoded with."""
+    mean_seconds: float | None
+    """Wall time of a decoded row in its slot, which it shares with the rows in the other slots;
+    None where no row was decoded."""
 
 
 def measure(
@@ -92,12 +95,18 @@ def read_trial(output: Storage, task: str) -> Trial:
     return Trial(
         name=output.root.rpartition("/")[2],
         correct=tuple(scores["correct"].to_pylist()),
-        forwards=tuple(count or 0 for count in results["num_forwards"].to_pylist()),
+        forwards=_counts(results["num_forwards"]),
+        positions=_counts(results["positions_computed"]),
         num_unsure=counts.num_unsure_stops,
         num_failed=counts.num_failed,
         config=DecodingConfig(**manifest.settings["decoding"]),
         model_digest=manifest.fingerprint["model"],
+        mean_seconds=counts.seconds / counts.num_ok if counts.num_ok else None,
     )
+
+
+def _counts(column: pa.ChunkedArray) -> tuple[int, ...]:
+    return tuple(count or 0 for count in column.to_pylist())
 
 
 def _read(output: Storage, name: str, columns: list[str]) -> pa.Table:

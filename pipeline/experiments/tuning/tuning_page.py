@@ -13,7 +13,7 @@ from typing import Any
 
 from lrd import DecodingConfig
 from pipeline.experiments.frontier import Series, frontier
-from pipeline.experiments.paired import Comparison, compare, front
+from pipeline.experiments.paired import Comparison, Cost, compare, front
 from pipeline.experiments.tuning.choice import Choice, is_shown_below, settings_file
 from pipeline.experiments.tuning.grid import commit_rule
 from pipeline.experiments.tuning.monitor import FIELDS, monitor_name
@@ -29,7 +29,7 @@ IN_WORDS = (
 """Fields that the columns `commit` and `monitor` say."""
 MEASURED = [
     "correct", "problems", "accuracy", "accuracy_low", "accuracy_high", "mean_forwards",
-    "unsure_stops", "failed", "below_best", "p", "front", "run",
+    "mean_positions", "mean_seconds", "unsure_stops", "failed", "below_best", "p", "front", "run",
 ]  # fmt: skip
 
 
@@ -44,8 +44,12 @@ class Sweep:
     choice: Choice
 
     def ranked(self) -> list[Trial]:
-        """Most accurate first, of equals the fewest forwards."""
-        return sorted(self.trials, key=lambda t: (-t.num_correct, t.mean_forwards))
+        """Most accurate first, of equals the cheapest."""
+        return sorted(self.trials, key=lambda t: (-t.num_correct, t.mean(self.choice.cost)))
+
+    def front(self) -> list[Trial]:
+        """The Pareto front, the cheapest first."""
+        return front(self.trials, self.choice.cost)
 
 
 def columns(configs: Sequence[DecodingConfig]) -> list[str]:
@@ -69,6 +73,10 @@ def settings(config: DecodingConfig, names: Sequence[str]) -> dict[str, str]:
         words["tau_decode"] = "-"
     if not config.refines:
         words["tau_refine"] = "-"
+    if config.block_length is None:
+        words["block_length"] = "whole"
+    if not config.caches:
+        words["cache_refresh"] = "-"
     return {name: words[name] for name in names}
 
 
@@ -78,7 +86,7 @@ def as_csv(sweep: Sweep) -> str:
     sink = io.StringIO()
     writer = csv.DictWriter(sink, [*names, *MEASURED], lineterminator="\n")
     writer.writeheader()
-    best = {trial.name for trial in front(sweep.trials)}
+    best = {trial.name for trial in sweep.front()}
     for trial in sweep.ranked():
         found = compare(trial, sweep.choice.best)
         low, high = trial.interval
@@ -89,6 +97,8 @@ def as_csv(sweep: Sweep) -> str:
             "accuracy_low": f"{low:.4f}",
             "accuracy_high": f"{high:.4f}",
             "mean_forwards": f"{trial.mean_forwards:.3f}",
+            "mean_positions": f"{trial.mean_positions:.1f}",
+            "mean_seconds": _seconds(trial),
             "unsure_stops": trial.num_unsure,
             "failed": trial.num_failed,
             "below_best": f"{(found.lost - found.gained) / len(trial.correct):.4f}",
@@ -107,18 +117,20 @@ def as_markdown(sweep: Sweep) -> str:
     numbers = f"{len(sweep.trials)} settings on {len(choice.best.correct)} problems"
     parts = [
         f"# {title}: {numbers}",
-        "![accuracy against forwards](pareto.svg)",
+        f"![accuracy against {choice.cost}](pareto.svg)",
         "![the same near the front](pareto-near.svg)",
         "## Recommended",
         recommendation(sweep),
         _table(sweep, _distinct([choice.chosen, choice.best])),
         "## Pareto front",
-        _table(sweep, front(sweep.trials)),
+        _table(sweep, sweep.front()),
         "## Every setting, the most accurate first",
-        "Accuracy with Wilson's 95 % interval; forwards are means. *unsure*: early stops with a "
-        "position open above 0.5 nats. *below best*: points, and p of McNemar's exact test, "
-        "two-sided, on the same problems, not corrected for the number of settings; bold where the "
-        "one-sided test shows at 5 % that a setting is below the best.",
+        "Accuracy with Wilson's 95 % interval. Forwards, positions that went through the model and "
+        "seconds in a slot are means a row; these seconds are shared with the rows in the other "
+        "slots, and depend on the machine and its load. *unsure*: early stops with a position open "
+        "above 0.5 nats. *below best*: points, and p of McNemar's exact test, two-sided, on the "
+        "same problems, not corrected for the number of settings; bold where the one-sided test "
+        "shows at 5 % that a setting is below the best.",
         _table(sweep, sweep.ranked()),
     ]
     return "\n\n".join(parts) + "\n"
@@ -141,13 +153,13 @@ def recommendation(sweep: Sweep) -> str:
     if choice.chosen == choice.best:
         return (
             f"{chosen}: the most accurate setting; no other that is not shown to be worse needs "
-            f"fewer forwards.{unsure}"
+            f"fewer {choice.cost}.{unsure}"
         )
     return (
-        f"{chosen}: {choice.chosen.accuracy:.1%} in {choice.chosen.mean_forwards:.2f} forwards, "
-        f"the fewest among the {choice.num_equal} settings that are not shown to be worse than "
-        f"the most accurate. That one ({best}) has {choice.best.accuracy:.1%} in "
-        f"{choice.best.mean_forwards:.2f}: {_difference(choice.against_best)}.{unsure}"
+        f"{chosen}: {choice.chosen.accuracy:.1%} in {_mean(choice.chosen, choice.cost)} "
+        f"{choice.cost}, the fewest among the {choice.num_equal} settings that are not shown to be "
+        f"worse than the most accurate. That one ({best}) has {choice.best.accuracy:.1%} in "
+        f"{_mean(choice.best, choice.cost)}: {_difference(choice.against_best)}.{unsure}"
     )
 
 
@@ -159,19 +171,19 @@ def as_toml(sweep: Sweep) -> str:
 def as_svg(sweep: Sweep, near: float = math.inf) -> str:
     """Every setting as a dot; those of the Pareto front are numbered as in its table.
 
-    near: leave out settings with more than so many times the forwards of the front's last.
+    near: leave out settings of more than so many times the cost of the front's last.
     """
     names = columns([trial.config for trial in sweep.trials])
     tooltips = {
         trial.name: ", ".join(f"{k} {v}" for k, v in settings(trial.config, names).items())
         for trial in sweep.trials
     }
-    best = front(sweep.trials)
+    best, cost = sweep.front(), sweep.choice.cost
     labels = {trial.name: str(number) for number, trial in enumerate(best, 1)}
-    most = near * best[-1].mean_forwards
-    shown = [trial for trial in sweep.trials if trial.mean_forwards <= most]
+    most = near * best[-1].mean(cost)
+    shown = [trial for trial in sweep.trials if trial.mean(cost) <= most]
     title = f"{sweep.run['model']}, {sweep.task}"
-    return frontier([Series(title, "s1", shown, labels, tooltips)], title)
+    return frontier([Series(title, "s1", shown, labels, tooltips)], title, cost)
 
 
 def _difference(found: Comparison) -> str:
@@ -184,8 +196,9 @@ def _difference(found: Comparison) -> str:
 
 def _table(sweep: Sweep, trials: Sequence[Trial]) -> str:
     names = columns([trial.config for trial in sweep.trials])
-    numbers = {trial.name: str(n) for n, trial in enumerate(front(sweep.trials), 1)}
-    head = ["front", *names, "accuracy (95 %)", "forwards", "unsure", "below best", "p"]
+    numbers = {trial.name: str(n) for n, trial in enumerate(sweep.front(), 1)}
+    head = ["front", *names, "accuracy (95 %)", "forwards", "positions", "seconds"]
+    head += ["unsure", "below best", "p"]
     rows = []
     for trial in trials:
         found = compare(trial, sweep.choice.best)
@@ -195,13 +208,23 @@ def _table(sweep: Sweep, trials: Sequence[Trial]) -> str:
                 numbers.get(trial.name, ""),
                 *settings(trial.config, names).values(),
                 f"{trial.accuracy:.3f} ({low:.3f} to {high:.3f})",
-                f"{trial.mean_forwards:.2f}",
+                _mean(trial, "forwards"),
+                _mean(trial, "positions"),
+                _seconds(trial),
                 str(trial.num_unsure),
                 f"{(found.lost - found.gained) * 100 / len(trial.correct):.1f}",
                 f"**{found.p:.2g}**" if is_shown_below(found) else f"{found.p:.2g}",
             ]
         )
     return table(head, rows)
+
+
+def _mean(trial: Trial, cost: Cost) -> str:
+    return f"{trial.mean(cost):.2f}" if cost == "forwards" else f"{trial.mean(cost):,.0f}"
+
+
+def _seconds(trial: Trial) -> str:
+    return "" if trial.mean_seconds is None else f"{trial.mean_seconds:.3g}"
 
 
 def _distinct(trials: Sequence[Trial]) -> list[Trial]:
