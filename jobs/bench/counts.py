@@ -1,4 +1,4 @@
-"""What decoding a prompt took: passes, passes over all columns, columns that went through the model."""
+"""What decoding a prompt took: passes, whole passes, columns that went through the model."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ positions, the last layer's MLP and the head at open positions alone, keys kept 
 tokens are theirs: golden's `fast_*` records (`tests/test_peers.py`).
 
 Fast-dLLM decodes every block to its end, also behind an EOS. Others end after a block that holds
-one (dInfer's `early_stop`); `stop_at_eos` ends a prompt at once where nothing before an EOS is open.
+one (dInfer's `early_stop`); `stop_at_eos` ends a prompt as soon as nothing before an EOS is open.
 
 Legend: T columns (prompt and canvas), L of them fed to a pass, K positions of a block, N of them
 open, D width, V columns of the logits.

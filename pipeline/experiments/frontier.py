@@ -1,6 +1,6 @@
 """Accuracy against forwards: a dot for each decoding, a line along each Pareto front.
 
-A dot shows its numbers as a tooltip.
+Another cost can stand for forwards. A dot shows its numbers as a tooltip.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pipeline.report.export import standalone
 from pipeline.report.figure import Figure
 from pipeline.report.svg import Axis, Chart
 
-TICKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+TICKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024,
+         1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)  # fmt: skip
 LOG_FROM = 4.0
 """Ratio of the most forwards to the fewest from which on their axis is logarithmic."""
 LABELLED_RADIUS, PLAIN_RADIUS = 6.5, 3.5
@@ -36,12 +37,15 @@ class Series:
     """First words of an outcome's tooltip, by its name; by default the name itself."""
 
 
-def frontier(series: Sequence[Series], title: str) -> str:
-    """The drawing as a self-contained SVG. Outcomes without a decoded row are left out."""
+def frontier(series: Sequence[Series], title: str, cost: str = "forwards") -> str:
+    """The drawing as a self-contained SVG. Outcomes without a decoded row are left out.
+
+    cost: what the outcomes' `forwards` count, where it is not passes.
+    """
     shown = [o for one in series for o in one.outcomes if o.is_decoded]
     if not shown:
         raise ValueError("no decoding has a decoded row; there is nothing to draw")
-    chart = Chart(_forwards_axis(shown), _accuracy_axis(shown))
+    chart = Chart(_cost_axis(shown, cost), _accuracy_axis(shown))
     for one in series:
         chart.legend.append((one.style, "line", one.name))
         _steps(chart, front(one.outcomes), one.style)
@@ -53,17 +57,17 @@ def frontier(series: Sequence[Series], title: str) -> str:
         # Labelled dots stand above plain ones.
         for outcomes in sorted(one.outcomes, key=lambda o: o.name in one.labels):
             if outcomes.is_decoded:
-                _dot(chart, outcomes, one)
+                _dot(chart, outcomes, one, cost)
     return standalone(Figure("frontier", title, "", chart))
 
 
-def _forwards_axis(shown: Sequence[Outcomes]) -> Axis:
+def _cost_axis(shown: Sequence[Outcomes], cost: str) -> Axis:
     low = min(o.mean_forwards for o in shown) / 1.15
     high = max(o.mean_forwards for o in shown) * 1.15
     if high / low < LOG_FROM:
-        return Axis("mean forwards a problem", low, high)
+        return Axis(f"mean {cost} a problem", low, high)
     marks = tuple((float(tick), str(tick)) for tick in TICKS if low <= tick <= high)
-    return Axis("mean forwards a problem (log scale)", low, high, log=True, marks=marks)
+    return Axis(f"mean {cost} a problem (log scale)", low, high, log=True, marks=marks)
 
 
 def _accuracy_axis(shown: Sequence[Outcomes]) -> Axis:
@@ -96,14 +100,14 @@ def _whisker(chart: Chart, outcomes: Outcomes, style: str) -> None:
     )
 
 
-def _dot(chart: Chart, outcomes: Outcomes, series: Series) -> None:
+def _dot(chart: Chart, outcomes: Outcomes, series: Series, cost: str) -> None:
     x, y = chart.px(outcomes.mean_forwards), chart.py(outcomes.accuracy)
     label = series.labels.get(outcomes.name, "")
     radius = LABELLED_RADIUS if label else PLAIN_RADIUS
     low, high = outcomes.interval
     tooltip = (
         f"{series.tooltips.get(outcomes.name, outcomes.name)}: {outcomes.accuracy:.1%} "
-        f"({low:.1%} to {high:.1%}), {outcomes.mean_forwards:.1f} forwards"
+        f"({low:.1%} to {high:.1%}), {outcomes.mean_forwards:.1f} {cost}"
     )
     writing = (
         f'<text style="{WRITING}" x="{x:.1f}" y="{y + 3:.1f}" text-anchor="middle">'
