@@ -217,8 +217,8 @@ def alone(output: Path) -> Iterator[None]:
 
 
 def depends_on(facts: dict[str, Any]) -> tuple[str, ...]:
-    """What makes a line the answer to a cell: its model, prompts and whole setting."""
-    names = ("model", "model_digest", "dtype", "task", "prompts_digest", "decoding")
+    """What makes a line the answer to a cell: its model, prompts, case and whole setting."""
+    names = ("model", "model_digest", "dtype", "task", "prompts_digest", "case", "decoding")
     return tuple(json.dumps(facts[name], sort_keys=True) for name in names)
 
 
@@ -278,9 +278,9 @@ def run(args: argparse.Namespace) -> int:
                 text = "a measuring process was ended from outside; the same command continues"
                 return refuse(JOB, text, INTERRUPTED)
     lines = read_lines(output)
-    if not lines:
+    if args.draw and not lines:
         raise ValueError(f"{output}: nothing is measured yet; drop --draw")
-    if page:
+    if page and lines:
         write_page(page, lines)
     if num_left:
         print(f"{num_left} settings are left; the same command continues", file=sys.stderr)
