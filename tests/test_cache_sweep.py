@@ -78,6 +78,10 @@ def test_what_is_measured_is_what_decoding_gives(tmp_path: Path) -> None:
         length * sample.num_forwards for length, sample in zip(lengths, samples, strict=True)
     ]
     assert none["full_passes"] == none["forwards"]
+    # One block: its first pass is full, with a refresh every fourth one too.
+    assert lines[1]["full_passes"] == [1, 1, 1]
+    assert sum(lines[1]["positions"]) < sum(none["positions"])
+    assert lines[2]["full_passes"] == [1 + (n - 1) // 4 for n in lines[2]["forwards"]]
 
 
 def fake(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -135,15 +135,15 @@ def test_a_peer_decodes_tiny_as_fast_dllm_does(entry: dict[str, Any]) -> None:
     assert sample.num_forwards + idle == entry["fast_dllm"]["nfe"]
 
 
-@pytest.mark.parametrize("block_length", [4, 12])
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 @pytest.mark.parametrize("threshold", [0.3, 0.9])
-@pytest.mark.parametrize("stop_at_eos", [False, True])
-def test_without_a_cache_the_engine_decodes_the_same(
-    block_length: int, threshold: float, stop_at_eos: bool
+@pytest.mark.parametrize(
+    ("block_length", "stop_at_eos"),
+    [(4, False), (4, True), (12, False)],  # In one block the engine decodes on behind an EOS.
+)
+def test_the_engine_decodes_and_counts_the_same(
+    cache: Any, threshold: float, block_length: int, stop_at_eos: bool
 ) -> None:
-    """`stop_at_eos` of the engine is for blocks alone; a peer stops in one block too."""
-    if stop_at_eos and block_length == 12:
-        pytest.skip("in one block the engine decodes on behind an EOS")
     config = lrd.DecodingConfig(
         gen_length=12,
         block_length=block_length,
@@ -152,15 +152,16 @@ def test_without_a_cache_the_engine_decodes_the_same(
         confidence_threshold=threshold,
         confidence="probability",
         stop_at_eos=stop_at_eos,
+        kv_cache=cache,
     )
     model = random_model(**ALIGNED)
     samples = lrd.decode(model, PROMPTS, config)
     peers = [
-        decode_peer(model, prompt, 12, block_length, threshold, stop_at_eos=stop_at_eos)
+        decode_peer(model, prompt, 12, block_length, threshold, cache, stop_at_eos)
         for prompt in PROMPTS
     ]
-    assert [peer.canvas for peer in peers] == [sample.canvas for sample in samples]
-    assert [peer.num_forwards for peer in peers] == [sample.num_forwards for sample in samples]
+    for name in ("canvas", "num_forwards", "full_passes", "positions_computed"):
+        assert [getattr(p, name) for p in peers] == [getattr(s, name) for s in samples], name
 
 
 def test_a_pass_over_some_columns_sees_the_others_as_they_were() -> None:

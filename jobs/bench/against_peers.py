@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 
-from jobs.bench.counts import counts_of
 from jobs.bench.peers import Cache, PeerSample, check, decode_peer
 from jobs.bench.rows_per_second import EXAMPLES, Work, read_work, right_answers, run_slots
 from lrd import DecodingConfig, Sample
@@ -151,18 +150,14 @@ def rate_of(work: Work, samples: Sequence[Sample | PeerSample], seconds: list[fl
     """Accuracy and counts of a variant's last turn beside all turns' seconds."""
     num_rows = len(work.prompts)
     right = right_answers(work, [sample.canvas for sample in samples])
-    counts = [
-        counts_of(sample, len(prompt) + len(sample.canvas))
-        for sample, prompt in zip(samples, work.prompts, strict=True)
-    ]
     return Rate(
         seconds=tuple(seconds),
         num_rows=num_rows,
         num_right=sum(map(sum, right)),
         num_problems=sum(map(len, right)),
-        forwards=sum(count.forwards for count in counts) / num_rows,
-        full_passes=sum(count.full_passes for count in counts) / num_rows,
-        positions=sum(count.positions for count in counts) / num_rows,
+        forwards=sum(sample.num_forwards for sample in samples) / num_rows,
+        full_passes=sum(sample.full_passes for sample in samples) / num_rows,
+        positions=sum(sample.positions_computed for sample in samples) / num_rows,
     )
 
 

@@ -35,7 +35,6 @@ from typing import Any
 
 import torch
 
-from jobs.bench.counts import counts_of
 from jobs.bench.rows_per_second import Work, right_answers, run_slots
 from jobs.bench.sweep_cases import BLOCKS, TASKS, Case, Task, cases
 from jobs.bench.sweep_page import write_page
@@ -149,17 +148,13 @@ def measure(cell: Cell) -> dict[str, Any]:
     began, cpu_began = time.monotonic(), time.process_time()
     samples = run_slots(work).samples
     seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu_began
-    counts = [
-        counts_of(sample, len(prompt) + work.config.gen_length)
-        for sample, prompt in zip(samples, work.prompts, strict=True)
-    ]
     right = right_answers(work, [sample.canvas for sample in samples])
     return {
         **cell.facts,
         "right": ["".join(str(int(answer)) for answer in prompt) for prompt in right],
-        "forwards": [count.forwards for count in counts],
-        "full_passes": [count.full_passes for count in counts],
-        "positions": [count.positions for count in counts],
+        "forwards": [sample.num_forwards for sample in samples],
+        "full_passes": [sample.full_passes for sample in samples],
+        "positions": [sample.positions_computed for sample in samples],
         "unsure": sum(sample.max_entropy_at_stop > UNSURE_ENTROPY for sample in samples),
         "failed": sum(sample.stop_reason == "failed" for sample in samples),
         "seconds": seconds,
