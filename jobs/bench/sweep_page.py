@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.sweep_cases import BASE, BLOCKS, CACHES, PRESETS, TASKS
+from jobs.bench.sweep_cases import BASE, BLOCKS, CACHES, PRESETS, RULES, TASKS
 from jobs.tiny.comparison_page import SIGNIFICANT, difference, fill
 from pipeline.experiments.frontier import Series, frontier
 from pipeline.experiments.paired import Comparison, Outcomes, Z, exact_p
@@ -156,15 +156,18 @@ def of_group(measured: Mapping[str, Line], group: str) -> list[Line]:
 
 
 def ordered(lines: Iterable[Line]) -> list[Line]:
-    """Those that others are compared with stand before them; blocks from small to large."""
-    kinds = ("none", "prefix", "dual")
-    return sorted(
-        lines,
-        key=lambda line: (
-            line.decoding["block_length"] or 0,
-            kinds.index(line.decoding["kv_cache"]) if line.group == CACHES else 0,
-        ),
-    )
+    """In the tables' order, whatever the order in which they were measured."""
+    return sorted(lines, key=_place)
+
+
+def _place(line: Line) -> tuple[int, ...]:
+    """Blocks from small to large; then as `sweep_cases` lists them."""
+    decoding = line.decoding
+    block = int(decoding["block_length"] or decoding["gen_length"])
+    if line.group == PRESETS:
+        return block, list(RULES).index(line.case.rpartition("-")[0])
+    kind = list(STYLES).index(decoding["kv_cache"])
+    return block, kind, decoding["cache_refresh"], decoding["suffix"] != "all"
 
 
 def facts(found: Mapping[Section, Mapping[str, Line]]) -> str:
