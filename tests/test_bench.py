@@ -15,13 +15,15 @@ from helpers.engine import PROMPTS, cramped
 from helpers.random_model import LIVELY, random_model
 
 import lrd
+from jobs.bench import against_peers, step
 from jobs.bench import decode as bench
-from jobs.bench import step
+from jobs.bench.against_peers import Rate, compare, figures, ours, peers, summary
 from jobs.bench.plain_loop import check, decode_plain
 from jobs.bench.rows_per_second import (
     Work,
     accuracy,
     decisions,
+    right_answers,
     run_plain,
     run_slots,
     run_static_drop,
@@ -111,6 +113,17 @@ def test_accuracy_is_the_share_of_right_answers() -> None:
     canvases = [tiny.tokenizer.encode(text, add_special_tokens=False) for text in texts]
     canvases[1] += [tiny.eos_id, *canvases[0]]  # What follows EOS is not part of the answer.
     assert accuracy(work, canvases) == 0.5
+
+
+def test_a_worksheet_has_as_many_answers_as_problems() -> None:
+    work = work_of(PROMPTS[:3])
+    tiny = lrd.load_model("tiny")
+    assert isinstance(tiny, LoadedModel)
+    work.model, work.answers = tiny, ["12", "12 7", "40 12 7"]
+    texts = ["#### 12", "A) 3*4=12\n#### 12\nB) #### 8", "A) #### 40\nC) #### 7"]
+    canvases = [tiny.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    assert right_answers(work, canvases) == [[True], [True, False], [True, False, True]]
+    assert accuracy(work, canvases) == pytest.approx(4 / 6)
 
 
 class Clock:
@@ -227,7 +240,8 @@ def test_the_benchmark_ends_in_one_json_object() -> None:
     assert found["belief_peak_bytes"] > 2 * 64 * 20_480 * 2
     # The page has the same numbers, and ratios of them.
     rates = {line[:14].strip(): line[14:].split() for line in page}
-    for name, rate in found["rows_per_second"].items():
+    for name in ("plain", "static_wait", "static_drop", "slots"):
+        rate = found["rows_per_second"][name]
         printed, times = map(float, rates[name])
         assert printed == pytest.approx(rate, abs=0.006)
         assert times == pytest.approx(rate / found["rows_per_second"]["plain"], abs=0.006)
@@ -236,3 +250,100 @@ def test_the_benchmark_ends_in_one_json_object() -> None:
         baseline, refined, printed, _ = map(float, rates[columns])
         assert printed == pytest.approx(ratio, abs=0.0006)
         assert refined / baseline == pytest.approx(ratio, rel=0.051 * (1 / refined + 1 / baseline))
+    of_blocks = {"blocks_none", "blocks_dual", "peer_threshold", "peer_dual", "positions_ratio"}
+    assert of_blocks < found["rows_per_second"].keys()
+    lines = [line.split() for line in page]
+    for name, variant in found["blocks"]["singles"]["variants"].items():
+        assert found["rows_per_second"][name] == variant["rows_per_second"]
+        printed = next(words for words in lines if words[:1] == [name])
+        assert float(printed[1]) == pytest.approx(variant["rows_per_second"], abs=0.006)
+        assert float(printed[3]) == pytest.approx(variant["right"] / 12, abs=0.0006)
+
+
+# Blocks against the peers.
+
+ALIGNED = {**LIVELY, "logit_shift": False}
+
+
+def aligned_work() -> Work:
+    config = lrd.DecodingConfig(**LRD)
+    return Work(random_model(**ALIGNED), config, PROMPTS, ["1"] * len(PROMPTS), 2)
+
+
+def test_rates_are_of_the_median_turn_and_ratios_of_each_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(against_peers, "time", clock)
+    monkeypatch.setattr(against_peers, "right_answers", lambda work, canvases: [[True]] * 7)
+    plain = against_peers.one_at_a_time(12, 4, "none", False)
+    dual = against_peers.one_at_a_time(12, 4, "dual", False)
+    script = {"blocks_none": [4.0, 8.0, 6.0], "blocks_dual": [2.0, 1.0, 9.0]}
+    script["peer_dual"] = [12.0, 4.0, 12.0]
+
+    def slow(name: str, decode: Any) -> Any:
+        turns = iter(script[name])
+
+        def run(work: Work) -> Any:
+            clock.now += next(turns)
+            return decode(work)
+
+        return run
+
+    decoders = {"blocks_none": plain, "blocks_dual": dual, "peer_dual": dual}
+    variants = {name: slow(name, decode) for name, decode in decoders.items()}
+    rates = compare(aligned_work(), variants, 3)
+    assert torch.get_num_threads() >= 1
+    none, cached = rates["blocks_none"], rates["blocks_dual"]
+    assert none.rows_per_second == pytest.approx(7 / 6)
+    # Turn by turn 2, 8 and 2/3; the ratio of the medians would be 3.
+    assert cached.times(none) == pytest.approx(2.0)
+    assert (none.num_right, none.num_problems, none.num_rows) == (7, 7, 7)
+    samples = plain(aligned_work())
+    assert none.positions == sum(s.positions_computed for s in samples) / 7
+    assert (
+        none.positions
+        == sum(
+            s.num_forwards * (len(prompt) + 12) for s, prompt in zip(samples, PROMPTS, strict=True)
+        )
+        / 7
+    )
+    assert cached.positions < none.positions
+    assert figures("x_", rates)["x_positions_ratio"] == round(none.positions / cached.positions, 3)
+    found = summary(rates)
+    assert found["fastest"] == {
+        "ours": "blocks_dual", "peer_as_published": "peer_dual", "peer": "peer_dual",
+    }  # fmt: skip
+    assert found["ours_over_peer"] == 4.0
+
+
+def test_one_thread_is_for_the_turns_alone() -> None:
+    threads = torch.get_num_threads()
+    seen = []
+
+    def fail(work: Work) -> Any:
+        seen.append(torch.get_num_threads())
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        compare(aligned_work(), {"peer_dual": fail}, 1)
+    assert (seen, torch.get_num_threads()) == ([1], threads)
+
+
+@pytest.mark.parametrize("gen_length", [64, 256])
+def test_the_peers_come_as_published_and_with_an_end_at_the_eos(gen_length: int) -> None:
+    names = set(peers(gen_length))
+    published = {name for name in names if not name.endswith("_eos")}
+    assert {"peer_threshold", "peer_dual"} <= published
+    assert {f"{name}_eos" for name in published} == names - published
+    assert ("peer_threshold_whole" in names) == (gen_length == 256)
+    assert ("blocks_dual_suffix" in ours(gen_length)) == (gen_length == 256)
+
+
+def test_the_fastest_peer_as_published_has_no_end_at_the_eos() -> None:
+    seconds = {"blocks_none": 2.0, "blocks_dual": 1.0, "peer_dual": 3.0, "peer_dual_eos": 0.5}
+    rates = {name: Rate((taken,), 10, 1, 10, 1.0, 1.0, 1.0) for name, taken in seconds.items()}
+    found = summary(rates)
+    assert found["fastest"]["peer_as_published"] == "peer_dual"
+    assert found["fastest"]["peer"] == "peer_dual_eos"
+    assert (found["ours_over_peer_as_published"], found["ours_over_peer"]) == (3.0, 0.5)

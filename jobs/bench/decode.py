@@ -1,6 +1,8 @@
-"""How fast decoding is: slots against static batches and the plain loop, and what LRD costs.
+"""How fast decoding is: slots against static batches and the plain loop, blocks with and without
+a cache against Fast-dLLM's loops, and what LRD costs.
 
-    python -m jobs.bench.decode            # about 15 minutes on two cores; --quick: a smoke test
+    python -m jobs.bench.decode            # about 30 minutes on two cores; --quick: a smoke test
+    python -m jobs.bench.decode --only blocks --repeats 5
 
 Everything in one run, on the same prompts and settings, in alternating turns; medians. Prints
 a table, then as its last line one JSON object. On a machine that does other work, threads wait
@@ -22,6 +24,7 @@ from unittest import mock
 
 import torch
 
+from jobs.bench import against_peers
 from jobs.bench.plain_loop import decode_plain
 from jobs.bench.rows_per_second import (
     Work,
@@ -191,13 +194,31 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--quick", action="store_true", help="one turn, few prompts, small shapes")
     parser.add_argument("--profile", action="store_true", help="where slots spend their time")
+    parser.add_argument("--only", choices=["slots", "blocks"], help="one of the two parts [both]")
+    parser.add_argument("--sheets", type=int, default=64, help="worksheets of the second part")
+    parser.add_argument("--sheets-model", default=str(against_peers.SHEETS_MODEL))
+    parser.add_argument(
+        "--blocks-dtype", default="bfloat16", choices=["float32", "bfloat16"], help="of that part"
+    )
     args = parser.parse_args()
     if args.quick:
-        args.repeats, args.prompts, args.slots = 1, 12, 4
+        args.repeats, args.prompts, args.slots, args.sheets = 1, 12, 4, 2
     torch.set_num_threads(args.threads)
     if args.profile:
         print(profile(read_work(args, "float32")))
         return
+    results: dict[str, Any] = {"rows_per_second": {}}
+    if args.only != "blocks":
+        results |= measure_slots(args)
+    if args.only != "slots":
+        tables, rates, results["blocks"] = against_peers.measure(args)
+        print("\n".join(tables))
+        results["rows_per_second"] |= rates
+    print(json.dumps(results))
+
+
+def measure_slots(args: argparse.Namespace) -> dict[str, Any]:
+    """The first part: slots and what LRD costs; prints its table."""
     results = throughput(args)
     step_costs = costs(args)
     peak = ModelShape(126_464, 64, 1, 64, 8, 16, 512)
@@ -206,7 +227,7 @@ def main() -> None:
     )
     results["lrd_over_baseline"] = {n: round(cost.ratio, 4) for n, cost in step_costs.items()}
     print(table(results, step_costs))
-    print(json.dumps(results))
+    return results
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from lrd.engine import row_seed
 from lrd.models.checkpoint import LoadedModel
 from lrd.prompts import encode_prompt
 from pipeline.input.buckets import choose_lengths, fitting
-from pipeline.scoring.word_problems import final_answer
+from pipeline.scoring.word_sheets import final_answers
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHAPES = 3
@@ -35,6 +35,7 @@ class Work:
     config: DecodingConfig
     prompts: list[list[int]]
     answers: list[str]
+    """Final numbers, those of a worksheet with a space between."""
     slots: int
     buckets: dict[int, list[int]] = field(default_factory=dict)
     """Prompt tokens of a slot → indices of prompts."""
@@ -145,19 +146,28 @@ def decisions(sample: Sample | PlainSample) -> tuple[Any, ...]:
     )
 
 
-def accuracy(work: Work, canvases: list[list[int]]) -> float:
-    """Share of prompts whose final answer is right."""
+def right_answers(work: Work, canvases: list[list[int]]) -> list[list[bool]]:
+    """Whether each prompt's problems have their final answers."""
     tokenizer, eos = work.model.tokenizer, work.model.eos_id
-    right = 0
+    right = []
     for canvas, answer in zip(canvases, work.answers, strict=True):
         written = canvas[: canvas.index(eos)] if eos in canvas else canvas
-        right += final_answer(tokenizer.decode(written, skip_special_tokens=True)) == answer
-    return right / len(canvases)
+        expected = answer.split(" ")
+        text = tokenizer.decode(written, skip_special_tokens=True)
+        found = final_answers(text, len(expected))
+        right.append([a == b for a, b in zip(found, expected, strict=True)])
+    return right
 
 
-def read_work(args: argparse.Namespace, dtype: str) -> Work:
-    """The example problems and the embedded model."""
-    rows = [row for file in sorted(EXAMPLES.glob("*.parquet")) for row in read_rows(file)]
+def accuracy(work: Work, canvases: list[list[int]]) -> float:
+    """Share of problems whose final answer is right."""
+    right = [answer for prompt in right_answers(work, canvases) for answer in prompt]
+    return sum(right) / len(right)
+
+
+def read_work(args: argparse.Namespace, dtype: str, folder: Path = EXAMPLES) -> Work:
+    """The example prompts of a folder, and the model."""
+    rows = [row for file in sorted(folder.glob("*.parquet")) for row in read_rows(file)]
     rows = rows[: args.prompts]
     model = load_model(args.model, dtype=dtype)
     assert isinstance(model, LoadedModel)
