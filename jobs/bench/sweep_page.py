@@ -73,10 +73,11 @@ class Line:
 
     @property
     def outcomes(self) -> Outcomes:
-        """Problem by problem; `forwards` are the positions of a prompt, for the plot's axis."""
+        """Problem by problem; passes and positions are those of the prompts."""
         problems = tuple(answer == "1" for one in self.facts["right"] for answer in one)
-        positions = tuple(self.facts["positions"])
-        return Outcomes(self.facts["case"], problems, positions, num_failed=self.facts["failed"])
+        forwards, positions = (tuple(self.facts[name]) for name in ("forwards", "positions"))
+        failed = self.facts["failed"]
+        return Outcomes(self.facts["case"], problems, forwards, positions, num_failed=failed)
 
 
 Section = tuple[str, str]
@@ -275,4 +276,4 @@ def as_svg(section: Section, lines: Sequence[Line]) -> str:
         if any(line.decoding["kv_cache"] == kind for line in shown)
     ]
     model, task = section
-    return frontier(series, f"{model}: {TASKS[task].name}", cost="positions computed")
+    return frontier(series, f"{model}: {TASKS[task].name}", cost="positions")
