@@ -20,7 +20,6 @@ import torch
 from jobs.bench.peers import Cache, PeerSample, check, decode_peer
 from jobs.bench.rows_per_second import EXAMPLES, Work, read_work, right_answers, run_slots
 from lrd import DecodingConfig, Sample
-from lrd.config import PRESETS
 from pipeline.scoring.summary import wilson
 
 SHEETS = EXAMPLES.with_name("example_sheets")
@@ -72,22 +71,18 @@ class Rate:
 
 
 def block_settings(**changes: Any) -> dict[str, Any]:
-    """The preset `blocks`; without it `fast` in blocks of 32, without refinement."""
-    if "blocks" in PRESETS:
-        return {"name": "blocks", **changes}
-    return {"name": "fast", "block_length": BLOCK, "max_refine_steps": 0, **changes}
+    """The preset `blocks` with changes."""
+    return {"name": "blocks", **changes}
 
 
 def ours(gen_length: int) -> dict[str, Decode]:
     """Our variants by name."""
     settings: dict[str, dict[str, Any]] = {
         "fast": {"name": "fast"},
-        "fast_no_refine": {"name": "fast", "max_refine_steps": 0},
-        "blocks_none": block_settings(kv_cache="none"),
-        "blocks_dual": block_settings(kv_cache="dual"),
+        "blocks_none": block_settings(kv_cache="none", suffix="all"),
+        "blocks_dual": block_settings(suffix="all"),
+        "blocks": block_settings(),
     }
-    if gen_length > 2 * BLOCK:  # Else no block lies behind the next one.
-        settings["blocks_dual_suffix"] = block_settings(kv_cache="dual", suffix=1)
     return {name: in_slots(values, gen_length) for name, values in settings.items()}
 
 
