@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "none": block_settings(kv_cache="none", suffix="all"),
     "prefix": block_settings(kv_cache="prefix", suffix="all"),
     "dual": block_settings(kv_cache="dual", suffix="all"),
-    "dual, suffix 1": block_settings(kv_cache="dual", suffix=1),
+    "blocks": block_settings(),
 }
 
 
