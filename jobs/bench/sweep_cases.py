@@ -17,7 +17,7 @@ REFRESHES = (0, 4)
 PATTERN = 1
 """`suffix` of the pattern: the next block whole, and of each later one its last position."""
 BASE: dict[str, Any] = {"name": "fast"}
-"""Every cache setting's other settings: a threshold with a gated stop, without refinement."""
+"""Every cache setting's other settings."""
 CACHES, PRESETS = "caches", "presets"
 
 
@@ -101,11 +101,12 @@ def cache_cases(gen_length: int, blocks: Sequence[int] = BLOCKS) -> list[Case]:
 
 GATED = {"early_stop": True, "stop_max_entropy": 0.2}
 PLAIN = {"name": "baseline"}
-SOFT = {"name": "fast", "early_stop": False}
+SOFT = {"name": "fast", "max_refine_steps": 0, "early_stop": False}
 RULES: dict[str, tuple[str, dict[str, Any]]] = {
-    "fast": ("`fast`: H < 0.2, r_f 0.15, gated stop", {"name": "fast"}),
-    "refined": ("… with refinement", {"name": "fast", "max_refine_steps": 20}),
-    "soft": ("… without the stop", {**SOFT}),
+    "fast": ("`fast`: H < 0.2, r_f 0.15, refinement, gated stop", {"name": "fast"}),
+    "fast-no-stop": ("… without the stop", {"name": "fast", "early_stop": False}),
+    "fast-no-refine": ("… without refinement", {"name": "fast", "max_refine_steps": 0}),
+    "soft": ("H < 0.2, r_f 0.15", {**SOFT}),
     "plain-gated": ("H < 0.2, r_f 0, gated stop", {**PLAIN, "entropy_threshold": 0.2, **GATED}),
     "plain": ("H < 0.2, r_f 0", {**PLAIN, "entropy_threshold": 0.2}),
     "p0.9": ("p ≥ 0.9, r_f 0: Fast-dLLM's rule", {**PLAIN, "confidence_threshold": 0.9}),

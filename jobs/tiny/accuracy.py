@@ -32,10 +32,7 @@ Asked = TypeVar("Asked", Problem, Sheet)
 
 SETTINGS: dict[str, dict[str, object]] = {
     "baseline, one a pass": {"preset": "baseline"},
-    "LRD, one a pass": {
-        **{"preset": "fast", "max_refine_steps": 20},
-        **{"tokens_per_step": 1, "early_stop": False},
-    },
+    "LRD, one a pass": {"preset": "fast", "tokens_per_step": 1, "early_stop": False},
     "baseline, entropy threshold": {"preset": "baseline", "entropy_threshold": 0.2},
     "fast": {"preset": "fast"},
     "paper": {"preset": "paper"},

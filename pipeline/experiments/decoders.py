@@ -39,18 +39,11 @@ class Decoder:
         return DecodingConfig.preset(self.preset, **settings)
 
 
-REFINED = {"max_refine_steps": 20}
-"""The paper's refinement, which `fast` leaves out."""
-ONE = {**REFINED, "tokens_per_step": 1}
+ONE = {"tokens_per_step": 1}
 """`fast` with it: r_f 0.15, refinement, and a stop where D_t < 0.1 and all entropies < 0.2."""
-EIGHT = {**REFINED, "tokens_per_step": 8, "early_stop": False}
+EIGHT = {"tokens_per_step": 8, "early_stop": False}
+NO_GATE = {"stop_max_entropy": None}
 LONG_CALM = {"tau_refine": 0.001, "tau_decode": 0.001}
-
-
-def _lrd(key: str, name: str, against: str, **changes: Any) -> Decoder:
-    """Latent refinement with `fast`'s commit rule and stop."""
-    return Decoder(key, name, against, "fast", {**REFINED, **changes})
-
 
 DECODERS = (
     Decoder("baseline-1", "baseline, one a pass", None, "baseline"),
@@ -75,18 +68,18 @@ DECODERS = (
         "baseline-p0.9", "baseline, p ≥ 0.9", "baseline-1", "baseline",
         {"confidence_threshold": 0.9},
     ),
-    _lrd("lrd-h0.1", "LRD, H < 0.1", "baseline-h0.1", entropy_threshold=0.1),
-    _lrd("lrd-h0.2", "LRD, H < 0.2", "baseline-h0.2"),
-    _lrd("lrd-h0.4", "LRD, H < 0.4", "baseline-h0.4", entropy_threshold=0.4),
-    _lrd("lrd-p0.9", "LRD, p ≥ 0.9", "baseline-p0.9", confidence_threshold=0.9),
-    Decoder("fast", "LRD, H < 0.2, w/o refinement (`fast`)", "lrd-h0.2", "fast"),
-    _lrd("lrd-h0.2-no-mix", "LRD, H < 0.2, w/o mixing", "lrd-h0.2", r_f=0.0),
-    _lrd("lrd-h0.2-rf0.3", "LRD, H < 0.2, r_f 0.3", "lrd-h0.2", r_f=0.3),
-    _lrd("lrd-h0.2-rf0.5", "LRD, H < 0.2, r_f 0.5", "lrd-h0.2", r_f=0.5),
-    _lrd("lrd-h0.2-eq6", "LRD, H < 0.2, stop without a gate", "lrd-h0.2", stop_max_entropy=None),
-    _lrd(
-        "lrd-h0.2-max", "LRD, H < 0.2, stop without a gate, by max", "lrd-h0.2",
-        stop_max_entropy=None, reduction="max",
+    Decoder("lrd-h0.1", "LRD, H < 0.1", "baseline-h0.1", "fast", {"entropy_threshold": 0.1}),
+    Decoder("fast", "LRD, H < 0.2 (`fast`)", "baseline-h0.2", "fast"),
+    Decoder("lrd-h0.4", "LRD, H < 0.4", "baseline-h0.4", "fast", {"entropy_threshold": 0.4}),
+    Decoder("lrd-p0.9", "LRD, p ≥ 0.9", "baseline-p0.9", "fast", {"confidence_threshold": 0.9}),
+    Decoder("fast-no-refine", "`fast` w/o refinement", "fast", "fast", {"max_refine_steps": 0}),
+    Decoder("fast-no-mix", "`fast` w/o mixing", "fast", "fast", {"r_f": 0.0}),
+    Decoder("fast-rf0.3", "`fast`, r_f 0.3", "fast", "fast", {"r_f": 0.3}),
+    Decoder("fast-rf0.5", "`fast`, r_f 0.5", "fast", "fast", {"r_f": 0.5}),
+    Decoder("fast-eq6", "`fast`, stop without a gate", "fast", "fast", NO_GATE),
+    Decoder(
+        "fast-max", "`fast`, stop without a gate, by max", "fast", "fast",
+        {**NO_GATE, "reduction": "max"},
     ),
 )  # fmt: skip
 
