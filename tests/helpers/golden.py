@@ -23,7 +23,8 @@ from safetensors.torch import load_file
 
 import lrd
 from lrd.beliefs import log_beliefs
-from lrd.models.checkpoint import TINY, LoadedModel
+from lrd.models.checkpoint import LoadedModel
+from lrd.models.registry import TINY
 
 HERE = Path(__file__).parents[1] / "data"
 OUTSIDE = Path(os.environ.get("LRD_SHARED") or Path(__file__).parents[3] / "shared")
