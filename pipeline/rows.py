@@ -81,7 +81,7 @@ class Result:
         "passes that went through prompt and canvas; the others computed their block alone",
     )
     positions_computed: int | None = column(
-        pa.int32(),
+        pa.int64(),
         "positions that went through the model, over all passes; padding is not counted",
     )
     blocks: int | None = column(pa.int32(), "blocks that were decoded")

@@ -21,6 +21,8 @@ import math
 import os
 import random
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -555,7 +557,9 @@ def main() -> None:
     """Parse the command line and train."""
     args = parser().parse_args()
     prepare_tokenizer(args)
-    spawn(train, args=(args,), nprocs=args.processes)
+    # Its processes end with this one, whichever way it is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    spawn(train, args=(args,), nprocs=args.processes, daemon=True)
 
 
 if __name__ == "__main__":
