@@ -43,8 +43,10 @@ class Feed:
     num_columns: int
     num_keys: int | None
     """Places that are attended to at most; None: those that are fed."""
-    ragged: bool = True
-    """Whether rows attend to different numbers of places, so that a mask is needed."""
+    masked: bool = False
+    """Whether rows may attend to different numbers of places, which the host does not know."""
+    spans: list[tuple[int, int]] | None = None
+    """Where they do and the host knows: each row's fed columns, and places attended to."""
     adjacent: slice | None = None
 
 
@@ -131,7 +133,7 @@ def feed_one(
     if state.cache is not None:
         window = state.cache.window(rows_R, place_RC, feed.num_keys, feed.adjacent)
     key_mask_RP = None
-    if feed.ragged:
+    if feed.masked:
         keys_P = torch.arange(feed.num_keys or C, device=rows_R.device)
         key_mask_RP = keys_P < num_places_R[:, None]
     block_place_R = prompt_R + block_R * K - feed.first_R
@@ -139,7 +141,7 @@ def feed_one(
     num_positions = state.embeds_BLD.shape[1]
     enough_N = nucleus.enough_rows(at_N)
     states_ND = model.hidden_kept(
-        embeds_RCD, position_RC, num_positions, key_mask_RP, enough_N, window
+        embeds_RCD, position_RC, num_positions, key_mask_RP, enough_N, window, feed.spans
     )
     found_ND[chosen_N] = states_ND[: len(at_N)]
 
@@ -177,13 +179,14 @@ def host_feeds(config: DecodingConfig, state: Canvases, before: int) -> Iterator
         rows = rows[num_B[rows].argsort(stable=True)]
         together = CACHED_POSITIONS * torch.get_num_threads() // int(num_B[rows[-1]])
         for part in rows.tensor_split(-(-len(rows) // max(1, together))):
-            num_keys = int(num_places_B[part].max())
+            num_fed, num_keys = num_B[part].tolist(), num_places_B[part].tolist()
+            alike = len(set(num_keys)) == 1 and len(set(num_fed)) == 1
             yield Feed(
                 rows_R=part,
                 first_R=first_B[part],
-                num_columns=int(num_B[part].max()),
-                num_keys=None if full else num_keys,
-                ragged=bool((num_places_B[part] < num_keys).any()),
+                num_columns=max(num_fed),
+                num_keys=None if full else max(num_keys),
+                spans=None if alike else list(zip(num_fed, num_keys, strict=True)),
                 adjacent=_as_slice(part.tolist()),
             )
 
@@ -212,7 +215,7 @@ def fixed_feeds(config: DecodingConfig, state: Canvases, before: int) -> Iterato
             first_R=first_B,
             num_columns=width + before,
             num_keys=most,
-            ragged=state.has_padding or config.suffix != "all",
+            masked=state.has_padding or config.suffix != "all",
             adjacent=slice(0, B),
         )
         plans = state.full_passes
@@ -224,5 +227,5 @@ def fixed_feeds(config: DecodingConfig, state: Canvases, before: int) -> Iterato
             first_R=torch.zeros_like(rows_R),
             num_columns=num_columns,
             num_keys=None,
-            ragged=state.has_padding or config.suffix != "all",
+            masked=state.has_padding or config.suffix != "all",
         )

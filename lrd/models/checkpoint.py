@@ -9,7 +9,7 @@ Legend: B samples, L positions, C chosen columns, D width, V rows of the embeddi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -135,10 +135,11 @@ class LoadedModel:
         key_mask: Tensor | None,
         at: Tensor,
         window: Window | None,
+        spans: Sequence[tuple[int, int]] | None = None,
     ) -> Tensor:
         """See `lrd.models.protocol.CachedModel`; the column before a fed block undoes the shift."""
         at = at - self.feeds_before
-        return self._hidden_kept(embeds, positions, num_positions, key_mask, at, window)
+        return self._hidden_kept(embeds, positions, num_positions, key_mask, at, window, spans)
 
     @torch.no_grad()
     def head(self, hidden: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ block passes and of full passes of 1, 2, 4 … rows: there are few, and each is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -68,7 +68,9 @@ def hidden_of(
         key_mask_RP: Tensor | None,
         at_N: Tensor,
         window: Window | None,
+        spans: Sequence[tuple[int, int]] | None = None,
     ) -> Tensor:
+        assert spans is None  # Shapes are fixed.
         if how == "graphs" and window is not None:
             # A graph may write in place only to memory that does not move.
             torch._dynamo.mark_static_address(window.kept_BN2PKE)

@@ -6,6 +6,7 @@ V rows of the embedding table.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class CachedModel(SplitModel, Protocol):
         key_mask: Tensor | None,
         at: Tensor,
         window: Window | None,
+        spans: Sequence[tuple[int, int]] | None = None,
     ) -> Tensor:
         """The states [N, D] that `head` takes, aligned as `logits`, at the flat indices r·C + c [N]
         of the embeddings [R, C, D] of some columns, whose positions [R, C] are below
@@ -93,7 +95,9 @@ class CachedModel(SplitModel, Protocol):
 
         window: where their keys and values are kept, and which kept ones are attended to; None:
         the fed columns attend to each other and nothing is kept. key_mask [R, P]: True for places
-        that a row attends to; None: all.
+        that a row attends to; None: all. spans: instead of a mask, each row's own numbers of fed
+        columns and of places that they attend to, of which it has no others; what lies behind
+        repeats the row's last column. A row then computes what it does alone, to the bit.
         """
         ...
 

@@ -8,7 +8,7 @@ K kv heads, E width of a head, N chosen positions of B·L.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -102,6 +102,25 @@ def attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None
 Keep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+def attention_by_row(
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spans: Sequence[tuple[int, int]],
+) -> Tensor:
+    """Each row's first queries over its first keys alone, without a mask; see
+    `CachedModel.hidden_kept`. With a mask, sums would be rounded by the longest row's length."""
+    attended = torch.empty_like(query)
+    for row, (num_queries, num_keys) in enumerate(spans):
+        own = slice(row, row + 1)
+        attended[own, :, :num_queries] = attend(
+            query[own, :, :num_queries], key[own, :, :num_keys], value[own, :, :num_keys], None
+        )
+        attended[own, :, num_queries:] = attended[own, :, num_queries - 1 : num_queries]
+    return attended
+
+
 class Block(nn.Module):
     """Pre-norm attention over all positions, then a SwiGLU MLP."""
 
@@ -132,13 +151,23 @@ class Block(nn.Module):
         del self.gate, self.up
 
     def _attended(
-        self, x_BLD: Tensor, cos: Tensor, sin: Tensor, key_mask: Tensor | None, keep: Keep | None
+        self,
+        x_BLD: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        key_mask: Tensor | None,
+        keep: Keep | None,
+        spans: Sequence[tuple[int, int]] | None,
     ) -> Tensor:
         query, key, value = self._project(self.attention_norm(x_BLD))
         key = rotate(key, cos, sin)
         if keep is not None:
             key, value = keep(key, value)
-        attended = self.attend(rotate(query, cos, sin), key, value, key_mask)
+        query = rotate(query, cos, sin)
+        if spans is not None:
+            attended = attention_by_row(self.attend, query, key, value, spans)
+        else:
+            attended = self.attend(query, key, value, key_mask)
         return attended.transpose(1, 2).reshape(x_BLD.shape)
 
     def _project(self, h_BLD: Tensor) -> tuple[Tensor, ...]:
@@ -167,11 +196,12 @@ class Block(nn.Module):
         key_mask: Tensor | None,
         at_N: Tensor | None = None,
         keep: Keep | None = None,
+        spans: Sequence[tuple[int, int]] | None = None,
     ) -> Tensor:
         """[B, L, D], or [N, D] at the flat positions [N] alone: all are attended to, but only
         these go on to the MLP. keep: takes the rotated keys and the values, and gives those that
-        are attended to."""
-        x, attended = x_BLD, self._attended(x_BLD, cos, sin, key_mask, keep)
+        are attended to. spans: see `attention_by_row`."""
+        x, attended = x_BLD, self._attended(x_BLD, cos, sin, key_mask, keep, spans)
         if at_N is not None:
             x, attended = x.flatten(0, 1)[at_N], attended.flatten(0, 1)[at_N]
         x = x + self.output(attended)
@@ -244,6 +274,7 @@ class Transformer(nn.Module):
         key_mask_RP: Tensor | None,
         at_N: Tensor,
         window: Window | None,
+        spans: Sequence[tuple[int, int]] | None = None,
     ) -> Tensor:
         """Final hidden states [N, D] of some columns alone; see `CachedModel.hidden_kept`.
 
@@ -255,7 +286,7 @@ class Transformer(nn.Module):
         x, last = embeds_RCD, len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
             keep = None if window is None else partial(window.renew, number)
-            x = block(x, cos, sin, key_mask, at_N if number == last else None, keep)
+            x = block(x, cos, sin, key_mask, at_N if number == last else None, keep, spans)
         normed: Tensor = self.norm(x)
         return normed
 
