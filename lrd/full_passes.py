@@ -45,6 +45,9 @@ class FullPasses:
 
     def __init__(self, config: DecodingConfig) -> None:
         self._config = config
+        self._lag = 1 if config.temperature == 0 else 0
+        """Passes that the host is behind. Where tokens are drawn it waits for each pass: a row that
+        sat out a pass would have drawn numbers for it."""
         self._new: dict[int, int] = {}
         self._noted: deque[_Noted] = deque()
         self._planned: set[int] = set()
@@ -57,9 +60,9 @@ class FullPasses:
     def plan(self, state: Canvases) -> None:
         """Set the full passes that are part of the next pass."""
         rows: dict[int, int] = {}
-        if len(self._noted) == 2:
-            # What the last pass left behind may still be computed; the one before is known.
+        if len(self._noted) > self._lag:
             rows = self._noted.popleft().rows()
+        if self._lag:  # Since then these have had their full passes.
             rows = {row: block for row, block in rows.items() if row not in self._planned}
         rows |= self._new
         self._new = {}
