@@ -1,0 +1,99 @@
+"""With fixed shapes a pass reads no tensor on the host: on a GPU that would wait for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers.random_model import LIVELY, random_model
+from torch.overrides import TorchFunctionMode
+
+import lrd
+from lrd import slots
+from lrd.decoding import step
+
+READS = {
+    *(torch.Tensor.tolist, torch.Tensor.item, torch.Tensor.numpy, torch.Tensor.cpu),
+    *(torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__),
+    *(torch.Tensor.__index__, torch.Tensor.__contains__),
+    *(torch.Tensor.nonzero, torch.nonzero, torch.masked_select, torch.Tensor.masked_select),
+}
+INDEXING = {torch.Tensor.__getitem__, torch.Tensor.__setitem__}
+CACHES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "prefix": {"kv_cache": "prefix"},
+    "dual": {"kv_cache": "dual"},
+    "dual, refreshed": {"kv_cache": "dual", "cache_refresh": 2},
+    "dual, short suffix": {"kv_cache": "dual", "suffix": 0},
+    "short suffix": {"suffix": 0},
+}
+PROCEDURES: dict[str, dict[str, Any]] = {
+    "fast": {},
+    "auto": {"refinement": "auto"},
+    "steps": {"steps": 8},
+    "drawn": {"temperature": 0.7, "sample_top_p": 0.9},
+    "probability": {"confidence_threshold": 0.9},
+}
+
+
+class NoReads(TorchFunctionMode):
+    """Raises where a value or a shape that depends on values is read."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function in READS:
+            raise AssertionError(f"{function} reads a tensor on the host")
+        if function in INDEXING:
+            parts = args[1] if isinstance(args[1], tuple) else (args[1],)
+            for part in parts:
+                if isinstance(part, torch.Tensor) and part.dtype == torch.bool:
+                    raise AssertionError("a boolean index has a shape that depends on values")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def watched_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def watched(*args: Any) -> None:
+        with NoReads():
+            step(*args)
+
+    monkeypatch.setattr(slots, "step", watched)
+
+
+@pytest.mark.usefixtures("watched_step")
+@pytest.mark.parametrize("logit_shift", [False, True], ids=["LLaDA", "Dream"])
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("procedure", PROCEDURES)
+def test_a_pass_of_fixed_shapes_reads_nothing(
+    procedure: str, cache: str, logit_shift: bool
+) -> None:
+    config = lrd.DecodingConfig.preset(
+        "fast", gen_length=16, block_length=4, **PROCEDURES[procedure], **CACHES[cache]
+    )
+    model = random_model(**{**LIVELY, "logit_shift": logit_shift})
+    engine = lrd.Engine(model, config, 3, 9, fixed_shapes=True)
+    for index, length in enumerate((9, 4, 7, 1)):
+        engine.submit(lrd.Request(index, [3] * length, index))
+    samples = []
+    while engine.busy:
+        samples += engine.step()
+    assert len(samples) == 4
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.tolist(),
+        lambda x: bool(x[0]),
+        lambda x: int(x[0]),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: list(range(x[0])),
+    ],
+)
+def test_a_read_is_noticed(read: Callable[[torch.Tensor], Any]) -> None:
+    with pytest.raises(AssertionError), NoReads():
+        read(torch.tensor([1, 2]))
