@@ -73,6 +73,29 @@ def test_every_shape_is_compiled_once_and_decodes_the_same() -> None:
     assert 3 <= len(shapes) <= 4
 
 
+@pytest.mark.parametrize("kv_cache", ["prefix", "dual"])
+def test_cached_passes_are_compiled_for_few_shapes(kv_cache: str) -> None:
+    """One for the block pass, one for full passes of 1, 2, 4 … rows each; keys are kept in place."""
+    batches: list[int] = []
+
+    def noted(graph: Any, inputs: list[Any]) -> Any:
+        batches.append(max(len(x) for x in inputs if isinstance(x, Tensor) and x.dim() == 3))
+        return graph.forward
+
+    plain, compiled = random_model(**LIVELY), random_model(**LIVELY)
+    compiled.compiled = True
+    _, compiled._hidden_kept = hidden_of(compiled.transformer, "compile", backend=noted)
+    config = lrd.DecodingConfig(
+        gen_length=12, block_length=4, kv_cache=kv_cache, suffix=0, max_refine_steps=2
+    )
+    for _ in range(2):
+        samples, engine = run(compiled, config, requests(), num_slots=3)
+        assert engine.fixed_shapes
+        assert_same(samples, run(plain, config, requests())[0])
+    assert len(batches) <= 6, batches
+    assert set(batches) <= {1, 2, 3}, "full passes of 1 and 2 rows, the block's of all 3"
+
+
 @pytest.mark.slow
 def test_the_embedded_model_compiled_writes_the_same() -> None:
     plain, compiled = lrd.load_model("tiny"), lrd.load_model("tiny", compile="compile")
