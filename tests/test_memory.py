@@ -91,6 +91,42 @@ def test_a_pass_takes_what_the_formula_says(name: str, dtype: torch.dtype) -> No
     assert live.peak <= need.beside_weights <= 1.35 * live.peak, (need, live.peak)
 
 
+@pytest.mark.parametrize("num_kv_heads", [8, 2])
+@pytest.mark.parametrize("fixed_shapes", [True, False], ids=["fixed shapes", "just the rows"])
+@pytest.mark.parametrize(
+    "cache",
+    [{"kv_cache": "dual"}, {"kv_cache": "prefix"}, {"kv_cache": "dual", "suffix": 1}],
+    ids=str,
+)
+def test_with_a_cache_the_formula_is_within_a_tenth(
+    cache: dict[str, Any], fixed_shapes: bool, num_kv_heads: int
+) -> None:
+    """At shapes in the proportions of an 8B model's, in bfloat16."""
+    shape = TransformerConfig(
+        num_layers=6,
+        width=256,
+        num_heads=8,
+        num_kv_heads=num_kv_heads,
+        mlp_width=704,
+        table_rows=4000,
+        max_length=512,
+        rope_theta=1e4,
+        rms_norm_eps=1e-5,
+    )
+    transformer = Transformer(shape).requires_grad_(False).eval().to(torch.bfloat16)
+    model = LoadedModel(transformer, {"mask_token_id": 0, "eos_token_id": 1}, None)
+    config = lrd.DecodingConfig(gen_length=256, block_length=32, **cache)
+    need = memory.memory_of(model, config, 128, 8, fixed_shapes)
+    model.transformer.prepare(512, torch.device("cpu"))
+    with LiveBytes() as live:
+        engine = lrd.Engine(model, config, 8, 128, fixed_shapes=fixed_shapes)
+        for index in range(8):
+            engine.submit(lrd.Request(index, [3] * (128 - index), index))
+        for _ in range(3):
+            engine.step()
+    assert 0.9 <= live.peak / need.beside_weights <= 1.1, (live.peak, need)
+
+
 def test_of_a_foreign_model_the_table_is_known() -> None:
     class Foreign:
         embedding_table = torch.zeros(100, 8)
