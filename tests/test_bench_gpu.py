@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import lrd
 from jobs.bench import gpu
 from jobs.bench.gpu import MODELS, measure, num_flops, random_model, table_row
 from lrd import DecodingConfig
@@ -76,21 +77,34 @@ def test_a_cases_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(SMALL[name], "cpu", "none")
     assert model.embedding_table.dtype == torch.bfloat16
     forward, baseline, refined = iter([0.5, 0.002, 0.004]), iter([9.0, 0.01, 0.02]), iter([3.0] * 3)
+    dual = iter([0.2, 0.9, 0.1])
     monkeypatch.setattr(gpu, "time_forward", lambda *_: next(forward))
-    monkeypatch.setattr(gpu, "time_steps", lambda _, c, *__: next(refined if c.mixes else baseline))
+
+    def time_steps(_: Any, config: lrd.DecodingConfig, *__: Any) -> float:
+        if config.caches:
+            assert (config.kv_cache, config.block_length) == ("dual", 32)
+            return next(dual)
+        return next(refined if config.mixes else baseline)
+
+    monkeypatch.setattr(gpu, "time_steps", time_steps)
     case = measure(name, model, CONFIG, slots=6, prompt=8, repeats=3, peak_tflops=1e-3)
     assert case is not None
     found = (case.forward_ms, case.baseline_ms, case.refined_ms)
     assert found == pytest.approx((4.0, 20.0, 3000.0))
     assert case.lrd_over_baseline == pytest.approx(150.0)
+    assert case.dual_ms == pytest.approx(200.0)
+    assert case.dual_gain == pytest.approx(30 / 4.8), "a full pass of 3 s, nine of 0.2 s"
     assert case.tokens_per_second == pytest.approx(2.0), "a token a pass in each of six slots"
     assert case.mfu == pytest.approx(num_flops(SMALL[name], 6, 40, 6 * 16) / 0.004 / 1e9)
     sizes = {"gen_length": 32, "block_length": 16}
-    formula = memory_of(model, gpu.REFINED.model_copy(update=sizes), 8, 6).total
-    assert case.formula_bytes == formula
+    plain = gpu.REFINED.model_copy(update=sizes)
+    cached = plain.model_copy(update={"block_length": 32, "kv_cache": "dual"})
+    totals = [memory_of(model, config, 8, 6).total for config in (plain, cached)]
+    assert case.formula_bytes == max(totals)
     row = table_row(dataclasses.replace(case, mfu=0.25, peak_bytes=3 << 29, formula_bytes=1 << 30))
     assert row.split() == [
-        *(name, "32", "6", "4.0", "25.0%", "20.0", "3000.0", "150.000", "2.0", "1.50", "1.00")
+        *(name, "32", "6", "4.0", "25.0%", "20.0", "3000.0", "150.000", "200.0", "6.25"),
+        *("2.0", "1.50", "1.00"),
     ]
     assert table_row(dataclasses.replace(case, mfu=None)).split()[4] == "?"
 

@@ -75,7 +75,7 @@ def test_every_shape_is_compiled_once_and_decodes_the_same() -> None:
 
 @pytest.mark.parametrize("kv_cache", ["prefix", "dual"])
 def test_cached_passes_are_compiled_for_few_shapes(kv_cache: str) -> None:
-    """One for the block pass, one for full passes of 1, 2, 4 … rows each; keys are kept in place."""
+    """One for the block pass, one for full passes of 1, 2, 4 … rows each; keys stay in place."""
     batches: list[int] = []
 
     def noted(graph: Any, inputs: list[Any]) -> Any:

@@ -3,8 +3,9 @@
     python -m jobs.bench.gpu        # a CUDA device of 40 GB or more; no checkpoint is read
 
 For every model, canvas and number of slots: a forward pass and its share of the device's peak,
-an LRD step against a baseline step, tokens a second at one token a pass, peak memory beside the
-formula's. Prints a table, then as its last line one JSON object.
+an LRD step against a baseline step, a step that feeds its block of 32 alone under a dual cache,
+tokens a second at one token a pass without a cache, peak memory beside the formula's. Prints a
+table, then as its last line one JSON object.
 
 Legend: S slots, L positions of a slot, N positions that the head is asked for, V columns,
 D width, M the MLP's width.
@@ -42,6 +43,8 @@ BLOCKS = {"llada-8b": 32, "dream-7b": None}
 PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "B200": 2250}
 """Dense bfloat16, by what the device's name holds."""
 WARM_PASSES, TIMED_PASSES = 3, 8
+CACHED_BLOCK = 32
+PASSES_A_BLOCK = 10
 
 
 def num_flops(config: TransformerConfig, slots: int, length: int, num_read: int) -> int:
@@ -85,6 +88,10 @@ class Case:
     baseline_ms: float
     refined_ms: float
     lrd_over_baseline: float
+    dual_ms: float
+    """A block pass of LRD under a dual cache; the full pass before it takes about `refined_ms`."""
+    dual_gain: float
+    """LRD's time without a cache over that with it, at `PASSES_A_BLOCK` passes a block."""
     tokens_per_second: float
     """LRD's, at one token a pass in every slot."""
     peak_bytes: int
@@ -107,7 +114,8 @@ def measure(
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    seconds: dict[str, list[float]] = {"forward": [], "baseline": [], "refined": []}
+    dual = refined.model_copy(update={"block_length": CACHED_BLOCK, "kv_cache": "dual"})
+    seconds: dict[str, list[float]] = {"forward": [], "baseline": [], "refined": [], "dual": []}
     try:
         for _ in range(repeats):
             seconds["forward"].append(time_forward(model, config, slots, prompt))
@@ -115,9 +123,10 @@ def measure(
                 time_steps(model, BASELINE.model_copy(update=sizes), slots, prompt)
             )
             seconds["refined"].append(time_steps(model, refined, slots, prompt))
+            seconds["dual"].append(time_steps(model, dual, slots, prompt))
     except torch.OutOfMemoryError:
         return None
-    forward, base, lrd = (median(taken) for taken in seconds.values())
+    forward, base, lrd, cached = (median(taken) for taken in seconds.values())
     length, num_read = prompt + config.gen_length, slots * config.block_tokens
     flops = num_flops(model.transformer.config, slots, length, num_read)
     return Case(
@@ -129,9 +138,13 @@ def measure(
         baseline_ms=1e3 * base,
         refined_ms=1e3 * lrd,
         lrd_over_baseline=lrd / base,
+        dual_ms=1e3 * cached,
+        dual_gain=PASSES_A_BLOCK * lrd / (lrd + (PASSES_A_BLOCK - 1) * cached),
         tokens_per_second=slots / lrd,
         peak_bytes=torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
-        formula_bytes=memory_of(model, refined, prompt, slots).total,
+        formula_bytes=max(
+            memory_of(model, config, prompt, slots).total for config in (refined, dual)
+        ),
     )
 
 
@@ -181,6 +194,7 @@ def table_row(case: Case) -> str:
     return (
         f"{case.model:9} {case.gen_length:5} {case.slots:5} {case.forward_ms:9.1f} {share:>6} "
         f"{case.baseline_ms:9.1f} {case.refined_ms:9.1f} {case.lrd_over_baseline:6.3f} "
+        f"{case.dual_ms:8.1f} {case.dual_gain:5.2f} "
         f"{case.tokens_per_second:9.1f} {case.peak_bytes / 2**30:8.2f} "
         f"{case.formula_bytes / 2**30:8.2f}"
     )
@@ -191,7 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m jobs.bench.gpu", description=__doc__)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--gen-lengths", nargs="+", type=int, default=[256, 512, 1024])
-    parser.add_argument("--slots", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--slots", nargs="+", type=int, default=[1, 8, 16, 32, 64])
     parser.add_argument("--prompt", type=int, default=128, help="tokens of every prompt")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compile", choices=["none", "compile", "graphs"], default="none")
@@ -206,7 +220,8 @@ def main() -> None:
     print(f"{device}, torch {torch.__version__}, peak {peak} TFLOP/s, compile {args.compile}")
     print(
         f"{'model':9} {'canv.':>5} {'slots':>5} {'fwd ms':>9} {'MFU':>6} {'base ms':>9} "
-        f"{'LRD ms':>9} {'ratio':>6} {'tokens/s':>9} {'peak GiB':>8} {'formula':>8}"
+        f"{'LRD ms':>9} {'ratio':>6} {'dual ms':>8} {'gain':>5} "
+        f"{'tokens/s':>9} {'peak GiB':>8} {'formula':>8}"
     )
     cases = []
     for name in args.models:
