@@ -217,6 +217,36 @@ def test_an_interrupted_run_continues(
     assert seen[-1].num_done_before >= 5, "finished rows must not be decoded again"
 
 
+def test_with_a_block_cache_slots_replicas_and_an_interruption_change_nothing(
+    tmp_path: Path,
+) -> None:
+    """Several blocks a row, so that rows are in mid-block when the driver stops."""
+    source = write_prompts(tmp_path / "in", QUESTIONS[:24])
+    blocks = DecodingConfig.preset("blocks", gen_length=32, block_length=8)
+    drivers: list[Driver] = []
+
+    def stop_early(progress: Progress) -> None:
+        if progress.num_done >= 4:
+            drivers[0].stop()
+
+    run(source, tmp_path / "alone", replicas=1, slots=1, decoding=blocks)
+    settings: dict[str, Any] = {"replicas": 2, "slots": 5, "decoding": blocks}
+    with pytest.raises(RunStoppedError):
+        run(
+            source,
+            tmp_path / "out",
+            on_progress=stop_early,
+            on_driver=drivers.append,
+            lookahead_shards=1,
+            **settings,
+        )
+    run(source, tmp_path / "out", **settings)
+    alone = read(tmp_path / "alone")
+    assert_same(read(tmp_path / "out"), alone)
+    assert (alone["full_passes"] < alone["num_forwards"]).all()
+    assert (alone["blocks"] > 1).any()
+
+
 def test_a_finished_run_is_left_alone(
     undisturbed: tuple[Path, pd.DataFrame], tmp_path: Path
 ) -> None:
