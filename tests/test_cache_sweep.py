@@ -15,7 +15,7 @@ from jobs.bench import caches
 from jobs.bench.sweep_cases import CACHES, PRESETS, TASKS, cache_cases, cases, preset_cases
 from jobs.bench.sweep_page import Line, compare, sections
 from lrd import DecodingConfig, decode, load_model
-from lrd.models.checkpoint import TINY
+from lrd.models.registry import TINY
 from lrd.prompts import encode_prompt
 from pipeline.experiments import paired
 from pipeline.experiments.paired import Outcomes

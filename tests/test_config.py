@@ -22,7 +22,7 @@ def test_the_default_is_the_method_without_early_stop() -> None:
 
 
 def test_presets_are_valid_and_say_what_they_are() -> None:
-    assert set(PRESETS) == {"baseline", "paper", "fast"}
+    assert set(PRESETS) == {"baseline", "paper", "fast", "blocks"}
     baseline, paper, fast = (DecodingConfig.preset(name) for name in ("baseline", "paper", "fast"))
     assert (baseline.mixes, baseline.refines, baseline.early_stop) == (False, False, False)
     assert (paper.tokens_per_step, paper.early_stop, paper.stop_max_entropy) == (1, True, None)
@@ -30,7 +30,13 @@ def test_presets_are_valid_and_say_what_they_are() -> None:
     assert not paper.stop_at_eos
     assert fast.entropy_threshold is not None
     assert fast.stop_max_entropy is not None
-    with pytest.raises(ValueError, match="no preset 'quick'; there are baseline, paper, fast"):
+    blocks = DecodingConfig.preset("blocks", gen_length=64)
+    assert (blocks.block_tokens, blocks.kv_cache, blocks.cache_refresh) == (32, "dual", 0)
+    whole = {"block_length": None, "kv_cache": "none", "suffix": "all"}
+    assert blocks.model_copy(update=whole) == DecodingConfig.preset("fast", gen_length=64)
+    with pytest.raises(
+        ValueError, match="no preset 'quick'; there are .*fast, blocks"
+    ):
         DecodingConfig.preset("quick")
 
 

@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "rows": ("lrd",),
     "config": ("lrd",),
     # The patterns of a checkpoint's files are lrd's.
-    "storage": ("pipeline.faults", "pipeline.storage", "lrd.models.hub"),
+    "storage": ("pipeline.faults", "pipeline.storage", "lrd.models.hub", "lrd.models.registry"),
     "input": (
         *("pipeline.input", "pipeline.output.open_shard", "pipeline.observe", "pipeline.rows"),
         *("pipeline.config", "pipeline.storage", "pipeline.parquet_batches", "lrd"),
