@@ -337,7 +337,9 @@ def test_the_peers_come_as_published_and_with_an_end_at_the_eos(gen_length: int)
     assert {"peer_threshold", "peer_dual"} <= published
     assert {f"{name}_eos" for name in published} == names - published
     assert ("peer_threshold_whole" in names) == (gen_length == 256)
-    assert {"fast", "blocks_none", "blocks_dual", "blocks"} == set(ours(gen_length))
+    assert {"fast", "blocks_none", "blocks_dual", "blocks", "blocks_no_refine"} == set(
+        ours(gen_length)
+    )
 
 
 def test_the_fastest_peer_as_published_has_no_end_at_the_eos() -> None:

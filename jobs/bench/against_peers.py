@@ -82,6 +82,7 @@ def ours(gen_length: int) -> dict[str, Decode]:
         "blocks_none": block_settings(kv_cache="none", suffix="all"),
         "blocks_dual": block_settings(suffix="all"),
         "blocks": block_settings(),
+        "blocks_no_refine": block_settings(max_refine_steps=0),
     }
     return {name: in_slots(values, gen_length) for name, values in settings.items()}
 
