@@ -23,6 +23,7 @@ from torch import Tensor
 from lrd import nucleus
 from lrd.canvases import Canvases, StopReason
 from lrd.config import DecodingConfig
+from lrd.models.kv_cache import Window
 from lrd.models.protocol import CachedModel, DiffusionModel, is_cached
 
 CACHED_POSITIONS = 896
@@ -48,16 +49,17 @@ class Feed:
     spans: list[tuple[int, int]] | None = None
     """Where they do and the host knows: each row's fed columns, and places attended to."""
     adjacent: slice | None = None
+    """The rows as a slice, where they are neighbours."""
 
 
-def due(config: DecodingConfig, state: Canvases) -> Tensor:
+def needs_full_pass(config: DecodingConfig, state: Canvases) -> Tensor:
     """Rows [B] whose next pass is a full one: a block's first, and every `cache_refresh`-th."""
     if not config.caches:
         return torch.ones_like(state.refining_B)
-    due_B = state.pass_in_block_B == 0
+    full_B = state.pass_in_block_B == 0
     if config.cache_refresh:
-        due_B = due_B | (state.pass_in_block_B % config.cache_refresh == 0)
-    return due_B
+        full_B = full_B | (state.pass_in_block_B % config.cache_refresh == 0)
+    return full_B
 
 
 def places(config: DecodingConfig, state: Canvases) -> Tensor:
@@ -66,35 +68,35 @@ def places(config: DecodingConfig, state: Canvases) -> Tensor:
 
 
 def spans(
-    config: DecodingConfig, state: Canvases, due_B: Tensor, before: int
+    config: DecodingConfig, state: Canvases, full_B: Tensor, before: int
 ) -> tuple[Tensor, Tensor]:
     """The first place [B] that each row's next pass feeds, and how many."""
     block_B = state.prompt_B + state.block_B * config.block_tokens
     end_B = places(config, state)
-    first_B = torch.where(due_B, 0, block_B - before)
+    first_B = torch.where(full_B, 0, block_B - before)
     if config.kv_cache == "dual":
-        end_B = torch.where(due_B, end_B, block_B + config.block_tokens)
+        end_B = torch.where(full_B, end_B, block_B + config.block_tokens)
     return first_B, end_B - first_B
 
 
-def takes_part(config: DecodingConfig, state: Canvases, due_B: Tensor) -> Tensor:
-    """Rows [B] that the next pass advances: all, but where shapes are fixed not those whose full
-    pass is due and not planned."""
+def takes_part(config: DecodingConfig, state: Canvases, full_B: Tensor) -> Tensor:
+    """Rows [B] that the next pass advances: all, but where shapes are fixed not those that need a
+    full pass which is not planned yet."""
     if not (state.fixed_shapes and config.caches):
-        return torch.ones_like(due_B)
-    planned_B = torch.zeros_like(due_B)
+        return torch.ones_like(full_B)
+    planned_B = torch.zeros_like(full_B)
     for rows_R, _ in state.full_passes:
         planned_B = planned_B.index_fill(0, rows_R, True)
-    return planned_B | ~due_B
+    return planned_B | ~full_B
 
 
 def count(
-    model: DiffusionModel, config: DecodingConfig, state: Canvases, part_B: Tensor, due_B: Tensor
+    model: DiffusionModel, config: DecodingConfig, state: Canvases, part_B: Tensor, full_B: Tensor
 ) -> None:
     """Count a pass's full passes, and the columns that it computes, of the rows that take part."""
     before = model.feeds_before if config.caches and is_cached(model) else 0
-    _, num_B = spans(config, state, due_B, before)
-    state.full_passes_B += part_B & due_B
+    _, num_B = spans(config, state, full_B, before)
+    state.full_passes_B += part_B & full_B
     state.positions_computed_B += torch.where(part_B, num_B, 0)
 
 
@@ -131,7 +133,8 @@ def feed_one(
 
     window = None
     if state.cache is not None:
-        window = state.cache.window(rows_R, place_RC, feed.num_keys, feed.adjacent)
+        kept = state.cache.kept_BN2PKE
+        window = Window(kept, rows_R, place_RC, feed.num_keys, feed.adjacent)
     key_mask_RP = None
     if feed.masked:
         keys_P = torch.arange(feed.num_keys or C, device=rows_R.device)
@@ -168,11 +171,11 @@ def _inside(
 
 def host_feeds(config: DecodingConfig, state: Canvases, before: int) -> Iterator[Feed]:
     """Full passes and block passes of running rows, a few rows at a time."""
-    due_B, running_B = due(config, state), state.stop_B == StopReason.RUNNING
-    first_B, num_B = spans(config, state, due_B, before)
+    full_B, running_B = needs_full_pass(config, state), state.stop_B == StopReason.RUNNING
+    first_B, num_B = spans(config, state, full_B, before)
     num_places_B = places(config, state)
     for full in (True, False):
-        rows = (running_B & (due_B == full)).nonzero()[:, 0]
+        rows = (running_B & (full_B == full)).nonzero()[:, 0]
         if not len(rows):
             continue
         # Rows of about equal lengths together, so that few columns are fed twice.
@@ -206,8 +209,8 @@ def fixed_feeds(config: DecodingConfig, state: Canvases, before: int) -> Iterato
     here is renewed by its full pass."""
     B, device = len(state.stop_B), state.stop_B.device
     most = state.embeds_BLD.shape[1]
-    due_B = torch.zeros_like(state.refining_B)
-    first_B, _ = spans(config, state, due_B, before)
+    full_B = torch.zeros_like(state.refining_B)
+    first_B, _ = spans(config, state, full_B, before)
     if config.caches:
         width = config.block_tokens if config.kv_cache == "dual" else config.gen_length
         yield Feed(

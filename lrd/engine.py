@@ -13,7 +13,7 @@ import torch
 
 from lrd.canvases import Canvases
 from lrd.config import DecodingConfig
-from lrd.models.protocol import DiffusionModel, is_cached, wants_fixed_shapes
+from lrd.models.protocol import DiffusionModel, missing_for_cache, wants_fixed_shapes
 from lrd.sample import Sample
 from lrd.slots import PaddingSide, Request, Slots, Snapshot
 
@@ -189,11 +189,12 @@ class Engine:
 def refuse_without_cache(model: DiffusionModel, config: DecodingConfig) -> None:
     """Raises ValueError where the settings need a model that can keep keys and values, and this one
     cannot."""
-    if config.feeds_some and not is_cached(model):
+    missing = missing_for_cache(model) if config.feeds_some else []
+    if missing:
         raise ValueError(
             f"kv_cache {config.kv_cache} and suffix {config.suffix} need a model with the members "
-            f"of lrd.models.protocol.CachedModel, and {type(model).__name__} has no new_cache; set "
-            "kv_cache to none and suffix to all"
+            f"of lrd.models.protocol.CachedModel, and {type(model).__name__} has no "
+            f"{', '.join(missing)}; set kv_cache to none and suffix to all"
         )
 
 

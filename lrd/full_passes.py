@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrd.block_cache import FULL_POSITIONS, due
+from lrd.block_cache import FULL_POSITIONS, needs_full_pass
 from lrd.canvases import Canvases, StopReason, sent
 from lrd.config import DecodingConfig
 
@@ -29,7 +29,7 @@ shorter."""
 class _Noted:
     """Copies of the device's state after one pass, on their way to the host."""
 
-    due_B: Tensor
+    full_B: Tensor
     block_B: Tensor
     arrived: torch.cuda.Event | None
 
@@ -37,7 +37,7 @@ class _Noted:
         """Row → block of the rows that needed a full pass; waits for that pass alone."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        return {row: int(self.block_B[row]) for row in self.due_B.nonzero()[:, 0].tolist()}
+        return {row: int(self.block_B[row]) for row in self.full_B.nonzero()[:, 0].tolist()}
 
 
 class FullPasses:
@@ -74,15 +74,15 @@ class FullPasses:
 
     def note(self, state: Canvases) -> None:
         """Ask for what the plan after the next needs; called behind each pass."""
-        due_B = due(self._config, state) & (state.stop_B == int(StopReason.RUNNING))
-        on_cuda = due_B.is_cuda
+        full_B = needs_full_pass(self._config, state) & (state.stop_B == int(StopReason.RUNNING))
+        on_cuda = full_B.is_cuda
         noted = _Noted(
-            due_B.to("cpu", non_blocking=on_cuda, copy=True),
+            full_B.to("cpu", non_blocking=on_cuda, copy=True),
             state.block_B.to("cpu", non_blocking=on_cuda, copy=True),
             torch.cuda.Event() if on_cuda else None,  # type: ignore[no-untyped-call]
         )
         if noted.arrived is not None:
-            noted.arrived.record(torch.cuda.current_stream(due_B.device))
+            noted.arrived.record(torch.cuda.current_stream(full_B.device))
         self._noted.append(noted)
 
     def _by_width(self, state: Canvases, rows: dict[int, int]) -> dict[int, list[int]]:

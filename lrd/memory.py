@@ -22,7 +22,7 @@ from lrd.config import DecodingConfig
 from lrd.engine import Engine, Request
 from lrd.forward import CACHED_ELEMENTS, HEAD_ELEMENTS
 from lrd.models.checkpoint import DTYPES, LoadedModel
-from lrd.models.protocol import DiffusionModel, wants_fixed_shapes
+from lrd.models.protocol import DiffusionModel, is_cached, wants_fixed_shapes
 from lrd.previous_beliefs import EXACT_COLUMNS
 
 MEMINFO = Path("/proc/meminfo")
@@ -100,7 +100,7 @@ def memory_of(
         # Embeddings and mask, tokens and their passes, two traces, counters and flags.
         state=S * (L * (D * d + 8) + 16 * G + 8 * T + 122) + N * (G + 1) * 8,
         past=S * K * (V * (4 if V <= EXACT_COLUMNS else 2) + 4),
-        cache=S * L * _cache_bytes(model) if config.caches else 0,
+        cache=S * model.new_cache(0, L).row_bytes if config.caches and is_cached(model) else 0,
         draws=S * K * V * 8 if config.temperature else 0,
         activations=positions * (_forward_bytes(model) + fed_bytes) + (guided - 1) * S * L * D * d,
         chunk=kept + (guided * 2 - 1) * logits * d + beliefs * _belief_bytes(config),
@@ -114,14 +114,6 @@ def _belief_bytes(config: DecodingConfig) -> int:
     if config.sample_top_p is not None:
         return 64
     return 32 if config.temperature == 0 else 48
-
-
-def _cache_bytes(model: DiffusionModel) -> int:
-    """Keys and values of one position in all layers; 0 of a model that keeps none."""
-    if not isinstance(model, LoadedModel):
-        return 0
-    layers, _, heads, width = model.transformer.config.cache_shape(1)
-    return 2 * layers * heads * width * model.embedding_table.element_size()
 
 
 def _weights(model: DiffusionModel) -> int:

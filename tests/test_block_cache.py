@@ -7,7 +7,7 @@ import functools
 import itertools
 import json
 import random
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -208,12 +208,12 @@ def test_plain_decoder_repeats_the_record(record: Record) -> None:
 
 @pytest.mark.parametrize("kv_cache", ["prefix", "dual"])
 @pytest.mark.parametrize("record", [r for r in records("logits") if r.name == "cache"], ids=str)
-def test_plain_pass_is_fast_dllms(record: Record, kv_cache: str) -> None:
+def test_plain_pass_is_fast_dllms(record: Record, kv_cache: Literal["prefix", "dual"]) -> None:
     """One partial pass against Fast-dLLM's own, on other ids than those that were kept."""
     model, start, end = record.model, record.entry["start"], record.entry["end"]
     before, after = (record.tensor(f"input_ids_{which}") for which in ("before", "after"))
     T = before.shape[1]
-    config = lrd.DecodingConfig(gen_length=T - start, kv_cache=kv_cache)  # type: ignore[arg-type]
+    config = lrd.DecodingConfig(gen_length=T - start, kv_cache=kv_cache)
     passes = Passes(model, config, start)
     seen_T, column_T = torch.ones(T, dtype=torch.bool), torch.arange(T)
     passes.forward(model.embed(before)[0], seen_T, seen_T)

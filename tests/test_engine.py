@@ -43,12 +43,26 @@ def test_results_do_not_depend_on_the_company(setting: str, model: LoadedModel) 
     assert_same(run(model, config, requests(), prompt_length=30)[0], alone)
 
 
-@pytest.mark.parametrize("preset", ["fast", "paper"])
-def test_on_a_cpu_every_bit_is_the_samples_own(preset: str) -> None:
+BLOCKS_OF_16 = {"gen_length": 48, "block_length": 16, "stop_at_eos": False}
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings"),
+    [
+        ("fast", {"gen_length": 32, "block_length": 16}),
+        ("paper", {"gen_length": 32, "block_length": 16}),
+        ("fast", {**BLOCKS_OF_16, "suffix": 0}),
+        ("fast", {**BLOCKS_OF_16, "kv_cache": "prefix", "cache_refresh": 3}),
+        ("fast", {**BLOCKS_OF_16, "kv_cache": "dual"}),
+        ("blocks", BLOCKS_OF_16),
+    ],
+    ids=str,
+)
+def test_on_a_cpu_every_bit_is_the_samples_own(preset: str, settings: dict[str, Any]) -> None:
     tiny = lrd.load_model("tiny")
     texts = [problem.question for problem in islice(problems("test", seed=7), 12)]
     prompts = [tiny.tokenizer.encode(text)[: 30 + 5 * (n % 3)] for n, text in enumerate(texts)]
-    config = lrd.DecodingConfig.preset(preset, gen_length=32, block_length=16)
+    config = lrd.DecodingConfig.preset(preset, **settings)
     alone, _ = run(tiny, config, requests(prompts), num_slots=1, prompt_length=40)
     for num_slots in (3, 7):
         together, _ = run(tiny, config, requests(prompts)[::-1], num_slots, prompt_length=40)

@@ -134,16 +134,16 @@ def test_a_drained_replica_finishes_its_slots_and_returns_the_rest() -> None:
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_slots_are_filled_in_the_order_in_which_batches_were_given(order: tuple[int, ...]) -> None:
+def test_slots_are_filled_in_the_order_in_which_batches_were_given(
+    order: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever their buckets, and in whatever order the calls come: of a replica that dies the
     driver takes the first rows that are not back for those in slots."""
     short = [Prompt(1, index, ids[:4], bucket=4) for index, ids in enumerate(PROMPTS)]
     again = [Prompt(2, index, ids, bucket=9) for index, ids in enumerate(PROMPTS)]
     actor = started(slots=3)
-    reported: list[Any] = []
-    actor.put = actor._loop._report = reported.append  # type: ignore[method-assign]
     given: dict[int, Any] = {}
-    actor._loop.give = lambda *batch: given.update({batch[0]: batch})  # type: ignore[method-assign]
+    monkeypatch.setattr(actor._loop, "give", lambda *batch: given.update({batch[0]: batch}))
     batches = [BATCH, short, again]
     for number, prompts in enumerate(batches):
         actor.submit(number, prompts)
@@ -161,8 +161,8 @@ def test_slots_are_filled_in_the_order_in_which_batches_were_given(order: tuple[
         assert sorted(in_slots) + waiting == sorted(in_slots + waiting)
         shared += len({number for number, _ in in_slots}) > 1
     assert shared, "a batch's tail leaves slots to the next"
-    places = sorted(sample.key for sample in reported)
-    assert places == [(n, index) for n, batch in enumerate(batches) for index in range(len(batch))]
+    keys = sorted(sample.key for sample in actor.take(actor._outbox))
+    assert keys == [(n, index) for n, batch in enumerate(batches) for index in range(len(batch))]
 
 
 def test_a_replica_reports_that_its_passes_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ columns of one pass.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -46,18 +47,29 @@ class KVCache:
     """Keys and values of B rows. Rows are added and dropped as those of the canvases."""
 
     def __init__(
-        self, num_rows: int, shape: tuple[int, int, int, int], dtype: torch.dtype, device: object
+        self,
+        num_rows: int,
+        shape: tuple[int, int, int, int],
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         """shape: layers, places, kv heads, width of a head. Memory is taken by `take_memory`."""
         layers, places, heads, width = shape
         self._num_rows = num_rows
         self.kept_BN2PKE = torch.zeros(
-            0, layers, 2, places, heads, width, dtype=dtype, device=torch.device(str(device))
+            0, layers, 2, places, heads, width, dtype=dtype, device=device
         )
 
     @property
     def num_bytes(self) -> int:
+        """Memory that is taken."""
         return self.kept_BN2PKE.nbytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory that each row takes."""
+        kept = self.kept_BN2PKE
+        return math.prod(kept.shape[1:]) * kept.element_size()
 
     def take_memory(self) -> None:
         """Rows that were added get their memory at the first pass, as those of past beliefs."""
@@ -66,12 +78,6 @@ class KVCache:
             kept = self.kept_BN2PKE
             new = kept.new_zeros(missing, *kept.shape[1:])
             self.kept_BN2PKE = torch.cat([kept, new]) if len(kept) else new
-
-    def window(
-        self, rows_R: Tensor, place_RC: Tensor, num_keys: int | None, adjacent: slice | None
-    ) -> Window:
-        """What one pass renews and attends to."""
-        return Window(self.kept_BN2PKE, rows_R, place_RC, num_keys, adjacent)
 
     def keep(self, rows: list[int]) -> None:
         """Drop every other row, in place: these may be most of the engine's memory."""

@@ -128,5 +128,15 @@ def is_split(model: DiffusionModel) -> TypeGuard[SplitModel]:
 
 
 def is_cached(model: DiffusionModel) -> TypeGuard[CachedModel]:
-    """Whether the model's class can keep keys and values, and compute some columns alone."""
-    return is_split(model) and hasattr(type(model), "new_cache")
+    """Whether the model can keep keys and values, and compute some columns alone."""
+    return not missing_for_cache(model)
+
+
+CACHE_METHODS = ("hidden", "head", "new_cache", "hidden_kept")
+
+
+def missing_for_cache(model: DiffusionModel) -> list[str]:
+    """Members of `CachedModel` that a model lacks. Methods are looked for in its class, as by
+    `is_split`."""
+    methods = [name for name in CACHE_METHODS if not hasattr(type(model), name)]
+    return methods if hasattr(model, "feeds_before") else [*methods, "feeds_before"]

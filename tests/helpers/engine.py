@@ -32,6 +32,7 @@ SETTINGS = {
     "stop": UNEVEN.model_copy(update={"early_stop": True, "refinement": "auto"}),
     "blocks": UNEVEN.model_copy(update={"block_length": 4}),
     "warm": UNEVEN.model_copy(update={"temperature": 0.8}),
+    "dual": UNEVEN.model_copy(update={"block_length": 4, "kv_cache": "dual", "suffix": 0}),
     "guided": UNEVEN.model_copy(update={"cfg_scale": 0.5}),
 }
 
