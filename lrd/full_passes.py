@@ -69,7 +69,7 @@ class FullPasses:
         self._planned = set(rows)
         state.full_passes = []
         for num_columns, together in self._by_width(state, rows).items():
-            for part in _powers_of_two(together, max(1, FULL_POSITIONS // num_columns)):
+            for part in powers_of_two(together, max(1, FULL_POSITIONS // num_columns)):
                 state.full_passes.append((sent(part, state.stop_B.device), num_columns))
 
     def note(self, state: Canvases) -> None:
@@ -97,7 +97,7 @@ class FullPasses:
         return found
 
 
-def _powers_of_two(rows: list[int], most: int) -> list[list[int]]:
+def powers_of_two(rows: list[int], most: int) -> list[list[int]]:
     """Rows in parts of 2^k, each of at most `most` rows."""
     parts = []
     while rows:

@@ -12,16 +12,16 @@ from jobs.bench.gpu import MODELS
 from jobs.bench.predict import (
     DEVICES,
     Device,
+    Kind,
     Operation,
     counted_beliefs,
     counted_pass,
     flops,
-    groups,
-    kept_bytes,
     lockstep,
     milliseconds,
     model_of,
 )
+from lrd.full_passes import powers_of_two
 from lrd.models.transformer import TransformerConfig
 
 SMALL = TransformerConfig(3, 64, 4, 2, 96, 500, 512, 1e4, 1e-5)
@@ -29,24 +29,24 @@ SHIFTED = TransformerConfig(3, 64, 4, 2, 96, 500, 512, 1e4, 1e-5, logit_shift=Tr
 
 
 def expected_flops(config: TransformerConfig, rows: int, columns: int, length: int, block: int):
-    """Products and attention of a pass: its last layer reads the block alone."""
+    """Products and attention of a pass: its last layer's MLP runs for the block alone."""
     D, kv = config.width, config.width // config.num_heads * config.num_kv_heads
     last = config.num_layers - 1
     fed, read = rows * columns, rows * block
-    products = config.num_layers * 2 * fed * D * 2 * kv
-    products += 2 * (last * fed + read) * (2 * D * D + 3 * D * config.mlp_width)
-    return products, 4 * D * length * (last * fed + read)
+    products = config.num_layers * 2 * fed * D * (D + 2 * kv)
+    products += 2 * (last * fed + read) * (D * D + 3 * D * config.mlp_width)
+    return products, 4 * D * length * config.num_layers * fed
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize(("columns", "length"), [(40, 40), (8, 40)])
+@pytest.mark.parametrize("kind", ["plain", "full", "block"])
 @pytest.mark.parametrize("config", [SMALL, SHIFTED], ids=["llada", "dream"])
 def test_products_and_attention_are_counted(
-    config: TransformerConfig, rows: int, columns: int, length: int
+    config: TransformerConfig, rows: int, kind: Kind
 ) -> None:
-    found = counted_pass(model_of(config), rows, columns, length, 8)
-    fed = columns + (config.logit_shift and columns < length)
-    products, attention = expected_flops(config, rows, fed, length, 8)
+    found = counted_pass(model_of(config), rows, 40, 8, kind)
+    fed = 8 + config.logit_shift if kind == "block" else 40
+    products, attention = expected_flops(config, rows, fed, 40, 8)
     assert flops(found, "gemm") == products
     assert flops(found, "attention") == attention
 
@@ -54,7 +54,7 @@ def test_products_and_attention_are_counted(
 def test_weights_are_read_once_a_pass() -> None:
     """With few positions nearly all bytes are the layers' weights."""
     model = model_of(TransformerConfig(2, 512, 8, 8, 1024, 500, 512, 1e4, 1e-5))
-    found = counted_pass(model, 1, 4, 8, 4)
+    found = counted_pass(model, 1, 8, 4, "block")
     moved = sum(number * one.moved for one, number in found.items() if one.kind == "gemm")
     weights = sum(
         p.numel() * 2 for n, p in model.transformer.blocks.named_parameters() if p.dim() > 1
@@ -90,9 +90,9 @@ def test_expanded_tensors_are_read_once() -> None:
 
 @pytest.mark.parametrize("rows", range(0, 40, 3))
 def test_full_passes_are_powers_of_two_within_the_limit(rows: int) -> None:
-    found = groups(rows, 1152)
-    assert sum(found) == rows
-    assert all(size & (size - 1) == 0 and size * 1152 <= predict.MOST_POSITIONS for size in found)
+    parts = powers_of_two(list(range(rows)), 14)
+    assert [row for part in parts for row in part] == list(range(rows))
+    assert all(len(part) in (1, 2, 4, 8) for part in parts)
 
 
 def test_a_cached_pass_is_the_mean_over_rows_that_enter_a_block(
@@ -101,7 +101,8 @@ def test_a_cached_pass_is_the_mean_over_rows_that_enter_a_block(
     """Costs that are linear in the rows give the mean exactly."""
     device = Device("toy", 1.0, 1.0, 1.0, 1.0, launch=0.0)
 
-    def costs(name: str, rows: int, columns: int, length: int) -> Counter[Operation]:
+    def costs(name: str, rows: int, length: int, kind: Kind) -> Counter[Operation]:
+        columns = predict.BLOCK if kind == "block" else length
         return Counter({Operation("gemm", float(rows * columns), 0): 1})
 
     monkeypatch.setattr(predict, "pass_of", costs)
@@ -121,8 +122,8 @@ def test_a_batch_in_lockstep_waits_for_its_slowest() -> None:
 
 
 def test_kept_bytes_are_those_of_the_models() -> None:
-    assert kept_bytes("llada-8b") == 512 * 1024
-    assert kept_bytes("dream-7b") == 56 * 1024
+    assert predict.shaped("llada-8b").new_cache(0, 1).row_bytes == 512 * 1024
+    assert predict.shaped("dream-7b").new_cache(0, 1).row_bytes == 56 * 1024
 
 
 def test_the_gain_grows_with_the_slots() -> None:

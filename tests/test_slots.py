@@ -46,8 +46,11 @@ def test_every_pass_has_the_same_shape(num_slots: int, model: LoadedModel) -> No
 
 @pytest.mark.parametrize("setting", [name for name, c in SETTINGS.items() if not c.caches])
 def test_every_bit_is_the_samples_own(setting: str, model: LoadedModel) -> None:
-    """Whatever else is in the batch: equal shapes are computed by equal kernels. With a cache a full
-    pass has 1, 2, 4 … rows, as many as need one, and only rounding's size is the sample's own."""
+    """Whatever else is in the batch: equal shapes are computed by equal kernels.
+
+    Not with a cache: a full pass has as many rows as need one, so there samples are equal to
+    rounding alone.
+    """
     config = SETTINGS[setting]
     padded = [request for request in requests() if len(request.prompt) < 9]
     for request in padded:

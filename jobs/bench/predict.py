@@ -31,21 +31,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from jobs.bench.gpu import MODELS
-from jobs.bench.peers import CachedPasses, blocks_of
+from jobs.bench.peers import blocks_of
 from jobs.bench.step import REFINED
 from jobs.output import OK, Parser, command
 from jobs.tiny.comparison_page import fill
 from lrd import decoding
+from lrd.block_cache import FULL_POSITIONS
 from lrd.canvases import Canvases
+from lrd.full_passes import powers_of_two
 from lrd.models.checkpoint import LoadedModel
+from lrd.models.kv_cache import Window
 from lrd.models.transformer import Transformer, TransformerConfig
 from pipeline.markdown import table
 
 PROMPT, BLOCK, PASSES = 128, 32, 10
 WAITED = 1
 """Passes that a row sits out before its full one: the host learns of it a pass late."""
-MOST_POSITIONS = 1 << 14
-"""Positions that full passes take through all layers together, at most."""
 Bound = Literal["eager", "limit"]
 BOUNDS: tuple[Bound, ...] = ("eager", "limit")
 MEASURED_PASSES = {1: 78, 2: 92, 3: 60, 4: 27, 5: 17, 6: 8, 7: 6, 8: 7, 9: 2, 10: 1, 17: 2}
@@ -175,34 +176,41 @@ def model_of(config: TransformerConfig) -> LoadedModel:
     """The same of any shape."""
     with torch.device("meta"):
         transformer = Transformer(config).to(torch.bfloat16).requires_grad_(False).eval()
+    transformer.fuse()
     return LoadedModel(transformer, {"mask_token_id": 0, "eos_token_id": 1}, None)
 
 
 Operations = Counter[Operation]
 
 
+Kind = Literal["plain", "full", "block"]
+"""A pass without a cache, one that fills the cache, and one that feeds a block alone."""
+
+
 @cache
-def pass_of(name: str, rows: int, columns: int, length: int) -> Operations:
-    """A forward pass of `rows` rows that feeds `columns` of their `length` columns, up to the final
-    states of a block. Dream's feed the column before the block too."""
-    return counted_pass(shaped(name), rows, columns, length, BLOCK)
+def pass_of(name: str, rows: int, length: int, kind: Kind) -> Operations:
+    """A forward pass of `rows` rows of `length` columns, up to the final states of a block."""
+    return counted_pass(shaped(name), rows, length, BLOCK, kind)
 
 
-def counted_pass(
-    model: LoadedModel, rows: int, columns: int, length: int, block: int
-) -> Operations:
-    """The same of any model."""
-    if columns < length:
-        columns += int(model.transformer.config.logit_shift)
+def counted_pass(model: LoadedModel, rows: int, length: int, block: int, kind: Kind) -> Operations:
+    """The same of any model: what the engine runs, without masks."""
+    columns = block + model.feeds_before if kind == "block" else length
     table_VD = model.embedding_table
-    embeds = torch.empty(rows, length, table_VD.shape[1], dtype=table_VD.dtype, device="meta")
-    at = torch.arange(block, device="meta")
-    passes = CachedPasses(model.transformer, length, table_VD.device)
+    embeds = torch.empty(rows, columns, table_VD.shape[1], dtype=table_VD.dtype, device="meta")
+    row_R = torch.arange(rows, device="meta")
+    place_RC = torch.arange(length - columns, length, device="meta").expand(rows, -1)
+    at_RK = row_R[:, None] * columns + torch.arange(columns - block, columns, device="meta")
+    cache = model.new_cache(rows, length)
+    cache.take_memory()
+    num_keys = length if kind == "block" else None
+    window = Window(cache.kept_BN2PKE, row_R, place_RC, num_keys, slice(0, rows))
+    model.transformer.prepare(length, table_VD.device)
     with counting(model.transformer) as account:
-        passes.run(embeds, 0, at)
-    if columns < length:
-        with counting(model.transformer) as account:
-            passes.run(embeds[:, :columns], length - columns, at)
+        if kind == "plain":
+            model.hidden(embeds, None, at_RK.flatten())
+        else:
+            model.hidden_kept(embeds, place_RC, length, None, at_RK.flatten(), window)
     return Counter(account.operations)
 
 
@@ -242,7 +250,7 @@ def milliseconds(operations: Operations, device: Device, bound: Bound) -> float:
 
 def plain_pass(name: str, slots: int, length: int, device: Device, bound: Bound) -> float:
     """Milliseconds of a pass of all slots without a cache."""
-    operations = pass_of(name, slots, length, length) + beliefs_of(name, slots)
+    operations = pass_of(name, slots, length, "plain") + beliefs_of(name, slots)
     return milliseconds(operations, device, bound)
 
 
@@ -253,37 +261,22 @@ def cached_pass(name: str, slots: int, length: int, device: Device, bound: Bound
     enters a block, and its full pass is computed too, in groups of 1, 2, 4, 8 … rows. WAITED of
     PASSES + WAITED steps advance a slot by nothing.
     """
-    short = pass_of(name, slots, BLOCK, length) + beliefs_of(name, slots)
+    short = pass_of(name, slots, length, "block") + beliefs_of(name, slots)
     share = 1 / (PASSES + WAITED)
     step = 0.0
     for entering in range(slots + 1):
         chance = math.comb(slots, entering) * share**entering * (1 - share) ** (slots - entering)
         if chance > 1e-6:
-            whole = sum((pass_of(name, rows, length, length) for rows in groups(entering, length)),
-                        Counter())  # fmt: skip
+            parts = powers_of_two(list(range(entering)), max(1, FULL_POSITIONS // length))
+            whole = sum((pass_of(name, len(part), length, "full") for part in parts), Counter())
             step += chance * milliseconds(short + whole, device, bound)
     return step * (PASSES + WAITED) / PASSES
-
-
-def groups(rows: int, length: int) -> list[int]:
-    """Rows of full passes as powers of two, each of at most MOST_POSITIONS positions."""
-    most, found = max(1, MOST_POSITIONS // length), []
-    while rows:
-        found.append(1 << (min(rows, most).bit_length() - 1))
-        rows -= found[-1]
-    return found
 
 
 def fits(name: str, slots: int, length: int, device: Device) -> bool:
     """Whether weights and kept keys and values take at most 0.9 of the memory."""
     weights = sum(p.numel() * p.element_size() for p in shaped(name).transformer.parameters())
-    return weights + slots * length * kept_bytes(name) <= 0.9 * device.memory
-
-
-def kept_bytes(name: str) -> int:
-    """Keys and values of one position in all layers, bfloat16."""
-    config = MODELS[name]
-    return 4 * config.num_layers * config.num_kv_heads * config.width // config.num_heads
+    return weights + slots * shaped(name).new_cache(0, length).row_bytes <= 0.9 * device.memory
 
 
 def lockstep(slots: int, rows_of_passes: Mapping[int, int] = MEASURED_PASSES) -> float:
@@ -330,8 +323,9 @@ def why_table(device: Device, name: str, gen_length: int, slots: Sequence[int]) 
     head += ["all: products", "all: attention", "positions all / block", "slowest row / mean row"]
     rows = []
     for number in slots:
-        short = pass_of(name, number, BLOCK, length)
-        whole = pass_of(name, number, length, length)
+        short = pass_of(name, number, length, "block")
+        whole = pass_of(name, number, length, "plain")
+        kept = number * shaped(name).new_cache(0, length).row_bytes
         weights = sum(
             p.numel() * p.element_size() for p in shaped(name).transformer.blocks.parameters()
         )
@@ -340,7 +334,7 @@ def why_table(device: Device, name: str, gen_length: int, slots: Sequence[int]) 
                 str(number),
                 f"{1e3 * weights / device.copy:.1f}",
                 f"{1e3 * flops(short, 'gemm') / device.gemm:.1f}",
-                f"{1e3 * number * length * kept_bytes(name) / device.copy:.1f}",
+                f"{1e3 * kept / device.copy:.1f}",
                 f"{1e3 * flops(short, 'attention') / device.attention:.1f}",
                 f"{1e3 * flops(whole, 'gemm') / device.gemm:.1f}",
                 f"{1e3 * flops(whole, 'attention') / device.attention:.1f}",
