@@ -23,7 +23,6 @@ from lrd import DecodingConfig, Sample
 from pipeline.scoring.summary import wilson
 
 SHEETS = EXAMPLES.with_name("example_sheets")
-SHEETS_MODEL = Path(__file__).parents[2] / "lrd" / "models" / "tiny_sheets"
 SHEETS_CANVAS = 256
 BLOCK = 32
 THRESHOLD = 0.9
@@ -231,7 +230,7 @@ def measure(args: argparse.Namespace) -> tuple[list[str], dict[str, float], dict
         sheets = read_work(asked, args.blocks_dtype, SHEETS)
         works["sheets_"] = f"worksheets, canvas {SHEETS_CANVAS}", sheets, SHEETS_CANVAS
     else:
-        print(f"no worksheets: there is no model in {args.sheets_model}", file=sys.stderr)
+        print(f"worksheets are skipped: {args.sheets_model} holds no model", file=sys.stderr)
     tables, rates, details = [], dict[str, float](), {"dtype": args.blocks_dtype}
     for prefix, (title, work, gen_length) in works.items():
         found = compare(work, {**ours(gen_length), **peers(gen_length)}, args.repeats)

@@ -46,6 +46,7 @@ from jobs.bench.step import (
 )
 from lrd import decoding
 from lrd.models.checkpoint import LoadedModel
+from lrd.models.registry import TINY_SHEETS
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -196,7 +197,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="where slots spend their time")
     parser.add_argument("--only", choices=["slots", "blocks"], help="one of the two parts [both]")
     parser.add_argument("--sheets", type=int, default=64, help="worksheets of the second part")
-    parser.add_argument("--sheets-model", default=str(against_peers.SHEETS_MODEL))
+    parser.add_argument("--sheets-model", default=str(TINY_SHEETS))
     parser.add_argument(
         "--blocks-dtype", default="bfloat16", choices=["float32", "bfloat16"], help="of that part"
     )

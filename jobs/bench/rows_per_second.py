@@ -21,7 +21,7 @@ from lrd.engine import row_seed
 from lrd.models.checkpoint import LoadedModel
 from lrd.prompts import encode_prompt
 from pipeline.input.buckets import choose_lengths, fitting
-from pipeline.scoring.word_sheets import final_answers
+from pipeline.scoring import word_sheets
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHAPES = 3
@@ -152,10 +152,9 @@ def right_answers(work: Work, canvases: list[list[int]]) -> list[list[bool]]:
     right = []
     for canvas, answer in zip(canvases, work.answers, strict=True):
         written = canvas[: canvas.index(eos)] if eos in canvas else canvas
-        expected = answer.split(" ")
-        text = tokenizer.decode(written, skip_special_tokens=True)
-        found = final_answers(text, len(expected))
-        right.append([a == b for a, b in zip(found, expected, strict=True)])
+        right.append(
+            word_sheets.right_answers(tokenizer.decode(written, skip_special_tokens=True), answer)
+        )
     return right
 
 

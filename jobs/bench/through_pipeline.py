@@ -24,13 +24,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.bench.against_peers import SHEETS, SHEETS_CANVAS, SHEETS_MODEL, block_settings
+from jobs.bench.against_peers import SHEETS, SHEETS_CANVAS, block_settings
 from jobs.bench.driver_rows import Watch
 from lrd import DecodingConfig
+from lrd.models.registry import TINY_SHEETS
 from pipeline import run
 from pipeline.config import RunConfig
 from pipeline.scoring.summary import wilson
-from pipeline.scoring.word_sheets import final_answers
+from pipeline.scoring.word_sheets import right_answers
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": block_settings(kv_cache="none", suffix="all"),
@@ -61,14 +62,9 @@ def decoded(args: argparse.Namespace, name: str, folder: Path) -> tuple[float, p
 
 def num_right(rows: pa.Table) -> tuple[int, int]:
     """Right problems, and all."""
-    right = total = 0
     texts, answers = rows["output_text"].to_pylist(), rows["answer"].to_pylist()
-    for text, answer in zip(texts, answers, strict=True):
-        expected = answer.split()
-        found = final_answers(text or "", len(expected))
-        right += sum(a == b for a, b in zip(found, expected, strict=True))
-        total += len(expected)
-    return right, total
+    right = [right_answers(text or "", a) for text, a in zip(texts, answers, strict=True)]
+    return sum(map(sum, right)), sum(map(len, right))
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -115,7 +111,7 @@ def mean_of(rows: pa.Table, name: str) -> float:
 def main() -> None:
     """Print a table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--model", type=Path, default=SHEETS_MODEL)
+    parser.add_argument("--model", type=Path, default=TINY_SHEETS)
     parser.add_argument("--sheets", type=int, default=256, help="rows a run [256]")
     parser.add_argument("--repeats", type=int, default=5, help="alternating turns [5]")
     parser.add_argument("--replicas", type=int, default=2)

@@ -33,6 +33,12 @@ def final_answers(text: str, num_problems: int) -> list[str | None]:
     return [final_answer(parts.get(letter, "")) for letter in letters]
 
 
+def right_answers(text: str, reference: str) -> list[bool]:
+    """Whether each problem's answer is the reference's final number."""
+    expected = reference.split()
+    return [a == b for a, b in zip(final_answers(text, len(expected)), expected, strict=True)]
+
+
 def score(text: str, reference: Any, example: Example) -> Score:
     """reference: the final numbers, a space between."""
     expected = str(reference).split()

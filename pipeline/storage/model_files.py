@@ -44,7 +44,7 @@ def local_model(model: str) -> str:
 
 def model_for_workers(model: str) -> str:
     """A checkpoint's name as it holds in processes that run in other folders: a path is absolute
-    then, and an embedded model's name is no path. Raises ValueError as `uris.canonical`."""
+    then, and an embedded model's name stays as it is. Raises ValueError as `uris.canonical`."""
     model = uris.canonical(model)
     is_name = model in EMBEDDED or uris.is_uri(model)
     return model if is_name or not Path(model).is_dir() else os.path.abspath(model)
