@@ -21,7 +21,6 @@ from jobs.bench.predict import (
     milliseconds,
     model_of,
 )
-from lrd.full_passes import powers_of_two
 from lrd.models.transformer import TransformerConfig
 
 SMALL = TransformerConfig(3, 64, 4, 2, 96, 500, 512, 1e4, 1e-5)
@@ -86,13 +85,6 @@ def test_an_operation_takes_the_longer_of_products_and_bytes() -> None:
 
 def test_expanded_tensors_are_read_once() -> None:
     assert predict.touched([torch.empty(4, 1).expand(4, 100), torch.empty(2, 3).half()]) == 16 + 12
-
-
-@pytest.mark.parametrize("rows", range(0, 40, 3))
-def test_full_passes_are_powers_of_two_within_the_limit(rows: int) -> None:
-    parts = powers_of_two(list(range(rows)), 14)
-    assert [row for part in parts for row in part] == list(range(rows))
-    assert all(len(part) in (1, 2, 4, 8) for part in parts)
 
 
 def test_a_cached_pass_is_the_mean_over_rows_that_enter_a_block(
