@@ -154,7 +154,8 @@ class DecodingConfig(BaseModel):
     def _check(self) -> Self:
         if self.gen_length % self.block_tokens:
             raise ValueError(
-                f"block_length {self.block_length} does not divide gen_length {self.gen_length}"
+                f"block_length {self.block_length} does not divide gen_length {self.gen_length}; "
+                "make gen_length a multiple of it"
             )
         if isinstance(self.refinement, int):
             self._check_refinement(self.refinement)
