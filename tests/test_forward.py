@@ -60,6 +60,10 @@ def test_chunks_say_the_same(
 ) -> None:
     chosen: Any = model if split else Whole(model)
     assert is_split(chosen) == split
+    if not split and SETTINGS[setting].feeds_some:
+        with pytest.raises(ValueError, match=r"need a model with the members"):
+            run(chosen, SETTINGS[setting], requests())
+        return
     for head, cached in ((1 << 24, 1 << 20), (1, 1), (5 * VOCABULARY, 2 * VOCABULARY)):
         monkeypatch.setattr(forward, "HEAD_ELEMENTS", head)
         monkeypatch.setattr(forward, "CACHED_ELEMENTS", cached)
