@@ -79,25 +79,15 @@ def spans(
     return first_B, end_B - first_B
 
 
-def takes_part(config: DecodingConfig, state: Canvases, full_B: Tensor) -> Tensor:
-    """Rows [B] that the next pass advances: all, but where shapes are fixed not those that need a
-    full pass which is not planned yet."""
-    if not (state.fixed_shapes and config.caches):
-        return torch.ones_like(full_B)
-    planned_B = torch.zeros_like(full_B)
-    for rows_R, _ in state.full_passes:
-        planned_B = planned_B.index_fill(0, rows_R, True)
-    return planned_B | ~full_B
-
-
 def count(
-    model: DiffusionModel, config: DecodingConfig, state: Canvases, part_B: Tensor, full_B: Tensor
+    model: DiffusionModel, config: DecodingConfig, state: Canvases, running_B: Tensor
 ) -> None:
-    """Count a pass's full passes, and the columns that it computes, of the rows that take part."""
+    """Count a pass's full passes, and the columns that it computes, of the running rows."""
+    full_B = needs_full_pass(config, state)
     before = model.feeds_before if config.caches and is_cached(model) else 0
     _, num_B = spans(config, state, full_B, before)
-    state.full_passes_B += part_B & full_B
-    state.positions_computed_B += torch.where(part_B, num_B, 0)
+    state.full_passes_B += running_B & full_B
+    state.positions_computed_B += torch.where(running_B, num_B, 0)
 
 
 def states(model: CachedModel, config: DecodingConfig, state: Canvases, rows_N: Tensor) -> Tensor:
@@ -105,11 +95,17 @@ def states(model: CachedModel, config: DecodingConfig, state: Canvases, rows_N: 
     if state.cache is not None:
         state.cache.take_memory()
     table = model.embedding_table
-    found_ND = torch.zeros(len(rows_N), table.shape[1], dtype=table.dtype, device=table.device)
-    feeds = fixed_feeds if state.fixed_shapes else host_feeds
-    for feed in feeds(config, state, model.feeds_before):
+    if state.fixed_shapes:
+        # Every feed gives all positions of its rows' blocks.
+        found = len(state.stop_B) * config.block_tokens
+        feeds = fixed_feeds(config, state, model.feeds_before)
+    else:
+        found = len(rows_N)
+        feeds = host_feeds(config, state, model.feeds_before)
+    found_ND = torch.zeros(found, table.shape[1], dtype=table.dtype, device=table.device)
+    for feed in feeds:
         feed_one(model, config, state, feed, rows_N, found_ND)
-    return found_ND
+    return found_ND[rows_N] if state.fixed_shapes else found_ND
 
 
 def feed_one(
@@ -204,31 +200,30 @@ def _as_slice(rows: Sequence[int]) -> slice | None:
 
 
 def fixed_feeds(config: DecodingConfig, state: Canvases, before: int) -> Iterator[Feed]:
-    """The block pass of all rows, then the full passes that are planned; what a row gets from the
-    later one counts. A row whose full pass is neither done nor planned waits; what it computes
-    here is renewed by its full pass."""
+    """The block pass of all rows, then the full passes, whose results replace those of the block
+    pass: to leave their rows out of it would take a copy of what all others keep."""
     B, device = len(state.stop_B), state.stop_B.device
     most = state.embeds_BLD.shape[1]
-    full_B = torch.zeros_like(state.refining_B)
-    first_B, _ = spans(config, state, full_B, before)
-    if config.caches:
+    masked = state.has_padding or config.suffix != "all"
+    plans = state.full_passes
+    if not config.caches:
+        plans = [(torch.arange(B, device=device), most)]
+    elif not state.only_full:
+        first_B, _ = spans(config, state, torch.zeros_like(state.refining_B), before)
         width = config.block_tokens if config.kv_cache == "dual" else config.gen_length
         yield Feed(
             rows_R=torch.arange(B, device=device),
             first_R=first_B,
             num_columns=width + before,
             num_keys=most,
-            masked=state.has_padding or config.suffix != "all",
+            masked=masked,
             adjacent=slice(0, B),
         )
-        plans = state.full_passes
-    else:
-        plans = [(torch.arange(B, device=device), most)]
     for rows_R, num_columns in plans:
         yield Feed(
             rows_R=rows_R,
             first_R=torch.zeros_like(rows_R),
             num_columns=num_columns,
             num_keys=None,
-            masked=state.has_padding or config.suffix != "all",
+            masked=masked,
         )

@@ -1,4 +1,4 @@
-"""The state of a batch of canvases, one row a sample: placed, kept and dropped by row.
+"""The state of a batch of canvases, one row a sample: placed and moved by row.
 
 `decoding.py` advances it.
 
@@ -8,7 +8,7 @@ Legend: B samples, L columns (prompt, canvas, padding), G canvas positions, D wi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 
 import torch
@@ -79,8 +79,13 @@ class Canvases:
     fixed_shapes: bool = False
     """Whether a pass must not read values of tensors on the host, nor let shapes depend on them."""
     full_passes: list[tuple[Tensor, int]] = field(default_factory=list)
-    """With fixed shapes and a cache: rows [R] whose full pass is part of the next pass, and how
-    many columns it feeds. Other rows that need one wait."""
+    """With fixed shapes and a cache: rows [R] whose next pass is a full one, and how many columns
+    it feeds (`full_passes.py`)."""
+    only_full: bool = False
+    """With fixed shapes and a cache: whether every row that runs is in `full_passes`."""
+    num_open: int | None = None
+    """With fixed shapes: how many positions the head is asked for, at least those that are open;
+    None: all of the blocks."""
 
     @property
     def mask(self) -> Tensor | None:
@@ -191,22 +196,30 @@ class Canvases:
         self.all_phases_converged_B[row] = config.refines
         self.stop_B[row] = StopReason.RUNNING
 
-    def keep(self, rows: list[int]) -> None:
-        """Drop every other row."""
-        index = torch.tensor(rows, dtype=torch.long, device=self.embeds_BLD.device)
-        self.past.keep(rows)
-        if self.cache is not None:
-            self.cache.keep(rows)
-        for name, value in self._tensors():
-            setattr(self, name, value[index])
+    def first(self, num_rows: int) -> Canvases:
+        """The first rows, as views; `take` writes back what a pass has replaced."""
+        if num_rows == len(self.stop_B):
+            return self
+        return replace(self, **{name: value[:num_rows] for name, value in self._tensors()})
 
-    def append(self, others: Canvases) -> None:
-        """Add the rows of `others`, which no pass has seen, below."""
-        self.past.append(others.past)
+    def take(self, part: Canvases) -> None:
+        """Write the rows of `part`, made by `first`, where they are not in this state's memory."""
+        if part is self:
+            return
+        pairs = [
+            (value[: len(part.stop_B)], getattr(part, name)) for name, value in self._tensors()
+        ]
+        moved = [(own, new) for own, new in pairs if own.data_ptr() != new.data_ptr()]
+        torch._foreach_copy_([own for own, _ in moved], [new for _, new in moved])
+
+    def move(self, old: int, new: int) -> None:
+        """Put what is in row `old` into row `new`; the old one holds no sample any more."""
+        self.past.move(old, new)
         if self.cache is not None:
-            self.cache.append(len(others.stop_B))
-        for name, value in self._tensors():
-            setattr(self, name, torch.cat([value, getattr(others, name)]))
+            self.cache.move(old, new)
+        for _, value in self._tensors():
+            value[new] = value[old]
+        self.stop_B[old] = StopReason.COMPLETE
 
     def outcomes(self) -> Iterator[tuple[str, Tensor]]:
         """The fields that a sample is made of, by name."""

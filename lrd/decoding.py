@@ -35,8 +35,7 @@ def step(
     uniform [B, K, V]: each sample's own draws in (0, 1), needed at temperature > 0.
     """
     K = config.block_tokens
-    full_B = block_cache.needs_full_pass(config, state)
-    running_B = (state.stop_B == StopReason.RUNNING) & block_cache.takes_part(config, state, full_B)
+    running_B = state.stop_B == StopReason.RUNNING
     position_BK = state.block_B[:, None] * K + torch.arange(K, device=running_B.device)
     column_BK = state.start_B[:, None] + position_BK
     ids_BK = state.canvas_BG.gather(1, position_BK)
@@ -44,7 +43,7 @@ def step(
 
     reading = read_block(model, config, state, column_BK, open_BK, uniform_BKV)
     entropy_BK = reading.entropy_BK
-    block_cache.count(model, config, state, running_B, full_B)
+    block_cache.count(model, config, state, running_B)
     failed_B = (open_BK & ~torch.isfinite(entropy_BK)).any(-1)
     monitor_B, eq6_B = divergences(config, state, reading.kl_BK, open_BK)
     decoding_B = enter_phase(config, state, eq6_B, running_B)

@@ -15,13 +15,9 @@ from lrd.canvases import Canvases
 from lrd.config import DecodingConfig
 from lrd.models.protocol import DiffusionModel, missing_for_cache, wants_fixed_shapes
 from lrd.sample import Sample
-from lrd.slots import PaddingSide, Request, Slots, Snapshot
+from lrd.slots import PaddingSide, PassRows, Request, Slots
 
 __all__ = ["Engine", "PaddingSide", "Request", "Sample", "decode", "row_seed"]
-
-PASSES_A_READ = 2
-"""Passes between two checks for ended samples, where shapes are fixed. A sample stays in its slot
-for half a pass more on average, and for one more since a check is read a pass later."""
 
 
 class Engine:
@@ -38,15 +34,15 @@ class Engine:
         num_slots: int,
         prompt_length: int,
         padding_side: PaddingSide = "left",
-        passes_a_read: int | None = None,
         fixed_shapes: bool | None = None,
         padded: bool = True,
+        pass_rows: PassRows = "busy",
     ) -> None:
-        """prompt_length: tokens of the longest prompt that will be submitted. passes_a_read:
-        passes between two checks for ended samples; 1 on a CPU, where a check is free.
-        fixed_shapes: every pass computes all slots, idle ones too, and nothing waits for the
-        device; on by default off the CPU and for a compiled model. padded: whether prompts may be
-        shorter than prompt_length; where none is, a GPU's kernels without a mask are faster.
+        """prompt_length: tokens of the longest prompt that will be submitted. fixed_shapes: passes
+        have few shapes, and nothing in a pass waits for the device; on by default off the CPU and
+        for a compiled model. padded: whether prompts may be shorter than prompt_length; where none
+        is, a GPU's kernels without a mask are faster. pass_rows: with fixed shapes `all` computes
+        free slots too, so that how many prompts share a pass never changes its kernels.
 
         Raises ValueError where prompt and canvas exceed the model's positions.
         """
@@ -66,20 +62,25 @@ class Engine:
         self.padding_side = padding_side
         self.fixed_shapes = wants_fixed_shapes(model) if fixed_shapes is None else fixed_shapes
         self._padded = padded
+        self._pass_rows = pass_rows
         self.num_passes = 0
         self.num_slot_passes = 0
         """Canvases that went through the model, over all passes."""
         self.oom_events: list[str] = []
         """A line for each time that slots were halved because memory ran out."""
-        self._passes_a_read = passes_a_read or (PASSES_A_READ if self.fixed_shapes else 1)
         self._waiting: deque[Request] = deque()
-        self._snapshot: Snapshot | None = None
         self._slots = self._new_slots()
 
     def _new_slots(self) -> Slots:
-        rows = self.num_slots if self.fixed_shapes else None
         return Slots(
-            self.model, self.config, self.num_columns, self.padding_side, rows, self._padded
+            self.model,
+            self.config,
+            self.num_slots,
+            self.num_columns,
+            self.padding_side,
+            self.fixed_shapes,
+            self._padded,
+            self._pass_rows,
         )
 
     @property
@@ -134,7 +135,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Sample]:
-        """One forward pass for all slots; returns samples that have ended. No pass while idle.
+        """One forward pass for all busy slots; returns samples that have ended. No pass while idle.
 
         Where memory runs out the slots are halved, and the prompts in them restart.
         """
@@ -145,9 +146,10 @@ class Engine:
             self._slots.fill(self._waiting, min(self.num_slots, self.max_busy))
             if not self.num_busy:
                 return []
-            self._slots.advance()
+            num_rows = self._slots.advance()
+            ended = self._slots.collect()
         except RuntimeError as error:
-            if not is_out_of_memory(error) or len(self._slots) == 1:
+            if not is_out_of_memory(error) or self._num_in_memory() == 1:
                 raise
             out_of_memory = str(error).partition("\n")[0]
         # Only here: the error's traceback holds the tensors of the pass.
@@ -155,26 +157,19 @@ class Engine:
             self._halve_slots(out_of_memory)
             return []
         self.num_passes += 1
-        self.num_slot_passes += len(self._slots)
-        return self._collect_finished()
+        self.num_slot_passes += num_rows
+        return ended
 
-    def _collect_finished(self) -> list[Sample]:
-        """Where shapes are fixed a snapshot is read one pass later: by then that pass is queued,
-        and the device does not wait while the host reads the snapshot."""
-        ready, self._snapshot = self._snapshot, None
-        if self.num_passes % self._passes_a_read == 0:
-            self._snapshot = self._slots.snapshot()
-        if not self.fixed_shapes:
-            ready, self._snapshot = self._snapshot, None
-        return self._slots.collect(ready) if ready else []
+    def _num_in_memory(self) -> int:
+        """Slots that there was no memory for. A CPU's passes are as large as the busy rows need."""
+        return self.num_slots if self.fixed_shapes or self.num_busy < 2 else self.num_busy
 
     def _halve_slots(self, out_of_memory: str) -> None:
         """Go on with half of the slots. A sample depends on its prompt and seed alone, so prompts
         that were being decoded can restart."""
-        too_many = len(self._slots)
+        too_many = self._num_in_memory()
         self.num_slots = too_many // 2
         self._waiting.extendleft(reversed(self._slots.requests()))
-        self._snapshot = None
         # Free the old slots before the new ones are allocated.
         del self._slots
         if self.model.embedding_table.is_cuda:

@@ -33,8 +33,8 @@ LAST = 1e30
 
 @dataclass(slots=True)
 class Reading:
-    """The values of a pass's beliefs that decisions need. Unless shapes are fixed only open
-    positions are computed; the others hold zeros."""
+    """The values of a pass's beliefs that decisions need. Where only open positions are computed, the
+    others hold zeros."""
 
     entropy_BK: Tensor
     kl_BK: Tensor
@@ -58,10 +58,13 @@ def read_block(
     """The forward pass, and the beliefs of the block's positions; `state.past` becomes theirs."""
     B, K = open_BK.shape
     table = model.embedding_table
-    if state.fixed_shapes:  # Only the device knows how many are open.
-        rows_N = torch.arange(B * K, device=table.device)
-    else:
+    if not state.fixed_shapes:
         rows_N = open_BK.flatten().nonzero()[:, 0]
+    elif state.num_open is None:
+        rows_N = torch.arange(B * K, device=table.device)
+    else:  # The open ones, then as many others as make up the number.
+        rows_N = open_BK.flatten().to(torch.int8).argsort(descending=True, stable=True)
+        rows_N = rows_N[: state.num_open]
 
     def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
         return torch.zeros(B, K, *shape, dtype=dtype, device=table.device)
@@ -71,12 +74,9 @@ def read_block(
         *(zeros(floats), zeros(floats), zeros(torch.long), zeros(floats), zeros(floats)),
         zeros(table.dtype, table.shape[1]) if config.mixes else None,
     )
-    # A row that sits out a pass in mid-block (`full_passes.py`) keeps its beliefs.
-    sits_out = state.fixed_shapes and config.cache_refresh > 0
     for rows_n, logits_nV in logits_in_chunks(model, config, state, column_BK, rows_N):
         uniform_nV = None if uniform_BKV is None else uniform_BKV.flatten(0, 1)[rows_n]
-        renewed_n = open_BK.flatten()[rows_n] if sits_out else None
-        _read(model, config, state, reading, rows_n, logits_nV, uniform_nV, renewed_n)
+        _read(model, config, state, reading, rows_n, logits_nV, uniform_nV)
     return reading
 
 
@@ -182,14 +182,13 @@ def _read(
     rows_n: Tensor,
     logits_nV: Tensor,
     uniform_nV: Tensor | None,
-    renewed_n: Tensor | None,
 ) -> None:
     """Write one chunk's beliefs into the reading."""
     belief = Belief.of_logits(logits_nV, model.mask_id)
     token_n, doubt_n, confidence_n = read_tokens(model, config, belief, logits_nV, uniform_nV)
     for field_BK, value_n in (
         (reading.entropy_BK, belief.entropy_N),
-        (reading.kl_BK, state.past.kl_then_keep(belief, rows_n, renewed_n)),
+        (reading.kl_BK, state.past.kl_then_keep(belief, rows_n)),
         (reading.token_BK, token_n),
         (reading.doubt_BK, doubt_n),
         (reading.confidence_BK, confidence_n),

@@ -41,12 +41,9 @@ class PastBeliefs:
     def num_bytes(self) -> int:
         return self._s_BKV.nbytes + self._log_z_BK.nbytes
 
-    def kl_then_keep(
-        self, belief: Belief, rows_N: Tensor, renewed_N: Tensor | None = None
-    ) -> Tensor:
+    def kl_then_keep(self, belief: Belief, rows_N: Tensor) -> Tensor:
         """KL(p ‖ q) [N] in nats with q the belief kept at these rows of B·K, which p replaces.
 
-        renewed [N]: where p does replace it; None: everywhere.
         Of nearly equal beliefs the sum rounds to either side of 0; a threshold of 0 stays unmet.
         """
         self._take_memory()
@@ -57,9 +54,6 @@ class PastBeliefs:
         if kept_NV.dtype != torch.float32:
             # Of a rounded belief: Σ exp(s + ε) is Z·(1 + Σ p·ε) to the first order.
             log_z_N = log_z_N + (p_NV * (kept_NV.float() - belief.s_NV)).sum(-1)
-        if renewed_N is not None:
-            kept_NV = torch.where(renewed_N[:, None], kept_NV, s_RV[rows_N])
-            log_z_N = torch.where(renewed_N, log_z_N, log_z_R[rows_N])
         s_RV[rows_N] = kept_NV
         log_z_R[rows_N] = log_z_N
         return (cross_N - belief.entropy_N).clamp(min=0)
@@ -68,25 +62,13 @@ class PastBeliefs:
         """log p [N, V] of the last pass at these positions of a sample's block, if it read them."""
         return self._s_BKV[row, place_N].float() - self._log_z_BK[row, place_N, None]
 
-    def keep(self, rows: list[int]) -> None:
-        """Drop every other sample, in place: these may be most of the engine's memory."""
-        for new, old in enumerate(rows):
-            if new != old < len(self._s_BKV):
-                self._s_BKV[new] = self._s_BKV[old]
-                self._log_z_BK[new] = self._log_z_BK[old]
-        self._num_samples = len(rows)
-
-    def append(self, others: PastBeliefs) -> None:
-        """Add room for the samples of `others`, which no pass has seen yet."""
-        self._num_samples += others._num_samples
+    def move(self, old: int, new: int) -> None:
+        """Put a sample's beliefs into another row."""
+        if len(self._s_BKV):
+            self._s_BKV[new] = self._s_BKV[old]
+            self._log_z_BK[new] = self._log_z_BK[old]
 
     def _take_memory(self) -> None:
-        missing = self._num_samples - len(self._s_BKV)
-        if missing > 0:
-            self._s_BKV = _grown(self._s_BKV, missing)
-            self._log_z_BK = _grown(self._log_z_BK, missing)
-
-
-def _grown(x: Tensor, num_rows: int) -> Tensor:
-    new = x.new_zeros(num_rows, *x.shape[1:])
-    return torch.cat([x, new]) if len(x) else new
+        if not len(self._s_BKV):
+            self._s_BKV = self._s_BKV.new_zeros(self._num_samples, *self._s_BKV.shape[1:])
+            self._log_z_BK = self._log_z_BK.new_zeros(self._num_samples, *self._log_z_BK.shape[1:])

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lrd.canvases import Canvases, StopReason
+from lrd.canvases import Canvases, StopReason, sent
 from lrd.models.protocol import DiffusionModel, eos_ids
 
 
@@ -55,29 +55,17 @@ class Sample:
 
 
 class Readout:
-    """The canvases as they were after one pass, on the host, from which samples are made.
+    """Some rows of the canvases, on the host, from which samples are made."""
 
-    A row that has ended does not change any more, so it may be read at any later time.
-    """
+    def __init__(self, state: Canvases, rows: list[int]) -> None:
+        """rows: those of samples that have ended; waits for the device."""
+        chosen = sent(rows, state.stop_B.device)
+        fields = {name: value[chosen] for name, value in state.outcomes()}
+        self._fields = dict(zip(fields, on_host(*fields.values()), strict=True))
 
-    def __init__(self, state: Canvases, copied: bool) -> None:
-        """copied: into pinned memory while the device goes on; otherwise the host reads the state
-        itself, which must be in its memory."""
-        self._fields = {name: _on_host(value, copied) for name, value in state.outcomes()}
-        self._arrived: torch.cuda.Event | None = None
-        if state.stop_B.is_cuda:
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record(torch.cuda.current_stream(state.stop_B.device))
-
-    def reasons(self) -> list[StopReason]:
-        """How each row has ended; waits for the pass and the copies, not for later passes."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return [StopReason(value) for value in self._fields["stop_B"].tolist()]
-
-    def sample(self, row: int, model: DiffusionModel, key: Any, seconds: float) -> Sample:
-        """The sample of a row that has ended; `reasons` has been called."""
-        of: dict[str, Any] = {name: value[row].tolist() for name, value in self._fields.items()}
+    def sample(self, number: int, model: DiffusionModel, key: Any, seconds: float) -> Sample:
+        """The sample of the row with this number among those that were read."""
+        of: dict[str, Any] = {name: value[number].tolist() for name, value in self._fields.items()}
         canvas = of["canvas_BG"]
         ends = eos_ids(model)
         length = next((n for n, token in enumerate(canvas) if token in ends), len(canvas))
@@ -111,6 +99,13 @@ class Readout:
         )
 
 
-def _on_host(x: Tensor, copied: bool) -> Tensor:
-    """A copy that does not wait lands in pinned memory."""
-    return x.to("cpu", non_blocking=copied, copy=copied)
+def on_host(*tensors: Tensor) -> list[Tensor]:
+    """Copies in the host's memory; waits once for all. The thread sleeps meanwhile, so that a
+    replica's other threads have its core."""
+    if not tensors[0].is_cuda:
+        return list(tensors)
+    copies = [x.to("cpu", non_blocking=True) for x in tensors]
+    arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    arrived.record(torch.cuda.current_stream(tensors[0].device))
+    arrived.synchronize()
+    return copies

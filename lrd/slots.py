@@ -1,8 +1,8 @@
 """Slots: the rows of the canvases, and the prompts that occupy them.
 
-On a CPU there are as many rows as prompts, so that idle slots cost nothing. Where shapes are fixed
-all rows always exist, so that kernels and their rounding never change and a pass can be captured as
-a CUDA graph; a free row is computed and its result ignored. `engine.py` runs the passes.
+Busy rows are always the first ones: where a sample ends and no prompt waits, the last busy row moves
+into its place. So a pass computes the first rows alone; where shapes are fixed a few more, up to one
+of few numbers of rows. `engine.py` runs the passes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lrd.block_cache import needs_full_pass
 from lrd.canvases import Canvases, StopReason
 from lrd.config import DecodingConfig
 from lrd.decoding import step
-from lrd.full_passes import FullPasses
-from lrd.models.protocol import DiffusionModel
-from lrd.sample import Readout, Sample
+from lrd.full_passes import full_passes
+from lrd.models.protocol import DiffusionModel, is_compiled
+from lrd.sample import Readout, Sample, on_host
 
 PaddingSide = Literal["left", "right"]
+PassRows = Literal["busy", "all"]
+"""Rows that a pass computes where shapes are fixed: those that are busy, or all slots."""
+OPEN_STEP = 32
+"""Where shapes are fixed the head runs for a multiple of so many positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +41,16 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class OccupiedSlot:
-    """A prompt in its slot; compared by identity."""
+    """A prompt in its slot, and what its next pass needs."""
 
     request: Request
     placed_at: float
     generator: torch.Generator | None
     """Random numbers of this sample alone; None at temperature 0."""
-
-
-Snapshot = tuple[Readout, list[OccupiedSlot | None]]
-"""The state of all rows after one pass, and the prompts that were in them."""
+    num_open: int
+    """Open positions of its block."""
+    block: int = 0
+    needs_full_pass: bool = True
 
 
 class Slots:
@@ -55,26 +60,24 @@ class Slots:
         self,
         model: DiffusionModel,
         config: DecodingConfig,
+        num_slots: int,
         num_columns: int,
         padding_side: PaddingSide,
-        fixed_rows: int | None,
+        fixed_shapes: bool,
         padded: bool,
+        pass_rows: PassRows,
     ) -> None:
-        """fixed_rows: number of rows at all times; None: as many as there are prompts. padded:
-        whether a prompt may be shorter than the columns for it."""
-        self.canvases = Canvases.empty(
-            model, config, fixed_rows or 0, num_columns, fixed_rows is not None
-        )
+        """padded: whether a prompt may be shorter than the columns for it."""
+        self.canvases = Canvases.empty(model, config, num_slots, num_columns, fixed_shapes)
         self._model, self._config = model, config
-        self._num_columns, self._padding_side = num_columns, padding_side
-        self._is_fixed = fixed_rows is not None
-        self._padded = padded
-        self._full_passes = FullPasses(config) if self._is_fixed and config.caches else None
-        self._occupied: list[OccupiedSlot | None] = [None] * (fixed_rows or 0)
-
-    def __len__(self) -> int:
-        """Rows that a pass computes."""
-        return len(self._occupied)
+        self._num_slots, self._num_columns = num_slots, num_columns
+        self._padding_side = padding_side
+        self._is_fixed, self._padded = fixed_shapes, padded
+        self._all_rows = fixed_shapes and pass_rows == "all"
+        # A compiled model has a graph for every number of positions that it is asked for.
+        self._open_alone = fixed_shapes and not (self._all_rows or is_compiled(model))
+        self._occupied: list[OccupiedSlot | None] = []
+        """Of the first rows; None where a sample has ended since the last pass."""
 
     @property
     def num_busy(self) -> int:
@@ -86,16 +89,13 @@ class Slots:
 
     def fill(self, waiting: deque[Request], most: int) -> None:
         """Put waiting prompts into free rows until `most` rows are occupied."""
-        if not self._is_fixed:
-            num_new = min(most - len(self._occupied), len(waiting) - self._occupied.count(None))
-            self._add_rows(max(0, num_new))
-        for row, slot in enumerate(self._occupied):
-            if slot is None and waiting and self.num_busy < most:
-                # Taken from the queue last: where memory runs out here, it still waits.
-                self._place(row, waiting[0])
-                waiting.popleft()
-        if not self._is_fixed:
-            self._drop_free_rows()
+        free = [row for row, slot in enumerate(self._occupied) if slot is None]
+        while waiting and self.num_busy < most:
+            # Taken from the queue last: where memory runs out here, it still waits.
+            self._place(free.pop(0) if free else len(self._occupied), waiting[0])
+            waiting.popleft()
+        for row in reversed(free):
+            self._close(row)
         if self._is_fixed:
             # A kernel without a mask rounds differently, and one row must not change another's.
             self.canvases.has_padding = self._padded
@@ -109,58 +109,96 @@ class Slots:
         if self._config.temperature > 0:
             device = self._model.embedding_table.device
             generator = torch.Generator(device=device).manual_seed(request.seed)
-        if self._full_passes is not None:
-            self._full_passes.placed(row)
-        self._occupied[row] = OccupiedSlot(request, time.monotonic(), generator)
+        slot = OccupiedSlot(request, time.monotonic(), generator, self._config.block_tokens)
+        self._occupied[row : row + 1] = [slot]
 
-    def _add_rows(self, num_new: int) -> None:
-        if num_new:
-            self.canvases.append(
-                Canvases.empty(self._model, self._config, num_new, self._num_columns, False)
-            )
-            self._occupied += [None] * num_new
+    def _close(self, row: int) -> None:
+        """Put the last busy row into a free one, unless that is the last one itself."""
+        last = self._occupied.pop()
+        if row < len(self._occupied):
+            self.canvases.move(len(self._occupied), row)
+            self._occupied[row] = last
 
-    def _drop_free_rows(self) -> None:
-        busy = [row for row, slot in enumerate(self._occupied) if slot]
-        if len(busy) < len(self._occupied):
-            self.canvases.keep(busy)
-            self._occupied = [self._occupied[row] for row in busy]
+    def advance(self) -> int:
+        """One forward pass for all busy rows; returns how many canvases it computed."""
+        num_rows = self._rows_of_pass()
+        part = self.canvases.first(num_rows)
+        if self._is_fixed:
+            self._plan(part)
+        step(self._model, self._config, part, self._draw(num_rows))
+        self.canvases.take(part)
+        return num_rows
 
-    def advance(self) -> None:
-        """One forward pass for all rows."""
-        if self._full_passes is not None:
-            self._full_passes.plan(self.canvases)
-        step(self._model, self._config, self.canvases, self._draw())
-        if self._full_passes is not None:
-            self._full_passes.note(self.canvases)
+    def _rows_of_pass(self) -> int:
+        num_busy = len(self._occupied)
+        if self._all_rows:
+            return self._num_slots
+        return few_numbers(num_busy, self._num_slots) if self._is_fixed else num_busy
 
-    def _draw(self) -> Tensor | None:
+    def _plan(self, part: Canvases) -> None:
+        """Set what the host decides of the next pass, from what it has read after the last one."""
+        busy = [(row, slot) for row, slot in enumerate(self._occupied) if slot]
+        part.num_open = None
+        if self._open_alone:
+            num_open = sum(slot.num_open for _, slot in busy)
+            most = len(part.stop_B) * self._config.block_tokens
+            part.num_open = min(most, -(-num_open // OPEN_STEP) * OPEN_STEP)
+        if self._config.caches:
+            entering = {row: slot.block for row, slot in busy if slot.needs_full_pass}
+            part.full_passes = full_passes(self._config, part, entering)
+            part.only_full = len(entering) == len(busy)
+
+    def _draw(self, num_rows: int) -> Tensor | None:
         """Each row's own uniform numbers [B, K, V] in (0, 1), where sampling needs them."""
         if self._config.temperature == 0:
             return None
         table = self._model.embedding_table
-        shape = (len(self), self._config.block_tokens, table.shape[0])
+        shape = (num_rows, self._config.block_tokens, table.shape[0])
         uniform_BKV = torch.full(shape, 0.5, device=table.device, dtype=torch.float64)
-        for uniform_KV, slot in zip(uniform_BKV, self._occupied, strict=True):
+        for uniform_KV, slot in zip(uniform_BKV, self._occupied, strict=False):
             if slot:
                 uniform_KV.uniform_(generator=slot.generator)
         # A draw may be 0, whose logarithm would make a token certain.
         return uniform_BKV.clamp_(min=torch.finfo(torch.float64).tiny)
 
-    def snapshot(self) -> Snapshot:
-        """The canvases as they are now, and the prompts in them, for `collect`."""
-        return Readout(self.canvases, copied=self._is_fixed), list(self._occupied)
-
-    def collect(self, snapshot: Snapshot) -> list[Sample]:
-        """The samples that had ended when the snapshot was taken; their rows become free."""
-        readout, occupied_then = snapshot
+    def collect(self) -> list[Sample]:
+        """Wait for the pass; returns the samples that it has ended. Their rows become free."""
+        ended = []
+        for row, (slot, (stop, *found)) in enumerate(
+            zip(self._occupied, self._look(), strict=True)
+        ):
+            assert slot is not None  # `fill` leaves no free row among the busy ones.
+            if stop != StopReason.RUNNING:
+                ended.append(row)
+            elif found:
+                slot.num_open, slot.block = found[:2]
+                slot.needs_full_pass = bool(found[2])
+        if not ended:
+            return []
+        readout = Readout(self.canvases, ended)
         samples = []
-        for row, reason in enumerate(readout.reasons()):
-            slot = occupied_then[row]
-            # Since then the row may have been collected, and given to another prompt.
-            if slot is None or slot is not self._occupied[row] or reason is StopReason.RUNNING:
-                continue
+        for number, row in enumerate(ended):
+            slot, self._occupied[row] = self._occupied[row], None
+            assert slot is not None
             seconds = time.monotonic() - slot.placed_at
-            samples.append(readout.sample(row, self._model, slot.request.key, seconds))
-            self._occupied[row] = None
+            samples.append(readout.sample(number, self._model, slot.request.key, seconds))
         return samples
+
+    def _look(self) -> list[list[int]]:
+        """Of each busy row after the pass: whether it has ended, and where shapes are fixed its open
+        positions, its block, and whether its next pass is a full one."""
+        state = self.canvases.first(len(self._occupied))
+        found = [state.stop_B]
+        if self._is_fixed:
+            K = self._config.block_tokens
+            position_BK = state.block_B[:, None] * K + torch.arange(K, device=state.stop_B.device)
+            open_BK = state.canvas_BG.gather(1, position_BK) == self._model.mask_id
+            found += [open_BK.sum(-1), state.block_B, needs_full_pass(self._config, state).long()]
+        rows: list[list[int]] = on_host(torch.stack(found, dim=1))[0].tolist()
+        return rows
+
+
+def few_numbers(num_busy: int, num_slots: int) -> int:
+    """Rows of a pass for so many busy ones: one of few numbers, so that there are few shapes."""
+    step = 1 if num_busy <= 2 else 2 if num_busy <= 4 else 4 if num_busy <= 16 else 8
+    return min(num_slots, -(-num_busy // step) * step)

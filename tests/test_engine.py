@@ -235,22 +235,6 @@ def test_slots_have_their_limits(model: LoadedModel) -> None:
     assert not engine.busy, "what is refused does not wait"
 
 
-def test_checking_rarely_changes_no_result(model: LoadedModel) -> None:
-    """A sample that has ended waits in its slot, unchanged, until it is looked for."""
-    for setting in SETTINGS.values():
-        expected, often = run(model, setting, requests())
-        engine = lrd.Engine(model, setting, 3, 9, passes_a_read=4)
-        for request in requests():
-            engine.submit(request)
-        samples = []
-        while engine.busy:
-            found = engine.step()
-            assert not found or engine.num_passes % 4 == 0
-            samples += found
-        assert_same({sample.key: sample for sample in samples}, expected)
-        assert often.num_passes < engine.num_passes < often.num_passes + 4 * len(PROMPTS)
-
-
 @pytest.mark.parametrize(
     "error",
     [

@@ -70,15 +70,15 @@ def test_chunks_say_the_same(
         assert_same(run(chosen, SETTINGS[setting], requests())[0], expected(setting))
 
 
+@pytest.mark.parametrize("pass_rows", ["busy", "all"])
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_fixed_shapes_say_the_same(setting: str, model: LoadedModel) -> None:
-    """The way that accelerators go, where nothing may be looked at between passes."""
-    asked = requests()
-    for passes_a_read in (1, 3):
+def test_fixed_shapes_say_the_same(setting: str, pass_rows: Any, model: LoadedModel) -> None:
+    """The way that accelerators go, where a pass reads no tensor on the host."""
+    for num_slots in (3, 7):
         engine = lrd.Engine(
-            model, SETTINGS[setting], 3, 9, passes_a_read=passes_a_read, fixed_shapes=True
+            model, SETTINGS[setting], num_slots, 9, fixed_shapes=True, pass_rows=pass_rows
         )
-        assert_same(drain(engine, asked), expected(setting))
+        assert_same(drain(engine, requests()), expected(setting))
 
 
 def test_the_head_runs_for_open_positions_alone(monkeypatch: pytest.MonkeyPatch) -> None:

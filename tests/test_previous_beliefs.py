@@ -74,16 +74,16 @@ def test_small_vocabularies_have_no_error_but_rounding() -> None:
     assert torch.allclose(divergence(now, before).double(), exact(now, before), atol=4e-6)
 
 
-def test_samples_come_and_go_with_their_past() -> None:
+def test_a_samples_past_moves_with_it() -> None:
     logits = [random_logits(2, VOCABULARY, seed=seed) for seed in range(4)]
     past = PastBeliefs(3, 2, VOCABULARY, torch.device("cpu"))
+    past.move(2, 1)  # Before the first pass there is nothing to move.
     for sample in range(3):
         rows = torch.arange(2 * sample, 2 * sample + 2)
         past.kl_then_keep(Belief.of_logits(logits[sample], MASK), rows)
-    past.keep([0, 2])
-    past.append(PastBeliefs(2, 2, VOCABULARY, torch.device("cpu")))
+    past.move(2, 1)
     for place, sample in ((0, 0), (1, 2)):
         rows = torch.arange(2 * place, 2 * place + 2)
         kl = past.kl_then_keep(Belief.of_logits(logits[3], MASK), rows)
         assert torch.allclose(kl.double(), exact(logits[3], logits[sample]), atol=1e-5)
-    assert past.num_bytes == 4 * 2 * (VOCABULARY + 1) * 4, "room is taken once"
+    assert past.num_bytes == 3 * 2 * (VOCABULARY + 1) * 4, "memory is taken once"

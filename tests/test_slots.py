@@ -1,4 +1,4 @@
-"""Fixed shapes: every pass computes all slots, nothing moves, and results are what they were."""
+"""Fixed shapes: passes of few numbers of rows, and results are what they were."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from helpers.random_model import LIVELY, random_model
 from torch import Tensor
 
 import lrd
+from lrd import slots
+from lrd.canvases import StopReason
 from lrd.models.checkpoint import LoadedModel
-from lrd.sample import Readout
+from lrd.slots import few_numbers
 
 
 def run_fixed(
@@ -36,16 +38,80 @@ def run_fixed(
 
 
 @pytest.mark.parametrize("num_slots", [1, 3, 16])
-def test_every_pass_has_the_same_shape(num_slots: int, model: LoadedModel) -> None:
+def test_a_pass_computes_busy_rows_in_few_numbers(num_slots: int, model: LoadedModel) -> None:
     observed = Observed(model)
     samples, engine = run_fixed(observed, requests(), num_slots)
+    seen = [len(embeds) for embeds in observed.passes]
+    assert set(seen) == {1: {1}, 3: {1, 2, 3}, 16: {1, 2, 4, 8}}[num_slots]
+    assert seen == sorted(seen, reverse=True), "rows end, and the others are the first ones"
+    assert engine.num_slot_passes == sum(seen)
+    useful = sum(sample.num_forwards for sample in samples.values())
+    assert engine.num_slot_passes <= 1.35 * useful
+    assert_same(samples, run(model, UNEVEN, requests())[0])
+
+
+@pytest.mark.parametrize("num_slots", [1, 3, 16])
+def test_all_slots_are_computed_where_that_is_asked_for(num_slots: int, model: LoadedModel) -> None:
+    observed = Observed(model)
+    samples, engine = run_fixed(observed, requests(), num_slots, pass_rows="all")
     assert {len(embeds) for embeds in observed.passes} == {num_slots}
     assert engine.num_slot_passes == num_slots * engine.num_passes
     assert_same(samples, run(model, UNEVEN, requests())[0])
 
 
+@pytest.mark.parametrize(
+    ("num_slots", "numbers"),
+    [
+        (1, {1}),
+        (3, {1, 2, 3}),
+        (16, {1, 2, 4, 8, 12, 16}),
+        (30, {1, 2, 4, 8, 12, 16, 24, 30}),
+    ],
+)
+def test_numbers_of_rows_are_few_and_near(num_slots: int, numbers: set[int]) -> None:
+    found = {busy: few_numbers(busy, num_slots) for busy in range(1, num_slots + 1)}
+    assert set(found.values()) == numbers
+    assert all(busy <= rows < 2 * busy or rows == 1 for busy, rows in found.items())
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_head_runs_for_about_the_open_positions(
+    setting: str, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fixed shapes ask for a multiple of OPEN_STEP; all slots, for every position of a block."""
+    if SETTINGS[setting].cfg_scale:
+        pytest.skip("the head runs twice")
+    monkeypatch.setattr(slots, "OPEN_STEP", 4)
+
+    class Counted(LoadedModel):
+        def head(self, hidden: Tensor) -> Tensor:
+            asked.append(len(hidden))
+            return super().head(hidden)
+
+    model.__class__ = Counted
+    needed: list[int] = []
+    step = slots.step
+
+    def watched(model: Any, config: Any, state: Any, draws: Any) -> None:
+        running = (state.stop_B == StopReason.RUNNING)[:, None]
+        blocks = state.canvas_BG.view(len(state.stop_B), -1, config.block_tokens)
+        block = blocks[torch.arange(len(blocks)), state.block_B]
+        needed.append(int(((block == model.mask_id) & running).sum()))
+        step(model, config, state, draws)
+
+    monkeypatch.setattr(slots, "step", watched)
+    for pass_rows in ("busy", "all"):
+        asked: list[int] = []
+        needed.clear()
+        run_fixed(model, requests(), config=SETTINGS[setting], pass_rows=pass_rows)
+        if pass_rows == "all":
+            assert set(asked) == {3 * SETTINGS[setting].block_tokens}
+        else:
+            assert [-(-n // 4) * 4 for n in needed] == asked
+
+
 @pytest.mark.parametrize("setting", [name for name, c in SETTINGS.items() if not c.caches])
-def test_every_bit_is_the_samples_own(setting: str, model: LoadedModel) -> None:
+def test_with_all_rows_every_bit_is_the_samples_own(setting: str, model: LoadedModel) -> None:
     """Whatever else is in the batch: equal shapes are computed by equal kernels.
 
     Not with a cache: a full pass has as many rows as need one, so there samples are equal to
@@ -54,37 +120,21 @@ def test_every_bit_is_the_samples_own(setting: str, model: LoadedModel) -> None:
     config = SETTINGS[setting]
     padded = [request for request in requests() if len(request.prompt) < 9]
     for request in padded:
-        alone, _ = run_fixed(model, [request], config=config)
+        alone, _ = run_fixed(model, [request], config=config, pass_rows="all")
         others = [other for other in padded if other is not request]
-        together, _ = run_fixed(model, [request, *others], config=config)
+        together, _ = run_fixed(model, [request, *others], config=config, pass_rows="all")
         ours, theirs = (dataclasses.asdict(s[request.key]) for s in (together, alone))
         # As text, since NaN, a trace's first value, is equal to nothing.
         assert all(str(ours[k]) == str(theirs[k]) for k in ours if k != "seconds")
 
 
-def test_a_sample_leaves_at_most_one_check_and_one_pass_later(model: LoadedModel) -> None:
-    expected, _ = run(model, UNEVEN, requests())
-    for passes_a_read in (1, 2, 5):
-        for request in requests():
-            samples, engine = run_fixed(model, [request], passes_a_read=passes_a_read)
-            ended = samples[request.key].num_forwards
-            assert samples[request.key].num_forwards == expected[request.key].num_forwards
-            assert ended + 1 <= engine.num_passes <= ended + passes_a_read
-            assert engine.num_passes % passes_a_read == 1 % passes_a_read
-
-
-def test_a_snapshot_shows_the_state_when_it_was_taken(model: LoadedModel) -> None:
-    """The host reads it while later passes change the state."""
-    engine = lrd.Engine(model, UNEVEN, 2, 9, fixed_shapes=True)
-    engine.submit(requests()[0])
-    engine.step()
-    with torch.inference_mode():
-        readout = Readout(engine.canvases, copied=True)
-        before = readout.sample(0, model, "then", 0.0)
-        engine.step()
-        assert str(readout.sample(0, model, "then", 0.0)) == str(before)
-        assert Readout(engine.canvases, copied=False).sample(0, model, 0, 0.0).num_forwards == 2
-    assert before.num_forwards == 1
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_sample_leaves_with_its_last_pass(setting: str, model: LoadedModel) -> None:
+    expected, _ = run(model, SETTINGS[setting], requests())
+    for request in requests():
+        samples, engine = run_fixed(model, [request], config=SETTINGS[setting])
+        assert samples[request.key].num_forwards == expected[request.key].num_forwards
+        assert engine.num_passes == samples[request.key].num_forwards
 
 
 def test_the_mask_does_not_come_and_go_with_the_neighbours(model: LoadedModel) -> None:
@@ -127,7 +177,7 @@ def test_slots_are_divided(model: LoadedModel) -> None:
     engine.max_busy = 2
     engine.step()
     assert (engine.num_busy, engine.num_waiting) == (2, 5)
-    assert len(observed.passes[0]) == 4
+    assert len(observed.passes[0]) == 2
     engine.max_busy = 4
     samples = []
     while engine.busy:
@@ -165,13 +215,14 @@ def test_a_prompt_that_there_is_no_memory_to_place_still_waits(
     samples = []
     while engine.busy:
         samples += engine.step()
-    assert engine.num_slots == 2
+    assert engine.num_slots == 1, "two were busy"
     assert_same({s.key: s for s in samples}, run(model, UNEVEN, requests())[0])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_a_pass_does_not_wait_for_the_device(setting: str) -> None:
+def test_a_pass_does_not_wait_for_the_device(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host waits between passes alone."""
     model = random_model(**LIVELY)
     expected, _ = run(model, SETTINGS[setting], requests())
     model.transformer.cuda()
@@ -182,11 +233,17 @@ def test_a_pass_does_not_wait_for_the_device(setting: str) -> None:
     samples = []
     for _ in range(3):  # cuBLAS and the allocator may wait at first.
         samples += engine.step()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        while engine.busy:
-            samples += engine.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    step = slots.step
+
+    def watched(*arguments: Any) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(slots, "step", watched)
+    while engine.busy:
+        samples += engine.step()
     agree = sum(sample.canvas == expected[sample.key].canvas for sample in samples)
     assert agree >= len(PROMPTS) - 1, "rounding may decide one"

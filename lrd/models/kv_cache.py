@@ -44,7 +44,7 @@ class Window:
 
 
 class KVCache:
-    """Keys and values of B rows. Rows are added and dropped as those of the canvases."""
+    """Keys and values of B rows, those of the canvases."""
 
     def __init__(
         self,
@@ -72,20 +72,12 @@ class KVCache:
         return math.prod(kept.shape[1:]) * kept.element_size()
 
     def take_memory(self) -> None:
-        """Rows that were added get their memory at the first pass, as those of past beliefs."""
-        missing = self._num_rows - len(self.kept_BN2PKE)
-        if missing > 0:
+        """Memory for all rows, at the first pass."""
+        if not len(self.kept_BN2PKE):
             kept = self.kept_BN2PKE
-            new = kept.new_zeros(missing, *kept.shape[1:])
-            self.kept_BN2PKE = torch.cat([kept, new]) if len(kept) else new
+            self.kept_BN2PKE = kept.new_zeros(self._num_rows, *kept.shape[1:])
 
-    def keep(self, rows: list[int]) -> None:
-        """Drop every other row, in place: these may be most of the engine's memory."""
-        for new, old in enumerate(rows):
-            if new != old < len(self.kept_BN2PKE):
-                self.kept_BN2PKE[new] = self.kept_BN2PKE[old]
-        self._num_rows = len(rows)
-
-    def append(self, num_rows: int) -> None:
-        """Add rows, which hold nothing yet."""
-        self._num_rows += num_rows
+    def move(self, old: int, new: int) -> None:
+        """Put what is kept of a row into another row."""
+        if len(self.kept_BN2PKE):
+            self.kept_BN2PKE[new] = self.kept_BN2PKE[old]

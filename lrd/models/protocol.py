@@ -119,7 +119,12 @@ def wants_fixed_shapes(model: DiffusionModel) -> bool:
     """Whether every pass should have the same shapes: on devices other than the CPU, where reading
     a tensor waits for the device, and for a model that is compiled for its shapes.
     """
-    return model.embedding_table.device.type != "cpu" or bool(getattr(model, "compiled", False))
+    return model.embedding_table.device.type != "cpu" or is_compiled(model)
+
+
+def is_compiled(model: DiffusionModel) -> bool:
+    """Whether the model's passes are compiled for their shapes."""
+    return bool(getattr(model, "compiled", False))
 
 
 def is_split(model: DiffusionModel) -> TypeGuard[SplitModel]:
