@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -200,7 +201,8 @@ class Canvases:
         """The first rows, as views; `take` writes back what a pass has replaced."""
         if num_rows == len(self.stop_B):
             return self
-        return replace(self, **{name: value[:num_rows] for name, value in self._tensors()})
+        views: dict[str, Any] = {name: value[:num_rows] for name, value in self._tensors()}
+        return replace(self, **views)
 
     def take(self, part: Canvases) -> None:
         """Write the rows of `part`, made by `first`, where they are not in this state's memory."""

@@ -33,8 +33,8 @@ LAST = 1e30
 
 @dataclass(slots=True)
 class Reading:
-    """The values of a pass's beliefs that decisions need. Where only open positions are computed, the
-    others hold zeros."""
+    """The values of a pass's beliefs that decisions need. Where open positions alone are computed,
+    the others hold zeros."""
 
     entropy_BK: Tensor
     kl_BK: Tensor

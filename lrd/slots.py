@@ -1,8 +1,8 @@
 """Slots: the rows of the canvases, and the prompts that occupy them.
 
-Busy rows are always the first ones: where a sample ends and no prompt waits, the last busy row moves
-into its place. So a pass computes the first rows alone; where shapes are fixed a few more, up to one
-of few numbers of rows. `engine.py` runs the passes.
+Busy rows are always the first ones: where a sample ends and no prompt waits, the last busy row
+moves into its place. So a pass computes the first rows alone; where shapes are fixed a few more, up
+to one of few numbers of rows. `engine.py` runs the passes.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ class Slots:
         num_busy = len(self._occupied)
         if self._all_rows:
             return self._num_slots
-        return few_numbers(num_busy, self._num_slots) if self._is_fixed else num_busy
+        if not self._is_fixed:
+            return num_busy
+        return few_numbers(num_busy, self._num_slots, is_compiled(self._model))
 
     def _plan(self, part: Canvases) -> None:
         """Set what the host decides of the next pass, from what it has read after the last one."""
@@ -185,7 +187,7 @@ class Slots:
         return samples
 
     def _look(self) -> list[list[int]]:
-        """Of each busy row after the pass: whether it has ended, and where shapes are fixed its open
+        """Of each busy row after the pass: its StopReason, and where shapes are fixed its open
         positions, its block, and whether its next pass is a full one."""
         state = self.canvases.first(len(self._occupied))
         found = [state.stop_B]
@@ -198,7 +200,11 @@ class Slots:
         return rows
 
 
-def few_numbers(num_busy: int, num_slots: int) -> int:
-    """Rows of a pass for so many busy ones: one of few numbers, so that there are few shapes."""
-    step = 1 if num_busy <= 2 else 2 if num_busy <= 4 else 4 if num_busy <= 16 else 8
+def few_numbers(num_busy: int, num_slots: int, compiled: bool) -> int:
+    """Rows of a pass for so many busy ones: one of few numbers, so that there are few shapes. For
+    a compiled model fewer, since each is compiled, or captured as a graph."""
+    if compiled:
+        step = 1 if num_busy <= 2 else 2 if num_busy <= 4 else 4 if num_busy <= 16 else 8
+    else:
+        step = 1 if num_busy <= 8 else 2 if num_busy <= 32 else 4
     return min(num_slots, -(-num_busy // step) * step)

@@ -56,7 +56,8 @@ def test_a_row_that_enters_a_block_waits_for_no_pass(temperature: float) -> None
     """All commit one token a pass, so a block takes four."""
     _, seen = plans(temperature=temperature)
     full = [number for number, planned in enumerate(seen) if planned]
-    assert full == [0, 4, 8, 12] and len(seen) == 16
+    assert full == [0, 4, 8, 12]
+    assert len(seen) == 16
     assert all(planned == [(2, 25), (1, 25)] for planned in seen if planned)
 
 

@@ -42,11 +42,12 @@ def test_a_pass_computes_busy_rows_in_few_numbers(num_slots: int, model: LoadedM
     observed = Observed(model)
     samples, engine = run_fixed(observed, requests(), num_slots)
     seen = [len(embeds) for embeds in observed.passes]
-    assert set(seen) == {1: {1}, 3: {1, 2, 3}, 16: {1, 2, 4, 8}}[num_slots]
+    assert max(seen) == min(num_slots, len(PROMPTS))
+    assert min(seen) == 1
     assert seen == sorted(seen, reverse=True), "rows end, and the others are the first ones"
     assert engine.num_slot_passes == sum(seen)
     useful = sum(sample.num_forwards for sample in samples.values())
-    assert engine.num_slot_passes <= 1.35 * useful
+    assert engine.num_slot_passes == useful
     assert_same(samples, run(model, UNEVEN, requests())[0])
 
 
@@ -60,18 +61,22 @@ def test_all_slots_are_computed_where_that_is_asked_for(num_slots: int, model: L
 
 
 @pytest.mark.parametrize(
-    ("num_slots", "numbers"),
+    ("num_slots", "compiled", "numbers"),
     [
-        (1, {1}),
-        (3, {1, 2, 3}),
-        (16, {1, 2, 4, 8, 12, 16}),
-        (30, {1, 2, 4, 8, 12, 16, 24, 30}),
+        (1, False, {1}),
+        (3, True, {1, 2, 3}),
+        (16, False, {*range(1, 9), 10, 12, 14, 16}),
+        (16, True, {1, 2, 4, 8, 12, 16}),
+        (30, True, {1, 2, 4, 8, 12, 16, 24, 30}),
+        (40, False, {*range(1, 9), *range(10, 33, 2), 36, 40}),
     ],
 )
-def test_numbers_of_rows_are_few_and_near(num_slots: int, numbers: set[int]) -> None:
-    found = {busy: few_numbers(busy, num_slots) for busy in range(1, num_slots + 1)}
+def test_numbers_of_rows_are_few_and_near(
+    num_slots: int, compiled: bool, numbers: set[int]
+) -> None:
+    found = {busy: few_numbers(busy, num_slots, compiled) for busy in range(1, num_slots + 1)}
     assert set(found.values()) == numbers
-    assert all(busy <= rows < 2 * busy or rows == 1 for busy, rows in found.items())
+    assert all(busy <= rows <= (1.6 if compiled else 1.2) * busy for busy, rows in found.items())
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
