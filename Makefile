@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench chaos clean
+.PHONY: demo test check bench gpu-check chaos clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,6 +24,9 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m jobs.bench.decode
+
+gpu-check:  # Where there is a GPU, with the Python that has its torch; installs nothing.
+	$(PYTHON) -m jobs.bench.gpu
 
 chaos: $(INSTALLED)
 	$(BIN)/python tests/chaos.py

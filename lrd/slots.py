@@ -25,6 +25,7 @@ from lrd.sample import Readout, Sample, on_host
 
 PaddingSide = Literal["left", "right"]
 PassRows = Literal["busy", "all"]
+PASS_ROWS: tuple[PassRows, ...] = ("busy", "all")
 """Rows that a pass computes where shapes are fixed: those that are busy, or all slots."""
 OPEN_STEP = 32
 """Where shapes are fixed the head runs for a multiple of so many positions."""

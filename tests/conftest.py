@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 os.environ["OMP_NUM_THREADS"] = "1"
 # Ray runs its workers at nice 15: on a busy machine tests would wait for them.
@@ -11,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from helpers import golden
 from helpers.random_model import LIVELY, random_model
@@ -33,6 +33,8 @@ def ray_session() -> None:
 
     Its processes can import the tests' modules.
     """
+    import ray  # Not above: tests that need no Ray run where there is none.
+
     if ray.is_initialized():
         return
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
@@ -48,6 +50,8 @@ def ray_session() -> None:
 @pytest.fixture
 def no_ray() -> Iterator[None]:
     """No session before the test, none after; not for a module that uses `ray_session`."""
+    import ray
+
     ray.shutdown()
     yield
     ray.shutdown()
@@ -62,7 +66,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_unconfigure() -> None:
-    ray.shutdown()
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 def pytest_configure() -> None:

@@ -1,10 +1,12 @@
-"""The GPU benchmark's arithmetic, and its measuring on small shapes without a GPU."""
+"""The GPU check: its arithmetic, every stage rehearsed without a GPU, and what a stage costs that
+fails or hangs."""
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +14,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import lrd
-from jobs.bench import gpu
-from jobs.bench.gpu import MODELS, measure, num_flops, random_model, table_row
-from lrd import DecodingConfig
-from lrd.memory import memory_of
+from jobs.bench import gpu, gpu_stages
+from jobs.bench.gpu_models import MODELS, num_flops, small
+from jobs.bench.gpu_stages import STAGES, Bench
 from lrd.models.checkpoint import LoadedModel
 from lrd.models.transformer import Transformer, TransformerConfig
 
-SMALL = {
-    name: dataclasses.replace(
-        config, num_layers=3, width=64, num_heads=4, mlp_width=96, table_rows=200,
-        num_kv_heads=2 if config.num_kv_heads < config.num_heads else 4,
-    )
-    for name, config in MODELS.items()
-}  # fmt: skip
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(("name", "billions"), [("llada-8b", 8.02), ("dream-7b", 7.62)])
@@ -37,7 +31,7 @@ def test_shapes_are_those_of_the_models(name: str, billions: float) -> None:
     assert count / 1e9 == pytest.approx(billions, abs=0.005)
 
 
-@pytest.mark.parametrize("config", [*SMALL.values(), *MODELS.values()])
+@pytest.mark.parametrize("config", [*map(small, MODELS.values()), *MODELS.values()])
 def test_flops_are_those_that_torch_counts(config: TransformerConfig) -> None:
     slots, length, read = 3, 40, 8
     with torch.device("meta"):
@@ -50,81 +44,126 @@ def test_flops_are_those_that_torch_counts(config: TransformerConfig) -> None:
     assert num_flops(config, slots, length, slots * read) == counter.get_total_flops()
 
 
-CONFIG = DecodingConfig(gen_length=32, block_length=16)
+def bench(seconds: float = 300.0) -> Bench:
+    return Bench("cpu", seconds, time.monotonic())
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_passes_are_timed_after_the_warm_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that each pass through the blocks moves on: 100 s while warm, 3 s after."""
-    clock, hidden = [0.0, 0.0], LoadedModel.hidden
-
-    def slow(*args: Any) -> torch.Tensor:
-        clock[0] += 100.0 if clock[1] < gpu.WARM_PASSES else 3.0
-        clock[1] += 1
-        return hidden(*args)
-
-    monkeypatch.setattr(LoadedModel, "hidden", slow)
-    monkeypatch.setattr(gpu, "now", lambda device: clock[0])
-    model = random_model(SMALL[name], "cpu", "none")
-    assert gpu.time_forward(model, CONFIG, slots=2, prompt=8) == pytest.approx(3.0)
-    clock[1] = 0.0
-    refined = gpu.REFINED.model_copy(update={"gen_length": 32, "block_length": 16})
-    assert gpu.time_steps(model, refined, slots=2, prompt=8) == pytest.approx(3.0)
+def test_all_stages_together_take_less_than_eight_minutes() -> None:
+    limits = [seconds + gpu.GRACE for _, seconds in STAGES.values()]
+    assert sum(limits) <= 490
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_a_cases_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = random_model(SMALL[name], "cpu", "none")
-    assert model.embedding_table.dtype == torch.bfloat16
-    forward, baseline, refined = iter([0.5, 0.002, 0.004]), iter([9.0, 0.01, 0.02]), iter([3.0] * 3)
-    dual = iter([0.2, 0.9, 0.1])
-    monkeypatch.setattr(gpu, "time_forward", lambda *_: next(forward))
-
-    def time_steps(_: Any, config: lrd.DecodingConfig, *__: Any) -> float:
-        if config.caches:
-            assert (config.kv_cache, config.block_length) == ("dual", 32)
-            return next(dual)
-        return next(refined if config.mixes else baseline)
-
-    monkeypatch.setattr(gpu, "time_steps", time_steps)
-    case = measure(name, model, CONFIG, slots=6, prompt=8, repeats=3, peak_tflops=1e-3)
-    assert case is not None
-    found = (case.forward_ms, case.baseline_ms, case.refined_ms)
-    assert found == pytest.approx((4.0, 20.0, 3000.0))
-    assert case.lrd_over_baseline == pytest.approx(150.0)
-    assert case.dual_ms == pytest.approx(200.0)
-    assert case.dual_gain == pytest.approx(30 / 4.8), "a full pass of 3 s, nine of 0.2 s"
-    assert case.tokens_per_second == pytest.approx(2.0), "a token a pass in each of six slots"
-    assert case.mfu == pytest.approx(num_flops(SMALL[name], 6, 40, 6 * 16) / 0.004 / 1e9)
-    sizes = {"gen_length": 32, "block_length": 16}
-    plain = gpu.REFINED.model_copy(update=sizes)
-    cached = plain.model_copy(update={"block_length": 32, "kv_cache": "dual"})
-    totals = [memory_of(model, config, 8, 6).total for config in (plain, cached)]
-    assert case.formula_bytes == max(totals)
-    row = table_row(dataclasses.replace(case, mfu=0.25, peak_bytes=3 << 29, formula_bytes=1 << 30))
-    assert row.split() == [
-        *(name, "32", "6", "4.0", "25.0%", "20.0", "3000.0", "150.000", "200.0", "6.25"),
-        *("2.0", "1.50", "1.00"),
-    ]
-    assert table_row(dataclasses.replace(case, mfu=None)).split()[4] == "?"
+SAYS: dict[str, set[str]] = {
+    "machine": {"tflops", "tb_per_s", "kernel"},
+    "golden": {"passed", "records"},
+    "syncs": {"waits", "setting"},
+    "steps": {"hidden_ms", "hidden_mask_ms", "lrd_over_baseline", "formula_gib", "tokens_per_s"},
+    "caches": {"block_ms", "full_ms", "gain_at_10_passes_a_block"},
+    "rows": {"bits_equal", "canvas_equal"},
+    "profile": {"kernels", "top"},
+    "compile": {"first_s", "eager_ms", "relative_error"},
+    "graphs": {"skipped"},
+}
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_a_case_is_measured(name: str) -> None:
-    model = random_model(SMALL[name], "cpu", "none")
-    case = measure(name, model, CONFIG, slots=2, prompt=8, repeats=1, peak_tflops=1e-3)
-    assert case is not None
-    assert case.lrd_over_baseline == pytest.approx(case.refined_ms / case.baseline_ms)
-    assert case.tokens_per_second == pytest.approx(2e3 / case.refined_ms)
-    flops = num_flops(SMALL[name], 2, 40, 32)
-    assert case.mfu == pytest.approx(flops / (case.forward_ms / 1e3) / 1e9)
+@pytest.mark.parametrize("stage", [*STAGES])
+def test_a_stage_is_rehearsed(stage: str) -> None:
+    """What each says, and that a line can be JSON."""
+    lines = list(STAGES[stage][0](bench()))
+    said: set[str] = set().union(*lines)
+    assert said >= SAYS[stage]
+    assert not [line for line in lines if "error" in line]
+    assert json.loads(json.dumps(lines)) == lines
+    if stage == "golden":
+        assert lines[0]["passed"] >= 3
+        assert lines[0]["code"] == 0
+        assert any("llada_c_tied" in line for line in lines[0]["records"])
+    elif stage in ("syncs", "rows", "steps", "caches", "compile"):
+        assert {line["model"] for line in lines} == set(MODELS)
+    if stage == "compile":
+        assert all(line["relative_error"] < 0.02 for line in lines)
+
+
+def test_no_case_begins_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of its own: 50 s a case, 120 s for all."""
+    clock = [0.0]
+    monkeypatch.setattr(gpu_stages.time, "monotonic", lambda: clock[0])
+
+    def case(*_: Any) -> dict[str, Any]:
+        clock[0] += 50.0
+        return {}
+
+    monkeypatch.setattr(gpu_stages, "_step_case", case)
+    monkeypatch.setattr(gpu_stages, "CASES", ((32, 1),) * 5)
+    monkeypatch.setattr(Bench, "small", False)
+    monkeypatch.setattr(Bench, "model", lambda *_: None)
+    begun = list(gpu_stages.steps(Bench("cpu", 120.0, 0.0)))
+    assert len(begun) == 3, "at 0, 50 and 100 s"
+
+
+def test_memory_that_runs_out_costs_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    def case(*_: Any) -> dict[str, Any]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried\nmore")
+
+    monkeypatch.setattr(gpu_stages, "_step_case", case)
+    found = list(gpu_stages.steps(bench()))
+    assert [line["error"] for line in found] == ["CUDA out of memory. Tried"] * 2
+
+
+@pytest.mark.parametrize(
+    ("script", "lines", "end"),
+    [
+        ("print('{}')", ["{}"], "ok"),
+        ("print('{}', flush=True); import time; time.sleep(60)", ["{}"], "late"),
+        ("print('{}'); raise ValueError('no luck')", ["{}"], "failed: ValueError: no luck"),
+        ("import os; os._exit(9)", [], "failed: exit code 9"),
+    ],
+)
+def test_how_a_stage_ends(script: str, lines: list[str], end: str) -> None:
+    began = time.monotonic()
+    assert list(gpu.lines_of([sys.executable, "-c", script], 3.0)) == [*lines, end]
+    assert time.monotonic() - began < 30
+
+
+def test_a_stage_that_fails_costs_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def lines_of(words: list[str], seconds: float) -> list[str]:
+        stage = words[words.index("--stage") + 1]
+        assert seconds == pytest.approx(STAGES[stage][1] + gpu.GRACE)
+        return ["failed: no luck"] if stage == "rows" else [f'{{"stage": "{stage}"}}', "ok"]
+
+    monkeypatch.setattr(gpu, "lines_of", lines_of)
+    out = tmp_path / "found.jsonl"
+    args = ["--device", "cpu", "--stages", "machine", "rows", "steps", "--out", str(out)]
+    assert gpu.run(gpu.parser().parse_args(args)) == 1
+    told = capsys.readouterr()
+    lines = told.out.splitlines()
+    assert lines[:2] == ['{"stage": "machine"}', '{"stage": "steps"}']
+    ends = {"machine": "ok", "rows": "failed: no luck", "steps": "ok"}
+    assert json.loads(lines[-1])["stages"] == ends
+    assert out.read_text().splitlines() == lines
+    assert "stage rows: failed: no luck" in told.err
+
+
+def test_neither_ray_nor_datasets_is_needed() -> None:
+    script = (
+        "import sys; sys.modules.update(ray=None, datasets=None)\n"
+        "from jobs.bench.gpu import run_stage\n"
+        "for name in ('machine', 'syncs'): run_stage(name, 'cpu', 60)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert {json.loads(line)["stage"] for line in ran.stdout.splitlines()} == {"machine", "syncs"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so_in_one_line() -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "jobs.bench.gpu"],
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jobs.bench import predict
-from jobs.bench.gpu import MODELS
+from jobs.bench.gpu_models import MODELS
 from jobs.bench.predict import (
     DEVICES,
     Device,

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from jobs.bench.gpu import MODELS
+from jobs.bench.gpu_models import MODELS
 from jobs.bench.peers import blocks_of
 from jobs.bench.step import REFINED
 from jobs.output import OK, Parser, command

@@ -35,6 +35,9 @@ SMALL_CACHE, SHARED_CACHE = HERE / "golden_cache", OUTSIDE / "golden_cache"
 TINY_WEIGHTS = "91a1caba39f061f93a89dcb1e9945ed4cf840e9814186e0e8a28f794048723e8"
 """SHA-256 of the weights behind the records of `tiny`: the embedded model may be trained on."""
 
+DEVICE = os.environ.get("LRD_TEST_DEVICE", "cpu")
+"""Where records are compared; `jobs.bench.gpu` sets it."""
+
 TIE = 2e-5
 """Logits of correct float32 implementations differ by about 1e-5 (the golden README), so where
 two tokens' log-probabilities, or a mass and top_p, are nearer than this, rounding decides."""
@@ -93,14 +96,14 @@ def skip(request: pytest.FixtureRequest, record: Record, reason: str) -> None:
 
 @cache
 def load(folder: Path, dtype: str) -> LoadedModel:
-    model = lrd.load_model(folder, dtype=dtype)
+    model = lrd.load_model(folder, device=DEVICE, dtype=dtype)
     assert isinstance(model, LoadedModel)
     return model
 
 
 @cache
 def tensors(folder: Path, kind: str) -> dict[str, torch.Tensor]:
-    return load_file(folder / f"{kind}.safetensors")
+    return load_file(folder / f"{kind}.safetensors", device=DEVICE)
 
 
 def meta(folder: Path) -> dict[str, Any]:
