@@ -76,10 +76,10 @@ class DecodingConfig(BaseModel):
     max_refine_steps: int = Field(
         20, ge=0, le=MAX_REFINE_STEPS, description="refinement passes at most [T_refine]"
     )
-    refinement: Literal["initial", "auto"] | int = Field(
+    refinement: Literal["initial", "first", "auto"] | int = Field(
         "initial",
-        description="initial: once a block; auto: before every commitment; k: exactly k passes "
-        "before every commitment (LF x k)",
+        description="initial: once a block; first: in the first block alone; auto: before every "
+        "commitment; k: exactly k passes before every commitment (LF x k)",
     )
     early_stop: bool = Field(False, description="end a block once the monitor has converged")
     reduction: Literal["mean", "max", "sum"] = Field("mean", description="of KL over positions")
@@ -286,6 +286,6 @@ class DecodingConfig(BaseModel):
         """No sample can take more passes than this."""
         # A schedule of more steps than tokens has passes that commit nothing.
         decode_steps = max(self.gen_length, self.steps or 0)
-        phases = self.num_blocks if self.refinement == "initial" else decode_steps
+        phases = {"initial": self.num_blocks, "first": 1}.get(str(self.refinement), decode_steps)
         longest = self.refinement if isinstance(self.refinement, int) else self.max_refine_steps
         return decode_steps + phases * longest

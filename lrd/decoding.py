@@ -225,10 +225,12 @@ def advance(
     decoding_B: Tensor,
     block_done_B: Tensor,
 ) -> None:
-    """Counters for the next pass: refinement starts with a block, or after every commitment
-    (auto, LF×k)."""
-    refine_again_B = block_done_B if config.refinement == "initial" else decoding_B
-    state.refining_B = torch.where(refine_again_B, config.refines, state.refining_B & ~decoding_B)
+    """Counters for the next pass: refinement starts again with every block (initial), after every
+    commitment (auto, LF×k), or never (first)."""
+    state.refining_B &= ~decoding_B
+    if config.refinement != "first":
+        again_B = block_done_B if config.refinement == "initial" else decoding_B
+        state.refining_B = torch.where(again_B, config.refines, state.refining_B)
     state.phase_steps_B.masked_fill_(decoding_B, 0)
     state.pass_in_block_B = torch.where(block_done_B, 0, state.pass_in_block_B + running_B)
     state.decode_in_block_B.masked_fill_(block_done_B, 0)

@@ -247,8 +247,8 @@ PROCEDURES: dict[str, dict[str, Any]] = {
     "auto, stop": {
         **LRD, "refinement": "auto", "tau_refine": 0.5, "early_stop": True, "tau_decode": 0.3,
     },
-    "gate, patience": {
-        **LRD, "early_stop": True, "tau_decode": 0.3, "patience": 2, "stop_max_entropy": 2.0,
+    "first, gate, patience": {
+        **LRD, "refinement": "first", "early_stop": True, "tau_decode": 0.3, "patience": 2, "stop_max_entropy": 2.0,
         "stop_at_eos": False,
     },
     "LF x 2, confidence": {**LRD, "refinement": 2, "confidence_threshold": 0.5},
@@ -382,6 +382,7 @@ INDEPENDENT = {
     "prefix, one block": CACHES["prefix"],
     "suffix 1": {"block_length": 3, "suffix": 1},
     "dual, warm": {**CACHES["dual"], "block_length": 4, "temperature": 0.8},
+    "dual, first": {**CACHES["dual"], "block_length": 4, "refinement": "first", "suffix": 1},
     "dual, auto": {**CACHES["dual"], "block_length": 6, "refinement": "auto", "suffix": 0},
 }
 

@@ -113,7 +113,11 @@ def test_settings_are_frozen_and_can_be_hashed() -> None:
 
 
 def test_settings_survive_json() -> None:
-    for settings in ({"refinement": 3}, {"refinement": "auto", "stop_max_entropy": 0.5}):
+    for settings in (
+        {"refinement": 3},
+        {"refinement": "first"},
+        {"refinement": "auto", "stop_max_entropy": 0.5},
+    ):
         config = DecodingConfig.preset("paper", **settings)
         assert DecodingConfig.model_validate_json(config.model_dump_json()) == config
 
@@ -125,6 +129,9 @@ def test_settings_survive_json() -> None:
         ({"max_refine_steps": 3}, 19),
         ({"max_refine_steps": 3, "block_length": 4}, 28),
         ({"max_refine_steps": 3, "refinement": "auto"}, 64),
+        ({"max_refine_steps": 3, "refinement": "first"}, 19),
+        ({"max_refine_steps": 3, "refinement": "first", "block_length": 4}, 19),
+        ({"max_refine_steps": 0, "refinement": "first", "block_length": 4}, 16),
         ({"max_refine_steps": 3, "refinement": 2}, 48),
         ({"max_refine_steps": 3, "refinement": 2, "block_length": 4}, 48),
     ],

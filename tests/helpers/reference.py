@@ -129,7 +129,8 @@ def decode_one(
     for first in range(0, G, K):
         block = range(first, first + K)
         before: dict[int, Belief] = {}
-        refining, phase_steps, decode_passes, calm = refines, 0, 0, 0
+        refining = refines and (first == 0 or c.refinement != "first")
+        phase_steps, decode_passes, calm = 0, 0, 0
         passes = 0
         o.blocks += 1
         while any(canvas[i] is None for i in block) and not ended_at_eos:
@@ -200,7 +201,7 @@ def decode_one(
                 vectors[i] = table[token[i]]
                 o.commit_step[i] = o.refine_steps + o.decode_steps
             feed_back(p)
-            refining = refines and c.refinement != "initial"
+            refining = refines and c.refinement not in ("initial", "first")
 
             # Ended?
             o.stop_reason = "converged" if stop else "complete"

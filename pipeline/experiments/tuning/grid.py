@@ -15,7 +15,7 @@ from pipeline.experiments.tuning.monitor import FIELDS, monitor_settings
 
 SWEPT = (
     *("r_f", "top_p", "tau_refine", "tau_decode", "entropy_threshold"),
-    *("block_length", "kv_cache", "cache_refresh", "suffix"),
+    *("refinement", "block_length", "kv_cache", "cache_refresh", "suffix"),
 )
 """Fields that a grid may give several values; the monitor is the other one."""
 MONITOR = "monitor"
@@ -79,11 +79,13 @@ def effective(config: DecodingConfig) -> DecodingConfig:
     if not config.early_stop:
         idle |= {"tau_decode", *FIELDS}
     if not config.refines:
-        idle |= {"tau_refine"}
+        idle |= {"tau_refine", "refinement"}
     if isinstance(config.refinement, int):
         idle |= {"tau_refine", "max_refine_steps"}
     if config.num_blocks == 1:
         idle |= {"block_length", "stop_at_eos"}
+        if config.refinement == "first":
+            idle |= {"refinement"}
     if config.cache_refresh == 1:  # Every pass is full.
         idle |= {"kv_cache", "cache_refresh"}
     if isinstance(config.suffix, int) and config.suffix >= config.num_blocks - 1:
