@@ -248,12 +248,15 @@ PROCEDURES: dict[str, dict[str, Any]] = {
         **LRD, "refinement": "auto", "tau_refine": 0.5, "early_stop": True, "tau_decode": 0.3,
     },
     "first, gate, patience": {
-        **LRD, "refinement": "first", "early_stop": True, "tau_decode": 0.3, "patience": 2, "stop_max_entropy": 2.0,
-        "stop_at_eos": False,
+        **LRD, "refinement": "first", "early_stop": True, "tau_decode": 0.3, "patience": 2,
+        "stop_max_entropy": 2.0, "stop_at_eos": False,
     },
     "LF x 2, confidence": {**LRD, "refinement": 2, "confidence_threshold": 0.5},
     "baseline": {"gen_length": 12, "r_f": 0.0, "max_refine_steps": 0, "tokens_per_step": 2},
-    "warm": {**LRD, "temperature": 0.7, "seed": 11, "entropy_threshold": 0.8},
+    "warm, change": {
+        **LRD, "temperature": 0.7, "seed": 11, "entropy_threshold": 0.8, "monitor": "change",
+        "early_stop": True, "tau_decode": 0.3,
+    },
 }  # fmt: skip
 OTHERS = [[3, 1, 4, 1, 5, 9], [2], [7, 7, 7, 20, 30, 40, 44, 0, 11], [8, 45, 2, 8]]
 """Of different lengths; one holds a [MASK]."""

@@ -66,6 +66,25 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "stop: to the letter": {
         "gen_length": 12, "early_stop": True, "tau_decode": 10.0, "tau_refine": 10.0,
     },
+    "change": {**STOP, "monitor": "change", "tau_decode": 0.05},
+    "change: refinement alone": {**LRD, "monitor": "change"},
+    "change: refinement, loose": {**LRD, "monitor": "change", "tau_refine": 9.0},
+    "change: no refinement": {**STOP, "monitor": "change", "max_refine_steps": 0},
+    "change: open": {**STOP, "monitor": "change", "scope": "open", "tau_decode": 0.2},
+    "change: max": {**STOP, "monitor": "change", "reduction": "max", "tau_decode": 0.3},
+    "change: sum, patience 2": {**STOP, "monitor": "change", "reduction": "sum", "patience": 2},
+    "change: gate": {**STOP, "monitor": "change", "stop_max_entropy": 2.0},
+    "change: gate and patience": {
+        **STOP, "monitor": "change", "stop_max_entropy": 2.5, "patience": 2,
+    },
+    "change: auto": {**STOP, "monitor": "change", "refinement": "auto"},
+    "change: LF x 2": {**STOP, "monitor": "change", "refinement": 2},
+    "change: blocks": {**BLOCKS, "monitor": "change", "early_stop": True, "tau_decode": 0.2},
+    "change: blocks, first, no EOS": {
+        **BLOCKS, "monitor": "change", "early_stop": True, "tau_decode": 0.2, "refinement": "first",
+        "stop_at_eos": False,
+    },
+    "change: hot": {**STOP, "monitor": "change", "temperature": 1.5, "seed": 12},
     "rule: 3 tokens": {**LRD, "tokens_per_step": 3},
     "rule: entropy below": {**LRD, "entropy_threshold": 1.0},
     "rule: entropy below 0": {**LRD, "entropy_threshold": 0.0},
@@ -145,6 +164,7 @@ def test_the_settings_reach_every_branch() -> None:
         "refined to the limit",
         "patience waits",
         "gate holds back",
+        "no change yet",
         "stopped early",
         "several committed",
         "sampled",
@@ -154,6 +174,17 @@ def test_the_settings_reach_every_branch() -> None:
         "EOS in a finished block",
     }
     assert {o.refine_converged for o in seen} == {True, False}
+    by_change = [
+        o
+        for setting in SETTINGS
+        if "change" in setting
+        for m in MODELS
+        for o in outcomes(setting, m)
+    ]
+    assert {o.refine_converged for o in by_change} == {True, False}
+    assert {"stopped early", "gate holds back", "patience waits", "no change yet"} <= set().union(
+        *(o.branches for o in by_change)
+    )
     assert any(1 < o.open_at_stop < 8 for o in seen)
     assert any(o.open_at_stop and o.stop_reason != "converged" for o in seen)
     assert any(o.stop_reason == "eos" and 0 not in o.commit_step[:8] for o in seen)

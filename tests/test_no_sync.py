@@ -33,6 +33,7 @@ PROCEDURES: dict[str, dict[str, Any]] = {
     "fast": {},
     "auto": {"refinement": "auto"},
     "first": {"refinement": "first"},
+    "change": {"monitor": "change"},
     "steps": {"steps": 8},
     "drawn": {"temperature": 0.7, "sample_top_p": 0.9},
     "probability": {"confidence_threshold": 0.9},

@@ -57,17 +57,33 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(
-    "text", ["none", "mean", "max", "sum:patience=3", "mean:scope=open,patience=2,gate=0.25"]
+    "text",
+    [
+        *("none", "mean", "max", "sum:patience=3", "mean:scope=open,patience=2,gate=0.25"),
+        *("none:of=change", "mean:of=change", "max:patience=2,gate=0.5,of=change"),
+    ],
 )
 def test_a_monitors_text_reads_back(text: str) -> None:
     for preset in ("fast", "paper", "baseline"):
         assert monitor_name(DecodingConfig.preset(preset, **monitor_settings(text))) == text
 
 
-@pytest.mark.parametrize("text", ["median", "mean:gate", "mean:window=3", "mean:patience=0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("median", "mean:gate", "mean:window=3", "mean:patience=0", "mean:of=entropy"),
+        *("none:gate=1", "none:patience=2"),
+    ],
+)
 def test_what_is_not_a_monitor_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"monitor|reduction|patience"):
         DecodingConfig.preset("fast", **monitor_settings(text))
+
+
+def test_folders_of_sweeps_keep_their_names() -> None:
+    """A sweep that was measured before a setting was added is not measured again."""
+    assert run_name(DecodingConfig.preset("paper")) == "a68996c5e2df"
+    assert run_name(DecodingConfig.preset("paper", monitor="change")) != "a68996c5e2df"
 
 
 def test_a_grid_has_every_combination_once_that_decodes_differently() -> None:
@@ -110,6 +126,14 @@ BLOCKS = {"gen_length": 64, "block_length": 16}
         ({"max_refine_steps": 0, "refinement": "auto"}, {"max_refine_steps": 0}),
         ({"refinement": "first"}, {"refinement": "first"}),
         ({"max_refine_steps": 0, "refinement": 2}, {"refinement": 2}),
+        # Nothing is compared with a threshold.
+        ({"monitor": "change", "max_refine_steps": 0}, {"max_refine_steps": 0}),
+        ({"monitor": "change", "refinement": 2}, {"refinement": 2}),
+        ({"monitor": "change"}, {"monitor": "change"}),
+        (
+            {"monitor": "change", "refinement": 2, "early_stop": True},
+            {"monitor": "change", "refinement": 2, "early_stop": True},
+        ),
         # Three blocks lie behind the first.
         ({"suffix": 3}, {}),
         ({"suffix": 2}, {"suffix": 2}),

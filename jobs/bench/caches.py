@@ -231,6 +231,7 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
         for case in cases(task.gen_length, args.blocks):
             if case.group not in args.groups:
                 continue
+            config = case.config(task.gen_length)
             facts = {
                 "model": args.label or Path(args.model).name,
                 "model_digest": digest,
@@ -242,7 +243,7 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
                 "group": case.group,
                 "labels": case.labels,
                 "against": case.against,
-                "decoding": case.config(task.gen_length).model_dump(),
+                "decoding": config.model_dump(exclude=config.unrecorded),
             }
             found.append(Cell(prompts, case, facts))
     return found

@@ -76,8 +76,11 @@ def effective(config: DecodingConfig) -> DecodingConfig:
     idle: set[str] = set()
     if not config.mixes:
         idle |= {"top_p"}
+    refines_by_threshold = config.refines and not isinstance(config.refinement, int)
     if not config.early_stop:
         idle |= {"tau_decode", *FIELDS}
+        if refines_by_threshold:
+            idle -= {"monitor"}
     if not config.refines:
         idle |= {"tau_refine", "refinement"}
     if isinstance(config.refinement, int):
@@ -102,7 +105,8 @@ def effective(config: DecodingConfig) -> DecodingConfig:
 
 def run_name(config: DecodingConfig) -> str:
     """A short name for the config's folder, a digest of all its fields."""
-    return hashlib.blake2b(config.model_dump_json().encode(), digest_size=6).hexdigest()
+    text = config.model_dump_json(exclude=config.unrecorded)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def commit_rule(config: DecodingConfig) -> str:
