@@ -44,7 +44,7 @@ from jobs.bench.sweep_cases import BLOCKS, CACHES, GROUPS, PRESETS, TASKS, Case,
 from jobs.bench.sweep_page import write_page
 from jobs.output import INTERRUPTED, OK, Parser, command, handle_signals, refuse
 from lrd import DecodingConfig, load_model
-from lrd.models.checkpoint import LoadedModel, fingerprint
+from lrd.models.checkpoint import DTYPES, LoadedModel, fingerprint
 from lrd.prompts import encode_prompt
 from pipeline.output.statistics import UNSURE_ENTROPY
 
@@ -296,7 +296,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--problems", type=int, default=1000, help="single problems [1000]")
     made.add_argument("--sheets", type=int, default=500, help="worksheets [500]")
     made.add_argument("--seed", type=int, default=15, help="of the problems [15]")
-    made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    made.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     made.add_argument("--processes", type=int, default=2, help="one thread each [2]")
     made.add_argument(
         "--minutes", type=float, default=1e6, help="start no setting later [no limit]"
