@@ -56,6 +56,8 @@ class Canvases:
     decode_in_block_B: Tensor
     calm_B: Tensor
     """Consecutive decode passes below tau_decode."""
+    divergence_B2: Tensor
+    """`decoding.divergences` of the pass before, where the monitor is their change."""
     refine_steps_B: Tensor
     decode_steps_B: Tensor
     full_passes_B: Tensor
@@ -133,6 +135,7 @@ class Canvases:
             phase_steps_B=integers(B),
             decode_in_block_B=integers(B),
             calm_B=integers(B),
+            divergence_B2=floats(B, 2, fill=float("nan")),
             refine_steps_B=integers(B),
             decode_steps_B=integers(B),
             full_passes_B=integers(B),
@@ -191,6 +194,7 @@ class Canvases:
             self.mix_weight_count_B,
         ):
             counter[row] = 0
+        self.divergence_B2[row] = float("nan")
         self.kl_trace_BT[row] = float("nan")
         self.entropy_trace_BT[row] = float("nan")
         self.refining_B[row] = config.refines
@@ -225,7 +229,10 @@ class Canvases:
 
     def outcomes(self) -> Iterator[tuple[str, Tensor]]:
         """The fields that a sample is made of, by name."""
-        inner = {"embeds_BLD", "attention_mask_BL", "start_B", "prompt_B", "refining_B", "calm_B"}
+        inner = {
+            *("embeds_BLD", "attention_mask_BL", "start_B", "prompt_B", "refining_B", "calm_B"),
+            "divergence_B2",
+        }
         return (named for named in self._tensors() if named[0] not in inner)
 
     def _tensors(self) -> list[tuple[str, Tensor]]:

@@ -18,6 +18,9 @@ Compile = Literal["none", "compile", "graphs"]
 COMMIT_RULES = ("entropy_threshold", "entropy_bound", "confidence_threshold")
 """Rules that replace `tokens_per_step`; at most one may be set. `steps` replaces it too."""
 
+YOUNGER = frozenset({"monitor"})
+"""Settings that were added after runs had been recorded without them."""
+
 MAX_REFINE_STEPS = 10_000
 MAX_FORWARDS = 1_000_000
 """Passes that a sample may take at most; each has eight bytes of traces in every slot."""
@@ -71,15 +74,20 @@ class DecodingConfig(BaseModel):
     )
     r_f: float = Field(0.15, ge=0, le=1, description="largest share of token embedding [r_f]")
     top_p: float = Field(0.9, ge=0, le=1, description="mass of the nucleus T; 0: no mixing")
-    tau_refine: float = Field(0.1, ge=0, description="refine until D_t is below, nats")
-    tau_decode: float = Field(0.1, ge=0, description="early stop: D_t below, nats")
+    tau_refine: float = Field(0.1, ge=0, description="refine until the monitor is below, nats")
+    tau_decode: float = Field(0.1, ge=0, description="early stop: the monitor below, nats")
     max_refine_steps: int = Field(
         20, ge=0, le=MAX_REFINE_STEPS, description="refinement passes at most [T_refine]"
     )
-    refinement: Literal["initial", "auto"] | int = Field(
+    refinement: Literal["initial", "first", "auto"] | int = Field(
         "initial",
-        description="initial: once a block; auto: before every commitment; k: exactly k passes "
-        "before every commitment (LF x k)",
+        description="initial: once a block; first: in the first block alone; auto: before every "
+        "commitment; k: exactly k passes before every commitment (LF x k)",
+    )
+    monitor: Literal["kl", "change"] = Field(
+        "kl",
+        description="what must fall below tau_refine and tau_decode. kl: D_t; change: "
+        "|D_t - D_(t-1)|, from a block's third pass on (the paper's Figure 3)",
     )
     early_stop: bool = Field(False, description="end a block once the monitor has converged")
     reduction: Literal["mean", "max", "sum"] = Field("mean", description="of KL over positions")
@@ -245,6 +253,13 @@ class DecodingConfig(BaseModel):
         return cls(**{**settings, **overrides})
 
     @property
+    def unrecorded(self) -> set[str]:
+        """Settings that fingerprints and digests leave out: those of `YOUNGER` at their default,
+        so that a run which was recorded without them is the same run and goes on."""
+        fields = type(self).model_fields
+        return {name for name in YOUNGER if getattr(self, name) == fields[name].default}
+
+    @property
     def block_tokens(self) -> int:
         """Block length in tokens, the whole canvas where none is set."""
         return self.block_length or self.gen_length
@@ -286,6 +301,6 @@ class DecodingConfig(BaseModel):
         """No sample can take more passes than this."""
         # A schedule of more steps than tokens has passes that commit nothing.
         decode_steps = max(self.gen_length, self.steps or 0)
-        phases = self.num_blocks if self.refinement == "initial" else decode_steps
+        phases = {"initial": self.num_blocks, "first": 1}.get(str(self.refinement), decode_steps)
         longest = self.refinement if isinstance(self.refinement, int) else self.max_refine_steps
         return decode_steps + phases * longest

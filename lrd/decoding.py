@@ -45,16 +45,17 @@ def step(
     entropy_BK = reading.entropy_BK
     block_cache.count(model, config, state, running_B)
     failed_B = (open_BK & ~torch.isfinite(entropy_BK)).any(-1)
-    monitor_B, eq6_B = divergences(config, state, reading.kl_BK, open_BK)
-    decoding_B = enter_phase(config, state, eq6_B, running_B)
-    stop_B = early_stop(config, state, monitor_B, entropy_BK, open_BK, decoding_B)
+    divergence_B2 = divergences(config, state, reading.kl_BK, open_BK)
+    monitor_B2 = monitored(config, state, divergence_B2, running_B)
+    decoding_B = enter_phase(config, state, monitor_B2[:, 1], running_B)
+    stop_B = early_stop(config, state, monitor_B2[:, 0], entropy_BK, open_BK, decoding_B)
 
     commit_BK = name_commits(config, state, reading, open_BK)
     commit_BK = (commit_BK | stop_B[:, None]) & decoding_B[:, None] & open_BK
     ids_BK = torch.where(commit_BK, reading.token_BK, ids_BK)
     still_open_BK = open_BK & ~commit_BK
     write_commits(state, ids_BK, commit_BK, position_BK)
-    record_pass(state, eq6_B, entropy_BK, open_BK, running_B, stop_B)
+    record_pass(state, divergence_B2[:, 1], entropy_BK, open_BK, running_B, stop_B)
     next_BKD = next_inputs(model, config, state, reading, ids_BK, still_open_BK)
     write_inputs(state, next_BKD, column_BK, running_B)
 
@@ -64,21 +65,29 @@ def step(
     advance(config, state, running_B, decoding_B, block_done_B)
 
 
-def divergences(
-    config: DecodingConfig, state: Canvases, kl_BK: Tensor, open_BK: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The monitor [B] and Eq. 6's D_t [B] against the pass before; NaN in a block's first."""
-    has_before_B = state.pass_in_block_B > 0
-    monitor_B = beliefs.reduce_kl(kl_BK, open_BK, config.reduction, config.scope)
+def divergences(config: DecodingConfig, state: Canvases, kl_BK: Tensor, open_BK: Tensor) -> Tensor:
+    """D_t [B, 2] against the pass before: as `reduction` and `scope` have it, and Eq. 6's. NaN in a
+    block's first pass."""
+    chosen_B = beliefs.reduce_kl(kl_BK, open_BK, config.reduction, config.scope)
     eq6_B = beliefs.reduce_kl(kl_BK, open_BK, "mean", "block")
-    return (
-        torch.where(has_before_B, monitor_B, torch.nan),
-        torch.where(has_before_B, eq6_B, torch.nan),
-    )
+    has_before_B1 = state.pass_in_block_B[:, None] > 0
+    return torch.where(has_before_B1, torch.stack([chosen_B, eq6_B], dim=-1), torch.nan)
+
+
+def monitored(
+    config: DecodingConfig, state: Canvases, divergence_B2: Tensor, running_B: Tensor
+) -> Tensor:
+    """What tau_decode and tau_refine are compared with [B, 2]: D_t, or how much it changed since
+    the pass before, which is NaN up to a block's second pass."""
+    if config.monitor == "kl":
+        return divergence_B2
+    change_B2 = (divergence_B2 - state.divergence_B2).abs()
+    state.divergence_B2 = torch.where(running_B[:, None], divergence_B2, state.divergence_B2)
+    return change_B2
 
 
 def enter_phase(
-    config: DecodingConfig, state: Canvases, eq6_B: Tensor, running_B: Tensor
+    config: DecodingConfig, state: Canvases, monitor_B: Tensor, running_B: Tensor
 ) -> Tensor:
     """Refine or decode? Counts the pass and returns which samples decode in it [B].
 
@@ -88,7 +97,7 @@ def enter_phase(
         settled_B = state.phase_steps_B >= config.refinement
         by_threshold_B = torch.zeros_like(settled_B)
     else:
-        by_threshold_B = eq6_B < config.tau_refine
+        by_threshold_B = monitor_B < config.tau_refine
         settled_B = by_threshold_B | (state.phase_steps_B >= config.max_refine_steps)
     decoding_B = running_B & (~state.refining_B | settled_B)
     state.all_phases_converged_B &= ~(decoding_B & state.refining_B) | by_threshold_B
@@ -224,10 +233,12 @@ def advance(
     decoding_B: Tensor,
     block_done_B: Tensor,
 ) -> None:
-    """Counters for the next pass: refinement starts with a block, or after every commitment
-    (auto, LF×k)."""
-    refine_again_B = block_done_B if config.refinement == "initial" else decoding_B
-    state.refining_B = torch.where(refine_again_B, config.refines, state.refining_B & ~decoding_B)
+    """Counters for the next pass: refinement starts again with every block (initial), after every
+    commitment (auto, LF×k), or never (first)."""
+    state.refining_B &= ~decoding_B
+    if config.refinement != "first":
+        again_B = block_done_B if config.refinement == "initial" else decoding_B
+        state.refining_B = torch.where(again_B, config.refines, state.refining_B)
     state.phase_steps_B.masked_fill_(decoding_B, 0)
     state.pass_in_block_B = torch.where(block_done_B, 0, state.pass_in_block_B + running_B)
     state.decode_in_block_B.masked_fill_(block_done_B, 0)

@@ -23,6 +23,7 @@ from lrd.engine import Engine, Request
 from lrd.forward import CACHED_ELEMENTS, HEAD_ELEMENTS
 from lrd.models.checkpoint import DTYPES, LoadedModel
 from lrd.models.protocol import DiffusionModel, is_cached, wants_fixed_shapes
+from lrd.models.w8a8 import FORMATS, W8A8Linear
 from lrd.previous_beliefs import EXACT_COLUMNS
 
 MEMINFO = Path("/proc/meminfo")
@@ -98,7 +99,7 @@ def memory_of(
     return Memory(
         weights=_weights(model),
         # Embeddings and mask, tokens and their passes, two traces, counters and flags.
-        state=S * (L * (D * d + 8) + 16 * G + 8 * T + 122) + N * (G + 1) * 8,
+        state=S * (L * (D * d + 8) + 16 * G + 8 * T + 130) + N * (G + 1) * 8,
         past=S * K * (V * (4 if V <= EXACT_COLUMNS else 2) + 4),
         cache=S * model.new_cache(0, L).row_bytes if config.caches and is_cached(model) else 0,
         draws=S * K * V * 8 if config.temperature else 0,
@@ -132,8 +133,18 @@ def _forward_bytes(model: DiffusionModel) -> int:
         head, M = D // shape.num_heads, shape.mlp_width
         kv, r = head * shape.num_kv_heads, 4 if shape.rope_in_float32 else d
     rotated = (3 * D + 2 * kv) * d + (3 if r == d else 4) * D * r
+    # Gate and up as sums of int8, in float32 and as what they are cast to.
+    summed = 20 * M + 4 * D * d if _sums_int8(model) else 0
     # Cosines, sines and positions are kept throughout.
-    return max(4 * M * d + 3 * D * d, rotated) + head * (8 + 2 * r) + 32
+    return max(4 * M * d + 3 * D * d, rotated, summed) + head * (8 + 2 * r) + 32
+
+
+def _sums_int8(model: DiffusionModel) -> bool:
+    """Whether the blocks' products are sums in int32 that are scaled afterwards."""
+    return isinstance(model, LoadedModel) and any(
+        isinstance(layer, W8A8Linear) and not layer.form.dtype.is_floating_point
+        for layer in model.transformer.modules()
+    )
 
 
 def fitting_slots(
@@ -231,13 +242,13 @@ def memory_need(
 
 
 def weight_bytes(model: LoadedModel, dtype: str) -> int:
-    """Bytes of all parameters as stored: int8 matrices of the layers have a scale per row."""
+    """Bytes of all parameters as stored: those of the layers in eight bits have a scale a row."""
     num_bytes = DTYPES[dtype].itemsize
+    scale_bytes = {"int8": num_bytes, **dict.fromkeys(FORMATS, 4)}.get(dtype)
     total = 0
     for name, weight in model.transformer.named_parameters():
-        packed = dtype == "int8" and name.startswith("blocks.") and weight.dim() == 2
-        if packed:
-            total += weight.numel() + weight.shape[0] * num_bytes
+        if scale_bytes is not None and name.startswith("blocks.") and weight.dim() == 2:
+            total += weight.numel() + weight.shape[0] * scale_bytes
         else:
             total += weight.numel() * num_bytes
     return total

@@ -46,8 +46,10 @@ class RunConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: cuda if the cluster has GPUs, else cpu"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
-        "auto", description="auto: bfloat16 on cuda, float32 on cpu"
+    dtype: Literal["auto", "float32", "bfloat16", "int8", "fp8", "int8_w8a8"] = Field(
+        "auto",
+        description="auto: bfloat16 on cuda, float32 on cpu; fp8 (H100) and int8_w8a8 (A100): the "
+        "layers' products in eight bits; int8: their weights alone, which is slower",
     )
     replicas: int | None = Field(
         None,

@@ -95,7 +95,7 @@ def fingerprint_of(config: RunConfig, files: list[InputFile], dtype: str) -> dic
         "model": fingerprint(local_model(config.model), config.revision),
         "dtype": dtype,
         "compile": config.compile,
-        "decoding": config.decoding.model_dump(),
+        "decoding": config.decoding.model_dump(exclude=config.decoding.unrecorded),
         "prompts": config.model_dump(include=prompts),
         "input": {file.name: file.sha256 for file in files},
     }

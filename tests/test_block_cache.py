@@ -247,13 +247,16 @@ PROCEDURES: dict[str, dict[str, Any]] = {
     "auto, stop": {
         **LRD, "refinement": "auto", "tau_refine": 0.5, "early_stop": True, "tau_decode": 0.3,
     },
-    "gate, patience": {
-        **LRD, "early_stop": True, "tau_decode": 0.3, "patience": 2, "stop_max_entropy": 2.0,
-        "stop_at_eos": False,
+    "first, gate, patience": {
+        **LRD, "refinement": "first", "early_stop": True, "tau_decode": 0.3, "patience": 2,
+        "stop_max_entropy": 2.0, "stop_at_eos": False,
     },
     "LF x 2, confidence": {**LRD, "refinement": 2, "confidence_threshold": 0.5},
     "baseline": {"gen_length": 12, "r_f": 0.0, "max_refine_steps": 0, "tokens_per_step": 2},
-    "warm": {**LRD, "temperature": 0.7, "seed": 11, "entropy_threshold": 0.8},
+    "warm, change": {
+        **LRD, "temperature": 0.7, "seed": 11, "entropy_threshold": 0.8, "monitor": "change",
+        "early_stop": True, "tau_decode": 0.3,
+    },
 }  # fmt: skip
 OTHERS = [[3, 1, 4, 1, 5, 9], [2], [7, 7, 7, 20, 30, 40, 44, 0, 11], [8, 45, 2, 8]]
 """Of different lengths; one holds a [MASK]."""
@@ -382,6 +385,7 @@ INDEPENDENT = {
     "prefix, one block": CACHES["prefix"],
     "suffix 1": {"block_length": 3, "suffix": 1},
     "dual, warm": {**CACHES["dual"], "block_length": 4, "temperature": 0.8},
+    "dual, first": {**CACHES["dual"], "block_length": 4, "refinement": "first", "suffix": 1},
     "dual, auto": {**CACHES["dual"], "block_length": 6, "refinement": "auto", "suffix": 0},
 }
 

@@ -12,7 +12,18 @@ from typing import Any
 import pytest
 
 from jobs.bench import caches
-from jobs.bench.sweep_cases import CACHES, PRESETS, TASKS, cache_cases, cases, preset_cases
+from jobs.bench.sweep_cases import (
+    CACHES,
+    DTYPES,
+    GROUPS,
+    MONITOR,
+    REFINEMENT,
+    TASKS,
+    Case,
+    cache_cases,
+    cases,
+    preset_cases,
+)
 from jobs.bench.sweep_page import Line, compare, sections
 from lrd import DecodingConfig, decode, load_model
 from lrd.models.registry import TINY
@@ -29,19 +40,34 @@ def call(output: Path, *words: str) -> int:
     return caches.run(caches.parser().parse_args([*usual, *words]))
 
 
+ANY_FIELD = DecodingConfig.model_fields
+
+
+def differing(case: Case, theirs: Case, gen_length: int) -> set[str]:
+    """Settings in which two cases differ."""
+    other = theirs.config(gen_length)
+    return {k for k, v in case.config(gen_length) if v != getattr(other, k)}
+
+
 @pytest.mark.parametrize("gen_length", [64, 128, 256])
 def test_no_two_settings_are_the_same(gen_length: int) -> None:
-    found = cases(gen_length)
-    for group in (CACHES, PRESETS):
-        configs = [case.config(gen_length) for case in found if case.group == group]
-        assert len(set(configs)) == len(configs)
+    found = cases(gen_length, groups=GROUPS)
+    for group in GROUPS:
+        settings = [(c.config(gen_length), c.dtype) for c in found if c.group == group]
+        assert len(set(settings)) == len(settings) > 0
     keys = [case.key for case in found]
     assert len(set(keys)) == len(keys)
     assert {case.against for case in found} <= set(keys)
-    for case in cache_cases(gen_length):
-        theirs = next(other for other in found if other.key == case.against).config(gen_length)
-        differing = {k for k, v in case.config(gen_length) if v != getattr(theirs, k)}
-        assert differing <= {"kv_cache", "cache_refresh", "suffix"}
+    allowed = {
+        CACHES: {"kv_cache", "cache_refresh", "suffix"},
+        REFINEMENT: {"refinement", "max_refine_steps"},
+        MONITOR: {"monitor"},
+        DTYPES: set(),
+    }
+    for case in found:
+        theirs = next(other for other in found if other.key == case.against)
+        assert differing(case, theirs, gen_length) <= allowed.get(case.group, {*ANY_FIELD})
+        assert (case.dtype is None) == (case.group != DTYPES)
     for case in preset_cases(gen_length):
         theirs = next(other for other in found if other.key == case.against).config(gen_length)
         assert case.config(gen_length).block_length == theirs.block_length

@@ -351,6 +351,9 @@ def test_every_setting_has_a_flag_and_reads_back() -> None:
     decoding = config.decoding
     assert (decoding.early_stop, decoding.stop_at_eos, decoding.refinement) == (False, True, 3)
     assert (decoding.tokens_per_step, decoding.stop_max_entropy) == (2, None)
+    chosen = run_config(parse(*words, "--refinement", "first", "--monitor", "change")).decoding
+    assert (chosen.refinement, chosen.monitor) == ("first", "change")
+    assert run_config(parse(*words, "--dtype", "int8_w8a8")).dtype == "int8_w8a8"
     assert config.replicas == 2
     assert run_config(parse(*words)).decoding == DecodingConfig.preset("fast")
     flags = {action.dest for action in _actions()}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from lrd.config import COMMIT_RULES, PRESETS, DecodingConfig
+from lrd.config import COMMIT_RULES, PRESETS, YOUNGER, DecodingConfig
 
 
 def test_the_default_is_the_method_without_early_stop() -> None:
@@ -97,6 +97,7 @@ def test_a_presets_commit_rule_can_be_taken_away() -> None:
         ({"temperature": -0.5}, "temperature"),
         ({"reduction": "median"}, "reduction"),
         ({"scope": "canvas"}, "scope"),
+        ({"monitor": "entropy"}, "monitor"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], words: str) -> None:
@@ -113,9 +114,25 @@ def test_settings_are_frozen_and_can_be_hashed() -> None:
 
 
 def test_settings_survive_json() -> None:
-    for settings in ({"refinement": 3}, {"refinement": "auto", "stop_max_entropy": 0.5}):
+    for settings in (
+        {"refinement": 3},
+        {"refinement": "first", "monitor": "change"},
+        {"refinement": "auto", "stop_max_entropy": 0.5},
+    ):
         config = DecodingConfig.preset("paper", **settings)
         assert DecodingConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_younger_setting_is_recorded_only_where_it_is_set(preset: str) -> None:
+    """So that runs which were recorded without it go on."""
+    config = DecodingConfig.preset(preset, gen_length=32)
+    assert config.unrecorded == YOUNGER
+    values = {"monitor": "change"}
+    assert values.keys() == YOUNGER
+    for name, value in values.items():
+        other = DecodingConfig.preset(preset, gen_length=32, **{name: value})
+        assert other.unrecorded == YOUNGER - {name}
 
 
 @pytest.mark.parametrize(
@@ -125,6 +142,9 @@ def test_settings_survive_json() -> None:
         ({"max_refine_steps": 3}, 19),
         ({"max_refine_steps": 3, "block_length": 4}, 28),
         ({"max_refine_steps": 3, "refinement": "auto"}, 64),
+        ({"max_refine_steps": 3, "refinement": "first"}, 19),
+        ({"max_refine_steps": 3, "refinement": "first", "block_length": 4}, 19),
+        ({"max_refine_steps": 0, "refinement": "first", "block_length": 4}, 16),
         ({"max_refine_steps": 3, "refinement": 2}, 48),
         ({"max_refine_steps": 3, "refinement": 2, "block_length": 4}, 48),
     ],

@@ -66,6 +66,25 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "stop: to the letter": {
         "gen_length": 12, "early_stop": True, "tau_decode": 10.0, "tau_refine": 10.0,
     },
+    "change": {**STOP, "monitor": "change", "tau_decode": 0.05},
+    "change: refinement alone": {**LRD, "monitor": "change"},
+    "change: refinement, loose": {**LRD, "monitor": "change", "tau_refine": 9.0},
+    "change: no refinement": {**STOP, "monitor": "change", "max_refine_steps": 0},
+    "change: open": {**STOP, "monitor": "change", "scope": "open", "tau_decode": 0.2},
+    "change: max": {**STOP, "monitor": "change", "reduction": "max", "tau_decode": 0.3},
+    "change: sum, patience 2": {**STOP, "monitor": "change", "reduction": "sum", "patience": 2},
+    "change: gate": {**STOP, "monitor": "change", "stop_max_entropy": 2.0},
+    "change: gate and patience": {
+        **STOP, "monitor": "change", "stop_max_entropy": 2.5, "patience": 2,
+    },
+    "change: auto": {**STOP, "monitor": "change", "refinement": "auto"},
+    "change: LF x 2": {**STOP, "monitor": "change", "refinement": 2},
+    "change: blocks": {**BLOCKS, "monitor": "change", "early_stop": True, "tau_decode": 0.2},
+    "change: blocks, first, no EOS": {
+        **BLOCKS, "monitor": "change", "early_stop": True, "tau_decode": 0.2, "refinement": "first",
+        "stop_at_eos": False,
+    },
+    "change: hot": {**STOP, "monitor": "change", "temperature": 1.5, "seed": 12},
     "rule: 3 tokens": {**LRD, "tokens_per_step": 3},
     "rule: entropy below": {**LRD, "entropy_threshold": 1.0},
     "rule: entropy below 0": {**LRD, "entropy_threshold": 0.0},
@@ -80,6 +99,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "blocks, no EOS": {**BLOCKS, "stop_at_eos": False},
     "blocks, baseline": {**BLOCKS, "r_f": 0.0, "max_refine_steps": 0},
     "blocks, auto": {**BLOCKS, "refinement": "auto"},
+    "blocks, first": {**BLOCKS, "refinement": "first", "stop_at_eos": False},
+    "blocks, first, EOS": {**BLOCKS, "refinement": "first", "entropy_threshold": 1.0},
+    "blocks, first, never converged": {**BLOCKS, "refinement": "first", "tau_refine": 0.0},
+    "blocks, first, stop": {
+        **BLOCKS, "refinement": "first", "early_stop": True, "tau_decode": 0.3, "patience": 2,
+    },
+    "blocks, first without refinement": {**BLOCKS, "refinement": "first", "max_refine_steps": 0},
+    "first, one block": {**LRD, "refinement": "first"},
     "blocks, LF x 2, 3 tokens": {**BLOCKS, "refinement": 2, "tokens_per_step": 3},
     "blocks of one": {**BLOCKS, "block_length": 1, "gen_length": 6},
     "warm": {**LRD, "temperature": 0.7, "seed": 11},
@@ -137,6 +164,7 @@ def test_the_settings_reach_every_branch() -> None:
         "refined to the limit",
         "patience waits",
         "gate holds back",
+        "no change yet",
         "stopped early",
         "several committed",
         "sampled",
@@ -146,6 +174,17 @@ def test_the_settings_reach_every_branch() -> None:
         "EOS in a finished block",
     }
     assert {o.refine_converged for o in seen} == {True, False}
+    by_change = [
+        o
+        for setting in SETTINGS
+        if "change" in setting
+        for m in MODELS
+        for o in outcomes(setting, m)
+    ]
+    assert {o.refine_converged for o in by_change} == {True, False}
+    assert {"stopped early", "gate holds back", "patience waits", "no change yet"} <= set().union(
+        *(o.branches for o in by_change)
+    )
     assert any(1 < o.open_at_stop < 8 for o in seen)
     assert any(o.open_at_stop and o.stop_reason != "converged" for o in seen)
     assert any(o.stop_reason == "eos" and 0 not in o.commit_step[:8] for o in seen)
@@ -189,6 +228,45 @@ def test_ties_go_to_the_earlier_position_and_the_lower_id(
     assert sample.canvas == [4] * 6
 
 
+@pytest.mark.parametrize("model_name", MODELS)
+@pytest.mark.parametrize("cache", [{}, {"kv_cache": "dual"}, {"kv_cache": "prefix", "suffix": 0}])
+@pytest.mark.parametrize(
+    "rule", [{}, {"entropy_threshold": 1.0}, {"early_stop": True, "tau_decode": 0.3}]
+)
+@pytest.mark.parametrize("limit", [1, 4])
+def test_first_is_initial_in_the_first_block_and_nothing_after_it(
+    limit: int, rule: dict[str, Any], cache: dict[str, Any], model_name: str
+) -> None:
+    """The first block has every pass, commitment and trace of `initial`; each later one begins
+    with a decode pass, as without refinement."""
+    settings = {
+        **BLOCKS, **rule, **cache, "tau_refine": 0.1, "max_refine_steps": limit,
+        "stop_at_eos": False,
+    }  # fmt: skip
+    initial, first = (decoded(model_name, settings, when) for when in ("initial", "first"))
+    for ours, theirs in zip(first, initial, strict=True):
+        assert ours.canvas[:4] == theirs.canvas[:4]
+        assert ours.commit_step[:4] == theirs.commit_step[:4]
+        ended = max(ours.commit_step[:4])
+        expected = pytest.approx(theirs.kl_trace[:ended], abs=1e-5, nan_ok=True)
+        assert ours.kl_trace[:ended] == expected
+        assert {*range(1, ended + 1)} - {*ours.commit_step[:4]} == {
+            *range(1, ours.refine_steps + 1)
+        }
+        assert 1 <= ours.refine_steps <= min(limit, theirs.refine_steps - 2)
+        # Every pass behind the first block commits.
+        assert {*ours.commit_step[4:]} == {*range(ended + 1, ours.num_forwards + 1)}
+    whole = {**settings, "block_length": None}
+    assert [(s.canvas, s.commit_step) for s in decoded(model_name, whole, "first")] == [
+        (s.canvas, s.commit_step) for s in decoded(model_name, whole, "initial")
+    ]
+
+
+def decoded(model_name: str, settings: dict[str, Any], refinement: str) -> list[lrd.Sample]:
+    config = lrd.DecodingConfig(**settings, refinement=refinement)
+    return lrd.decode(model_named(model_name), PROMPTS, config)
+
+
 @pytest.mark.parametrize(
     "setting",
     [
@@ -201,6 +279,14 @@ def test_ties_go_to_the_earlier_position_and_the_lower_id(
             "block_length": 4,
             "max_refine_steps": 3,
             "tau_refine": 0.0,
+            "stop_at_eos": False,
+        },
+        {
+            "gen_length": 8,
+            "block_length": 2,
+            "max_refine_steps": 3,
+            "tau_refine": 0.0,
+            "refinement": "first",
             "stop_at_eos": False,
         },
     ],

@@ -16,6 +16,7 @@ import pytest
 from helpers.runs import MadeRun
 
 from jobs import plan, verify
+from lrd import DecodingConfig
 from pipeline.config import RunConfig
 from pipeline.input import prompt_shards
 from pipeline.input.input_files import find
@@ -102,6 +103,21 @@ def test_a_flat_folder_keeps_its_fingerprint(tmp_path: Path) -> None:
     config = RunConfig(input=str(tmp_path / "in"), output=str(tmp_path / "out"))
     files = check(config).files
     assert list(fingerprint_of(config, files, "float32")["input"]) == ["a.parquet", "b.parquet"]
+
+
+def test_a_setting_enters_the_fingerprint_where_it_is_not_the_default(tmp_path: Path) -> None:
+    """`monitor` was added after runs were recorded without it: they go on."""
+    put(tmp_path / "in", "a.parquet")
+    for decoding, recorded in (
+        (DecodingConfig(), {}),
+        (DecodingConfig(refinement="first"), {}),
+        (DecodingConfig(monitor="change"), {"monitor": "change"}),
+    ):
+        config = RunConfig(input=str(tmp_path / "in"), output=str(tmp_path / "out"))
+        config = config.model_copy(update={"decoding": decoding})
+        found = fingerprint_of(config, check(config).files, "float32")["decoding"]
+        assert {name: found[name] for name in ("monitor",) if name in found} == recorded
+        assert found == {**decoding.model_dump(exclude={"monitor"}), **recorded}
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:

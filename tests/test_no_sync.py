@@ -32,6 +32,8 @@ CACHES: dict[str, dict[str, Any]] = {
 PROCEDURES: dict[str, dict[str, Any]] = {
     "fast": {},
     "auto": {"refinement": "auto"},
+    "first": {"refinement": "first"},
+    "change": {"monitor": "change"},
     "steps": {"steps": 8},
     "drawn": {"temperature": 0.7, "sample_top_p": 0.9},
     "probability": {"confidence_threshold": 0.9},

@@ -21,6 +21,7 @@ from helpers.synthetic_run import LENGTH, START, write_events, write_run
 from jobs import report as job
 from pipeline.report import counting, curves
 from pipeline.report.report import make_report
+from pipeline.report.samples import Row
 from pipeline.storage.storage import Storage
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028&amp;"
@@ -125,6 +126,28 @@ def test_curves_are_those_of_pandas(finished: tuple[Path, pd.DataFrame, str]) ->
     first = np.array([steps.min() for steps in ok.commit_step])
     below = np.array([kl[n - 1] < 0.1 for kl, n in zip(ok.kl_trace, first, strict=True)])
     assert refined == [f"{(below & (first <= n)).mean():.1%}" for n in range(2, 2 + len(refined))]
+
+
+@pytest.mark.parametrize(("monitor", "passes"), [("kl", [3, 4, 6]), ("change", [4, 6, 6])])
+def test_refinement_that_converged_is_counted_by_the_runs_monitor(
+    monitor: str, passes: list[int]
+) -> None:
+    """D_t, or its difference from the pass before; rows that refined to the limit never count."""
+    rows, tau = [], 0.1
+    kls = [[0.9, 0.05], [0.5, 0.45, 0.05], [0.9, 0.5, 0.3, 0.15, 0.08]]
+    for kl, first in zip(kls, passes, strict=True):
+        trace = np.array([np.nan, *kl, *([0.3] * 8)], np.float32)[:8]
+        steps = np.arange(first, 9, dtype=np.int32)
+        facts = {"decode_steps": len(steps), "refine_steps": first - 1, "blocks": 1}
+        rows.append(Row(facts, np.zeros(len(steps), np.int32), trace, trace, steps))
+    shares = curves.refined_by(rows, tau, monitor)
+    values = [row.kl if monitor == "kl" else abs(row.kl - np.roll(row.kl, 1)) for row in rows]
+    below = [bool(v[first - 1] < tau) for v, first in zip(values, passes, strict=True)]
+    assert any(below)
+    assert shares == {
+        n: sum(b and first <= n for b, first in zip(below, passes, strict=True)) / 3
+        for n in range(2, 7)
+    }
 
 
 def test_times_come_from_files_and_events(finished: tuple[Path, pd.DataFrame, str]) -> None:

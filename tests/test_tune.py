@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import shutil
@@ -56,17 +57,33 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(
-    "text", ["none", "mean", "max", "sum:patience=3", "mean:scope=open,patience=2,gate=0.25"]
+    "text",
+    [
+        *("none", "mean", "max", "sum:patience=3", "mean:scope=open,patience=2,gate=0.25"),
+        *("none:of=change", "mean:of=change", "max:patience=2,gate=0.5,of=change"),
+    ],
 )
 def test_a_monitors_text_reads_back(text: str) -> None:
     for preset in ("fast", "paper", "baseline"):
         assert monitor_name(DecodingConfig.preset(preset, **monitor_settings(text))) == text
 
 
-@pytest.mark.parametrize("text", ["median", "mean:gate", "mean:window=3", "mean:patience=0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("median", "mean:gate", "mean:window=3", "mean:patience=0", "mean:of=entropy"),
+        *("none:gate=1", "none:patience=2"),
+    ],
+)
 def test_what_is_not_a_monitor_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"monitor|reduction|patience"):
         DecodingConfig.preset("fast", **monitor_settings(text))
+
+
+def test_folders_of_sweeps_keep_their_names() -> None:
+    """A sweep that was measured before a setting was added is not measured again."""
+    assert run_name(DecodingConfig.preset("paper")) == "a68996c5e2df"
+    assert run_name(DecodingConfig.preset("paper", monitor="change")) != "a68996c5e2df"
 
 
 def test_a_grid_has_every_combination_once_that_decodes_differently() -> None:
@@ -103,6 +120,20 @@ BLOCKS = {"gen_length": 64, "block_length": 16}
             {"block_length": 64, "kv_cache": "dual", "cache_refresh": 4},
             {"block_length": None, "kv_cache": "prefix", "cache_refresh": 4},
         ),
+        # The first block is all there is, or nothing refines.
+        ({"block_length": 64, "refinement": "first"}, {"block_length": None}),
+        ({"max_refine_steps": 0, "refinement": "first"}, {"max_refine_steps": 0}),
+        ({"max_refine_steps": 0, "refinement": "auto"}, {"max_refine_steps": 0}),
+        ({"refinement": "first"}, {"refinement": "first"}),
+        ({"max_refine_steps": 0, "refinement": 2}, {"refinement": 2}),
+        # Nothing is compared with a threshold.
+        ({"monitor": "change", "max_refine_steps": 0}, {"max_refine_steps": 0}),
+        ({"monitor": "change", "refinement": 2}, {"refinement": 2}),
+        ({"monitor": "change"}, {"monitor": "change"}),
+        (
+            {"monitor": "change", "refinement": 2, "early_stop": True},
+            {"monitor": "change", "refinement": 2, "early_stop": True},
+        ),
         # Three blocks lie behind the first.
         ({"suffix": 3}, {}),
         ({"suffix": 2}, {"suffix": 2}),
@@ -127,6 +158,9 @@ def test_settings_that_decode_alike_are_one(
         ({}, {"kv_cache": ["none", "dual"], "suffix": ["all", 0, 3]}, 4),
         ({}, {"block_length": [16, None], "kv_cache": ["none", "prefix", "dual"]}, 5),
         ({}, {"block_length": [16, 64, None], "suffix": ["all", 0]}, 3),
+        ({}, {"block_length": [16, None], "refinement": ["initial", "first", "auto", 2]}, 7),
+        ({}, {"refinement": ["initial", "last"]}, None),
+        ({}, {"refinement": ["initial", 0]}, None),
         ({"steps": 2, "entropy_threshold": None}, {"block_length": [16, 32]}, None),
         ({"cfg_scale": 1.0}, {"kv_cache": ["none", "dual"]}, None),
         ({}, {"kv_cache": ["none"], "cache_refresh": [0, 4]}, None),
@@ -150,6 +184,7 @@ def test_impossible_combinations_are_left_out_and_impossible_values_refused(
 def test_the_grids_flags_say_every_value() -> None:
     words = "--task gsm8k --input in --output out --gen-length 64 --block-length none 16 "
     words += "--kv-cache none dual --cache-refresh 0 4 --suffix all 1 --entropy-threshold none 0.2"
+    words += " --refinement initial first 2"
     grid = tune.grid_from(parse(tune, *words.split()))
     assert grid.values["block_length"] == [None, 16] or grid.values["block_length"] == [None, "16"]
     configs = grid.configs()
@@ -160,6 +195,10 @@ def test_the_grids_flags_say_every_value() -> None:
         ("dual", 4),
     }
     assert {c.entropy_threshold for c in configs} == {None, 0.2}
+    assert {(c.refinement, c.block_length is None) for c in configs} == {
+        *itertools.product(["initial", 2], [True, False]),
+        ("first", False),
+    }
     # One block length is the canvas's shape, so whole presets have it too; of a cache they have
     # what they say themselves.
     words = "--task gsm8k --input in --output out --gen-length 64 --block-length 16 "

@@ -1,16 +1,20 @@
-"""What block caches and presets make of accuracy, passes, positions and speed: a sweep, and its
-page.
+"""What block caches, presets, refinement, monitors and dtypes make of accuracy, passes, positions
+and speed: a sweep, and its pages.
 
     python -m jobs.bench.caches --model lrd/models/tiny --tasks singles-64 singles-128 \\
         --output runs/caches.jsonl --page jobs/benchmarks/caches.md
     python -m jobs.bench.caches --model lrd/models/tiny_sheets --tasks sheets-256 \\
         --output runs/caches.jsonl --page jobs/benchmarks/caches.md
     python -m jobs.bench.caches --draw --output runs/caches.jsonl --page jobs/benchmarks/caches.md
+    python -m jobs.bench.caches --groups refinement monitor --blocks 16 32 --tasks singles-64 \\
+        --output runs/refinement.jsonl
+    python -m jobs.bench.caches --draw --groups refinement monitor dtypes \\
+        --output runs/refinement.jsonl --page jobs/benchmarks/refinement-and-monitor.md
 
 Decodes disjoint test problems in slots, without Ray, each setting in a process of one thread, and
 adds a line to OUTPUT as soon as a setting is measured. What is measured is not decoded again, so
 the same command continues after a stop; exit code 75 says that settings are left. Several models
-and tasks share one OUTPUT; the page shows all that is in it.
+and tasks share one OUTPUT; the page shows what is in it of the groups.
 """
 
 from __future__ import annotations
@@ -36,11 +40,11 @@ from typing import Any
 import torch
 
 from jobs.bench.rows_per_second import Work, right_answers, run_slots
-from jobs.bench.sweep_cases import BLOCKS, TASKS, Case, Task, cases
+from jobs.bench.sweep_cases import BLOCKS, CACHES, GROUPS, PRESETS, TASKS, Case, Task, cases
 from jobs.bench.sweep_page import write_page
 from jobs.output import INTERRUPTED, OK, Parser, command, handle_signals, refuse
 from lrd import DecodingConfig, load_model
-from lrd.models.checkpoint import LoadedModel, fingerprint
+from lrd.models.checkpoint import DTYPES, LoadedModel, fingerprint
 from lrd.prompts import encode_prompt
 from pipeline.output.statistics import UNSURE_ENTROPY
 
@@ -223,18 +227,15 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
     found = []
     for key in args.tasks:
         task = TASKS[key]
-        prompts = Prompts(
-            args.model, args.dtype, task, args.sheets if len(task.sizes) > 1 else args.problems,
-            args.seed,
-        )  # fmt: skip
-        texts = "\n".join(map(repr, task.asked(prompts.count, prompts.seed)))
-        for case in cases(task.gen_length, args.blocks):
-            if case.group not in args.groups:
-                continue
+        count = args.sheets if len(task.sizes) > 1 else args.problems
+        texts = "\n".join(map(repr, task.asked(count, args.seed)))
+        for case in cases(task.gen_length, args.blocks, args.groups):
+            config, dtype = case.config(task.gen_length), case.dtype or args.dtype
+            prompts = Prompts(args.model, dtype, task, count, args.seed)
             facts = {
                 "model": args.label or Path(args.model).name,
                 "model_digest": digest,
-                "dtype": args.dtype,
+                "dtype": dtype,
                 "task": task.key,
                 "prompts_digest": hashlib.sha256(texts.encode()).hexdigest(),
                 "seed": args.seed,
@@ -242,7 +243,7 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
                 "group": case.group,
                 "labels": case.labels,
                 "against": case.against,
-                "decoding": case.config(task.gen_length).model_dump(),
+                "decoding": config.model_dump(exclude=config.unrecorded),
             }
             found.append(Cell(prompts, case, facts))
     return found
@@ -276,7 +277,7 @@ def run(args: argparse.Namespace) -> int:
     if args.draw and not lines:
         raise ValueError(f"{output}: nothing is measured yet; drop --draw")
     if page and lines:
-        write_page(page, lines)
+        write_page(page, lines, args.groups)
     if num_left:
         print(f"{num_left} settings are left; the same command continues", file=sys.stderr)
     return INTERRUPTED if num_left else OK
@@ -288,16 +289,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--model", default="lrd/models/tiny", help="checkpoint folder")
     made.add_argument("--label", help="the model's name on the page [its folder's]")
     made.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    made.add_argument(
-        "--groups", nargs="+", choices=["caches", "presets"], default=["caches", "presets"]
-    )
+    made.add_argument("--groups", nargs="+", choices=GROUPS, default=[CACHES, PRESETS])
     made.add_argument("--blocks", nargs="+", type=int, default=list(BLOCKS))
     made.add_argument("--output", required=True, help="file of the measured settings, JSON lines")
     made.add_argument("--page", help="Markdown page that is written, with plots beside it")
     made.add_argument("--problems", type=int, default=1000, help="single problems [1000]")
     made.add_argument("--sheets", type=int, default=500, help="worksheets [500]")
     made.add_argument("--seed", type=int, default=15, help="of the problems [15]")
-    made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    made.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     made.add_argument("--processes", type=int, default=2, help="one thread each [2]")
     made.add_argument(
         "--minutes", type=float, default=1e6, help="start no setting later [no limit]"

@@ -36,6 +36,8 @@ def check(config: DecodingConfig) -> None:
     others = config.entropy_bound, config.confidence_threshold, config.steps
     if any(other is not None for other in others) or config.refinement != "initial":
         raise ValueError("the plain loop refines once a block and commits by entropy alone")
+    if config.monitor != "kl":
+        raise ValueError("the plain loop compares D_t with tau_refine and tau_decode")
     if config.temperature or config.cfg_scale or not config.reads_beliefs_alone:
         raise ValueError("the plain loop takes the most probable token, without guidance")
 

@@ -18,7 +18,10 @@ PATTERN = 1
 """`suffix` of the pattern: the next block whole, and of each later one its last position."""
 BASE: dict[str, Any] = {"name": "fast"}
 """Every cache setting's other settings."""
-CACHES, PRESETS = "caches", "presets"
+CACHES, PRESETS, REFINEMENT, MONITOR, DTYPES = GROUPS = (
+    *("caches", "presets", "refinement", "monitor", "dtypes"),
+)
+"""The tables, each with its settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +57,33 @@ class Case:
     """One setting of the decoding."""
 
     group: str
-    """CACHES or PRESETS: the table that it stands in."""
+    """The table that it stands in."""
     key: str
     labels: tuple[str, ...]
     """Its first cells in the table."""
     against: str
     """Key of the case that it is compared with; its own for those."""
     settings: dict[str, Any] = field(hash=False)
+    dtype: str | None = None
+    """The dtype it is measured in; None: the command's."""
 
     def config(self, gen_length: int) -> DecodingConfig:
         """The whole setting."""
         return DecodingConfig.preset(**self.settings, gen_length=gen_length)
 
 
-def cases(gen_length: int, blocks: Sequence[int] = BLOCKS) -> list[Case]:
-    """All cases of a canvas, those of the caches first."""
-    return cache_cases(gen_length, blocks) + preset_cases(gen_length)
+def cases(
+    gen_length: int, blocks: Sequence[int] = BLOCKS, groups: Sequence[str] = (CACHES, PRESETS)
+) -> list[Case]:
+    """The cases of a canvas in these tables, in the tables' order."""
+    found = {
+        CACHES: cache_cases(gen_length, blocks),
+        PRESETS: preset_cases(gen_length),
+        REFINEMENT: refinement_cases(gen_length, blocks),
+        MONITOR: monitor_cases(gen_length, blocks),
+        DTYPES: dtype_cases(gen_length, blocks),
+    }
+    return [case for group in GROUPS if group in groups for case in found[group]]
 
 
 def cache_cases(gen_length: int, blocks: Sequence[int] = BLOCKS) -> list[Case]:
@@ -122,7 +136,7 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
 def preset_cases(gen_length: int) -> list[Case]:
     """Candidates for the presets, on the whole canvas and in blocks of 32, each held against
     today's `fast` of the same form."""
-    forms = {"whole": gen_length, "32": 32}
+    forms = {"32": 32, "whole": gen_length}
     return [
         Case(
             PRESETS,
@@ -133,4 +147,86 @@ def preset_cases(gen_length: int) -> list[Case]:
         )
         for form, block in forms.items()
         for key, (name, settings) in RULES.items()
+    ]
+
+
+WHEN: dict[str, dict[str, Any]] = {
+    "initial": {"refinement": "initial"},
+    "first": {"refinement": "first"},
+    "none": {"max_refine_steps": 0},
+}
+
+
+def refinement_cases(gen_length: int, blocks: Sequence[int] = BLOCKS) -> list[Case]:
+    """When `fast` refines: in every block, in the first alone or not at all; without a cache, with
+    a dual one, and with the suffix pattern too."""
+    found = []
+    for block in (block for block in blocks if gen_length % block == 0 and block < gen_length):
+        forms: dict[str, dict[str, Any]] = {"none": {}, "dual": {"kv_cache": "dual"}}
+        if gen_length // block > 1 + PATTERN:
+            forms["dual, pattern"] = {"kv_cache": "dual", "suffix": PATTERN}
+        for form, cache in forms.items():
+            for when, settings in WHEN.items():
+                found.append(
+                    Case(
+                        REFINEMENT,
+                        f"refine-{when}-b{block}-{form}",
+                        (when, str(block), form),
+                        f"refine-initial-b{block}-{form}",
+                        {**BASE, "block_length": block, **cache, **settings},
+                    )
+                )
+    return found
+
+
+GATE = 0.2
+"""Of `fast`, nats."""
+MONITORED: dict[str, dict[str, Any]] = {
+    "`paper`, τ 0.1": {"name": "paper"},
+    "`paper`, τ 0.01": {"name": "paper", "tau_decode": 0.01},
+    "`paper`, τ 0.001": {"name": "paper", "tau_decode": 0.001},
+    f"`paper`, τ 0.1, gate {GATE}": {"name": "paper", "stop_max_entropy": GATE},
+    "`fast`": {"name": "fast"},
+}
+LONG = 128
+"""Canvases above it are decoded with the cache of `blocks`: one position a pass and without it, a
+setting takes an hour of computing."""
+
+
+def monitor_cases(gen_length: int, blocks: Sequence[int] = BLOCKS) -> list[Case]:
+    """Eq. 6 against the difference of two D_t, early stop on; τ is tau_decode."""
+    found = []
+    for block in (block for block in blocks if gen_length % block == 0):
+        cache = {"kv_cache": "dual", "suffix": PATTERN} if gen_length > LONG else {}
+        for name, settings in MONITORED.items():
+            for monitor in ("kl", "change"):
+                found.append(
+                    Case(
+                        MONITOR,
+                        f"{name}-{monitor}-b{block}",
+                        (name, str(block), monitor),
+                        f"{name}-kl-b{block}",
+                        {**settings, "block_length": block, **cache, "monitor": monitor},
+                    )
+                )
+    return found
+
+
+MEASURED_DTYPES = ("bfloat16", "float32", "fp8", "int8_w8a8")
+
+
+def dtype_cases(gen_length: int, blocks: Sequence[int] = BLOCKS) -> list[Case]:
+    """`fast` in each dtype, against bfloat16."""
+    return [
+        Case(
+            DTYPES,
+            f"{dtype}-b{block}",
+            (dtype, str(block)),
+            f"bfloat16-b{block}",
+            {**BASE, "block_length": block},
+            dtype,
+        )
+        for block in blocks
+        if gen_length % block == 0
+        for dtype in MEASURED_DTYPES
     ]

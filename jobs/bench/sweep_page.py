@@ -12,29 +12,56 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.sweep_cases import BASE, BLOCKS, CACHES, PRESETS, RULES, TASKS
+from jobs.bench.sweep_cases import (
+    BASE,
+    CACHES,
+    DTYPES,
+    GROUPS,
+    MONITOR,
+    PRESETS,
+    REFINEMENT,
+    TASKS,
+    cases,
+)
 from jobs.tiny.comparison_page import SIGNIFICANT, difference, fill
 from pipeline.experiments.frontier import Series, frontier
 from pipeline.experiments.paired import Comparison, Outcomes, Z, exact_p
 from pipeline.markdown import table
 
 STYLES = {"none": "s1", "prefix": "s2", "dual": "s3"}
-HEADS = {CACHES: ["kv_cache", "block", "refresh", "suffix"], PRESETS: ["decoding", "block"]}
-NEW_PAGE = """# Block caches: accuracy, passes, positions, speed
-
-<!-- measured: facts -->
-<!-- end -->
-
-## Caches
-
-<!-- measured: caches -->
-<!-- end -->
-
-## Which preset
-
-<!-- measured: presets -->
-<!-- end -->
-"""
+HEADS = {
+    CACHES: ["kv_cache", "block", "refresh", "suffix"],
+    PRESETS: ["decoding", "block"],
+    REFINEMENT: ["refinement", "block", "cache"],
+    MONITOR: ["decoding", "block", "monitor"],
+    DTYPES: ["dtype", "block"],
+}
+AGAINST = {
+    CACHES: "none of that block",
+    PRESETS: "`fast` of that form",
+    REFINEMENT: "`initial` of that form",
+    MONITOR: "`kl` of that form",
+    DTYPES: "bfloat16 of that block",
+}
+TITLES = {
+    CACHES: "Caches",
+    PRESETS: "Which preset",
+    REFINEMENT: "When to refine",
+    MONITOR: "Which monitor",
+    DTYPES: "Dtypes",
+}
+EXPLAINED = {
+    CACHES: "Caches: preset `{base}`, blocks as far as they divide the canvas. *refresh*: passes "
+    "of a block between two full ones, `-` for its first alone; *suffix* pattern: the next block "
+    "whole and one position of each later one.",
+    REFINEMENT: "Refinement: preset `{base}`, refined in every block (`initial`), in the first "
+    "alone (`first`), or not at all (`none`: `max_refine_steps` 0). *cache*: none, `kv_cache` "
+    "dual, or dual with `suffix` 1.",
+    MONITOR: "Monitors: early stop on; τ is `tau_decode`; *unsure* are rows that an early stop "
+    "ended with an open position above 0.5 nats.",
+    DTYPES: "Dtypes: preset `{base}`; fp8 and int8_w8a8 by their arithmetic on a CPU.",
+}
+"""What a table's words mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +113,24 @@ Section = tuple[str, str]
 
 def sections(lines: Iterable[Mapping[str, Any]]) -> dict[Section, dict[str, Line]]:
     """The latest line of every case, by model and task. Lines of another checkpoint, dtype or
-    other prompts than a section's last are left out: they cannot be compared."""
+    other prompts than a section's last are left out: they cannot be compared. Cases of dtypes
+    have their own."""
     found: dict[Section, list[Line]] = {}
     for line in lines:
         found.setdefault((line["model"], line["task"]), []).append(Line(line))
-    names = ("model_digest", "prompts_digest", "dtype")
-    return {
-        section: {
+    kept: dict[Section, dict[str, Line]] = {}
+    for section, measured in found.items():
+        fixed = [line.dtype for line in measured if line.facts.get("group") != DTYPES][-1:]
+        kept[section] = {
             line.case: line
             for line in measured
-            if all(line.facts[name] == measured[-1].facts[name] for name in names)
+            if all(
+                line.facts[name] == measured[-1].facts[name]
+                for name in ("model_digest", "prompts_digest")
+            )
+            and (line.facts.get("group") == DTYPES or [line.dtype] == fixed)
         }
-        for section, measured in found.items()
-    }
+    return kept
 
 
 def compare(ours: Line, theirs: Line) -> Comparison:
@@ -127,16 +159,22 @@ def compare(ours: Line, theirs: Line) -> Comparison:
     )
 
 
-def write_page(page: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """The page, and a plot for every model and task beside it. Raises ValueError where a page
-    that is there lacks a block."""
-    found = sections(lines)
-    text = page.read_text() if page.is_file() else NEW_PAGE
-    made = {
-        "facts": facts(found),
-        CACHES: group_text(found, CACHES, page.stem),
-        PRESETS: group_text(found, PRESETS, page.stem),
-    }
+def new_page(groups: Sequence[str]) -> str:
+    """A page without an author's words."""
+    blocks = [f"<!-- measured: {name} -->\n<!-- end -->" for name in ("facts", *groups)]
+    titles = [f"# {', '.join(map(TITLES.__getitem__, groups))}", *map(TITLES.__getitem__, groups)]
+    heads = [titles[0], *(f"## {title}" for title in titles[1:])]
+    return "\n\n".join(part for pair in zip(heads, blocks, strict=True) for part in pair) + "\n"
+
+
+def write_page(page: Path, lines: Sequence[Mapping[str, Any]], groups: Sequence[str]) -> None:
+    """The page of these tables, and a plot of the caches for every model and task beside it.
+    Raises ValueError where a page that is there lacks a block."""
+    groups = [group for group in GROUPS if group in groups]
+    found = sections(line for line in lines if line["group"] in groups)
+    text = page.read_text() if page.is_file() else new_page(groups)
+    made = {group: group_text(found, group, page.stem) for group in groups}
+    made["facts"] = facts(found, groups)
     filled = fill(text, made, str(page))
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(filled)
@@ -156,35 +194,29 @@ def of_group(measured: Mapping[str, Line], group: str) -> list[Line]:
     return [line for line in measured.values() if line.group == group]
 
 
-def ordered(lines: Iterable[Line]) -> list[Line]:
-    """In the tables' order, whatever the order in which they were measured."""
-    return sorted(lines, key=_place)
+def ordered(lines: Sequence[Line]) -> list[Line]:
+    """As `sweep_cases` lists them, blocks from small to large, whatever the order in which they
+    were measured."""
+    sizes = {line.decoding["gen_length"] for line in lines}
+    blocks = sorted({line.decoding["block_length"] for line in lines})
+    known = [case.key for size in sizes for case in cases(size, blocks, GROUPS)]
+    return sorted(lines, key=lambda line: known.index(line.case) if line.case in known else -1)
 
 
-def _place(line: Line) -> tuple[int, ...]:
-    """Blocks from small to large; then as `sweep_cases` lists them."""
-    decoding = line.decoding
-    block = int(decoding["block_length"] or decoding["gen_length"])
-    if line.group == PRESETS:
-        return block, list(RULES).index(line.case.rpartition("-")[0])
-    kind = list(STYLES).index(decoding["kv_cache"])
-    return block, kind, decoding["cache_refresh"], decoding["suffix"] != "all"
-
-
-def facts(found: Mapping[Section, Mapping[str, Line]]) -> str:
+def facts(found: Mapping[Section, Mapping[str, Line]], groups: Sequence[str]) -> str:
     """What was decoded, what the columns say, and how many tests are below."""
     num_tests = sum(
         line.case != line.against and line.against in measured
         for measured in found.values()
         for line in measured.values()
     )
-    base = ", ".join(f"{name} {value}" for name, value in BASE.items() if name != "name")
     asked = "; ".join(
-        f"{model}, {TASKS[task].name}: {len(next(iter(measured.values())).right)} prompts with "
-        f"{sum(next(iter(measured.values())).sizes)} problems, "
-        f"{next(iter(measured.values())).dtype}"
+        f"{model}, {TASKS[task].name}: {len(line.right)} prompts with {sum(line.sizes)} problems"
+        + (f", {line.dtype}" if line.group != DTYPES else "")
         for (model, task), measured in found.items()
+        for line in [next(iter(measured.values()))]
     )
+    words = " ".join(EXPLAINED[group] for group in groups if group in EXPLAINED)
     level = (
         f"; Bonferroni's level for all together is {SIGNIFICANT / num_tests:.1g}"
         if num_tests
@@ -193,10 +225,7 @@ def facts(found: Mapping[Section, Mapping[str, Line]]) -> str:
     return "\n\n".join(
         [
             f"Test problems that share no structure and numbers with training ones: {asked}. "
-            f"Caches: preset `{BASE['name']}` with {base}, blocks of {', '.join(map(str, BLOCKS))} "
-            "as far as they divide the canvas. *refresh*: passes of a block between two full ones, "
-            "`-` for its first alone; *suffix* pattern: the next block whole and one position of "
-            "each later one.",
+            + words.format(base=BASE["name"]),
             "*right*: problems with the right final answer, of all, with Wilson's 95 % interval "
             "(which takes the problems of a worksheet as independent). *points*: problems right "
             "against the setting it is held against, with a 95 % interval over prompts; *more, "
@@ -228,9 +257,10 @@ def group_text(found: Mapping[Section, Mapping[str, Line]], group: str, stem: st
 def section_table(lines: Sequence[Line], measured: Mapping[str, Line]) -> str:
     """One model and task; settings that are held against one that is not measured have no test."""
     with_sheets = any(size > 1 for size in lines[0].sizes)
-    against = "none of that block" if lines[0].group == CACHES else "`fast` of that form"
-    head = ["", *HEADS[lines[0].group], "right (95 %)", f"points against {against} (95 %)"]
+    group = lines[0].group
+    head = ["", *HEADS[group], "right (95 %)", f"points against {AGAINST[group]} (95 %)"]
     head += ["more, fewer", "p", *(["sheets right"] if with_sheets else [])]
+    head += ["unsure"] if group == MONITOR else []
     head += ["passes", "full", "positions", "rows/s"]
     rows = []
     for number, line in enumerate(lines, 1):
@@ -245,6 +275,7 @@ def section_table(lines: Sequence[Line], measured: Mapping[str, Line]) -> str:
                 f"({low:.3f} to {high:.3f})",
                 *(difference(compare(line, measured[line.against])) if tested else ["", "", ""]),
                 *([f"{line.num_whole} of {len(line.right)}"] if with_sheets else []),
+                *([str(line.unsure)] if group == MONITOR else []),
                 f"{line.mean('forwards'):.2f}",
                 f"{line.mean('full_passes'):.2f}",
                 f"{line.mean('positions'):,.0f}",

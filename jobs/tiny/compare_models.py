@@ -52,7 +52,7 @@ class Stored:
         return {
             "model": self.model_digest,
             "problems": self.problems_digest,
-            "decoding": config.model_dump(),
+            "decoding": config.model_dump(exclude=config.unrecorded),
         }
 
     def read(self, decoder: Decoder, config: DecodingConfig) -> Outcomes | None:

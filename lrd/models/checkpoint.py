@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrd.config import Compile
 from lrd.models.compiled import check_compile, hidden_of
@@ -29,10 +29,16 @@ from lrd.models.protocol import DiffusionModel
 from lrd.models.registry import embedded_folder
 from lrd.models.tokenizer import load_tokenizer, refuse_foreign, token_id
 from lrd.models.transformer import Transformer
+from lrd.models.w8a8 import FORMATS, W8A8Linear, check_device, use_w8a8
 from lrd.models.weights import TensorNames, load_weights, weight_files
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
-"""Name → the dtype of computation; int8 keeps the blocks' weights in int8, the rest in bfloat16."""
+DTYPES = {
+    "float32": torch.float32,
+    **dict.fromkeys(("bfloat16", "int8"), torch.bfloat16),
+    **dict.fromkeys(FORMATS, torch.bfloat16),
+}
+"""Name → the dtype of computation. int8 keeps the blocks' weights in int8, those of `w8a8.FORMATS`
+multiply in eight bits too; the rest is in bfloat16."""
 SIDE_FILES = (
     *("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     *("vocab.json", "merges.txt", "added_tokens.json"),
@@ -166,7 +172,8 @@ def load_model(
     """The model of a checkpoint folder, a hub id, or an embedded one: `tiny`, `tiny_sheets`.
 
     `package.module:factory` names a model of another package (README.md beside this file).
-    dtype: float32, bfloat16, or int8 (weight-only, by torchao). revision: of a hub id. compile:
+    dtype: float32, bfloat16; fp8 or int8_w8a8 (the blocks' products in eight bits, `w8a8.py`);
+    int8 (weight-only, by torchao: less memory, slower). revision: of a hub id. compile:
     none; compile: by torch.compile, for the fixed shapes of an engine's slots; graphs: the same
     as CUDA graphs. On the device `meta` everything is checked and no weight is read.
     Raises ValueError for what is missing or does not fit, with every difference named at once.
@@ -180,7 +187,9 @@ def load_model(
         if compile != "none":
             raise ValueError(f"{path_or_id} compiles itself or not at all; drop compile {compile}")
         return load_plug(str(path_or_id), device, dtype)
-    pack = int8_packer() if dtype == "int8" else None
+    if dtype in FORMATS:
+        check_device(FORMATS[dtype], target)
+    pack = int8_packer() if dtype == "int8" else W8A8Linear.pack if dtype in FORMATS else None
     return _load(checkpoint_folder(path_or_id, revision), target, dtype, pack, compile)
 
 
@@ -188,7 +197,7 @@ def _load(
     folder: Path,
     device: torch.device,
     dtype: str,
-    pack: Callable[[nn.Linear], None] | None,
+    pack: Callable[[Any], None] | None,
     compile: Compile,
 ) -> LoadedModel:
     config = read_config(folder)
@@ -197,12 +206,14 @@ def _load(
         family = family_of(config)
         with torch.device("meta"):
             transformer = Transformer(family.transformer_config(config))
+            if dtype in FORMATS:
+                use_w8a8(transformer.blocks, FORMATS[dtype])
         tokenizer = load_tokenizer(folder)
         refuse_foreign(tokenizer, transformer.config.table_rows)
     tensors = TensorNames(family.name, family.tensor_names(transformer.config), family.twins)
     unused = load_weights(transformer, tensors, folder, device, DTYPES[dtype], pack)
     transformer.requires_grad_(False).eval()
-    if device.type == "cuda" and pack is None:
+    if device.type == "cuda" and dtype != "int8":
         transformer.fuse()
     with _naming(folder):
         model = LoadedModel(transformer, config, tokenizer, family.eot_token, compile)

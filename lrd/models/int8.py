@@ -1,5 +1,7 @@
 """Weight-only int8 by torchao: half the memory of bfloat16 for the blocks' linear layers.
 
+Slower on a GPU, which widens weights anew in every pass; `w8a8.py` multiplies in eight bits.
+
 `weights.py` passes one linear layer at a time.
 """
 

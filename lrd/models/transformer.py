@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lrd.models import w8a8
 from lrd.models.kv_cache import Window
 
 
@@ -212,6 +213,9 @@ class Block(nn.Module):
 
 def _joined(*layers: nn.Linear) -> nn.Linear:
     """One layer with the outputs of several, in their order."""
+    packed = [layer for layer in layers if isinstance(layer, w8a8.W8A8Linear)]
+    if packed:
+        return w8a8.joined(packed)
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
     width_in, width_out = layers[0].in_features, sum(layer.out_features for layer in layers)
     joined = nn.Linear(width_in, width_out, bias=bool(biases), device="meta")

@@ -109,7 +109,7 @@ def load_weights(
     folder: Path,
     device: torch.device,
     dtype: torch.dtype,
-    pack: Callable[[nn.Linear], None] | None = None,
+    pack: Callable[[Any], None] | None = None,
 ) -> list[str]:
     """Fill a transformer that is on the meta device, tensor by tensor.
 

@@ -87,20 +87,28 @@ def _committed(row: Row) -> Floats:
     return share
 
 
-def refined_by(rows: Sequence[Row], tau_refine: float) -> dict[int, float]:
+def refined_by(rows: Sequence[Row], tau_refine: float, monitor: str = "kl") -> dict[int, float]:
     """Pass → share of rows whose first refinement phase had ended by tau_refine (Figure 3).
 
-    From pass 2 on, the first that has a D_t to compare. Rows whose phase ended otherwise, by
-    max_refine_steps, never count; those of unknown phases are left out. Empty where no row is left.
+    monitor: the run's setting, what tau_refine was compared with. From pass 2 on, the first that
+    has a D_t. Rows whose phase ended otherwise, by max_refine_steps, never count; those of unknown
+    phases are left out. Empty where no row is left.
     """
     known = [(row, row.decoding_passes) for row in rows]
     firsts = [(row, int(decoding.argmax()) + 1) for row, decoding in known if decoding is not None]
-    ends = Counter(first for row, first in firsts if row.kl[first - 1] < tau_refine)
+    ends = Counter(
+        first for row, first in firsts if _monitored(row.kl, monitor)[first - 1] < tau_refine
+    )
     if not firsts:
         return {}
     last = max(2, *(first for _, first in firsts))
     shares = np.cumsum([ends[step] for step in range(2, last + 1)]) / len(firsts)
     return dict(enumerate(shares.tolist(), 2))
+
+
+def _monitored(kl: Floats, monitor: str) -> Floats:
+    """`DecodingConfig.monitor` at each pass."""
+    return kl if monitor == "kl" else np.abs(np.diff(kl, prepend=np.float32(np.nan)))
 
 
 def stopped_by(forwards: Mapping[str, Counter[int]]) -> dict[str, list[float]]:

@@ -45,9 +45,11 @@ def pass_figures(run: Run, counts: ReportCounts, rows: Sequence[Row]) -> list[Fi
         _committed(rows, sampled),
     ]
     tau = run.decoding.get("tau_refine", 0.0)
-    refined = refined_by(rows, tau) if _refines(run) else {}
+    monitor = _monitor(run)
+    refined = refined_by(rows, tau, monitor) if _refines(run) else {}
     if refined:
-        figures.insert(3, _refined(refined, tau, sampled))
+        name = "D_t" if monitor == "kl" else f"{monitor} of D_t"
+        figures.insert(3, _refined(refined, f"{name} below tau_refine {tau:g}", sampled))
     return figures
 
 
@@ -73,14 +75,21 @@ def _kl(run: Run, rows: Sequence[Row], sampled: str) -> Figure:
 
 
 def _thresholds(run: Run) -> dict[float, list[str]]:
-    """Each tau above 0 that the run's settings make use of, and its names."""
+    """Each tau above 0 that the run's settings compare D_t with, and its names."""
     decoding = run.decoding
+    if _monitor(run) != "kl":
+        return {}
     used = {"tau_refine": _refines(run), "tau_decode": decoding.get("early_stop")}
     found: dict[float, list[str]] = {}
     for name, is_used in used.items():
         if is_used and decoding.get(name):
             found.setdefault(float(decoding[name]), []).append(name)
     return found
+
+
+def _monitor(run: Run) -> str:
+    """What both taus are compared with; runs that say nothing compare D_t."""
+    return str(run.decoding.get("monitor", "kl"))
 
 
 def _refines(run: Run) -> bool:
@@ -160,7 +169,7 @@ def _stopped(counts: ReportCounts) -> Figure:
     )
 
 
-def _refined(shares: dict[int, float], tau: float, sampled: str) -> Figure:
+def _refined(shares: dict[int, float], criterion: str, sampled: str) -> Figure:
     xs, ys = list(shares), list(shares.values())
     last = max(*xs, 10)
     xs, ys = [*xs, *range(xs[-1] + 1, last + 1)], ys + [ys[-1]] * (last - xs[-1])
@@ -169,7 +178,7 @@ def _refined(shares: dict[int, float], tau: float, sampled: str) -> Figure:
         Axis("rows converged", 0.0, 1.0, percent=True),
     )
     chart.band(xs, [0.0] * len(xs), ys, "s2")
-    chart.line(xs, ys, "s2", f"D_t below tau_refine {tau:g}")
+    chart.line(xs, ys, "s2", criterion)
     chart.reading_xs = [(n, f"by pass {n}") for n in xs]
     chart.readings.append(("converged", [f"{share:.1%}" for share in ys]))
     return Figure(

@@ -129,7 +129,9 @@ def decode_one(
     for first in range(0, G, K):
         block = range(first, first + K)
         before: dict[int, Belief] = {}
-        refining, phase_steps, decode_passes, calm = refines, 0, 0, 0
+        compared = {"refine": math.nan, "stop": math.nan}
+        refining = refines and (first == 0 or c.refinement != "first")
+        phase_steps, decode_passes, calm = 0, 0, 0
         passes = 0
         o.blocks += 1
         while any(canvas[i] is None for i in block) and not ended_at_eos:
@@ -144,11 +146,19 @@ def decode_one(
             o.kl_trace.append(sum(kl) / K)
             o.entropy_trace.append(sum(h.values()) / len(h))
             before = p
+            mean = sum(kl) / (K if c.scope == "block" else len(opened))
+            reduced = {"mean": mean, "max": max(kl), "sum": sum(kl)}[c.reduction]
+            earlier, compared = compared, {"refine": sum(kl) / K, "stop": reduced}
+            monitor = compared
+            if c.monitor == "change":
+                monitor = {which: abs(d - earlier[which]) for which, d in compared.items()}
+                if passes == 2:
+                    o.branches.add("no change yet")
             uniform = torch.rand(K, len(table), generator=draws, dtype=torch.float64).tolist()
 
             # Refine?
             if refining:
-                converged = not exactly_k and sum(kl) / K < c.tau_refine
+                converged = not exactly_k and monitor["refine"] < c.tau_refine
                 due = phase_steps >= (c.refinement if exactly_k else c.max_refine_steps)
                 if not converged and not due:
                     phase_steps += 1
@@ -164,12 +174,7 @@ def decode_one(
             decode_passes += 1
             stop = False
             if c.early_stop and decode_passes >= 2:
-                monitor = {
-                    "mean": sum(kl) / (K if c.scope == "block" else len(opened)),
-                    "max": max(kl),
-                    "sum": sum(kl),
-                }[c.reduction]
-                calm = calm + 1 if monitor < c.tau_decode else 0
+                calm = calm + 1 if monitor["stop"] < c.tau_decode else 0
                 gate = c.stop_max_entropy
                 stop = calm >= c.patience
                 if 0 < calm < c.patience:
@@ -200,7 +205,7 @@ def decode_one(
                 vectors[i] = table[token[i]]
                 o.commit_step[i] = o.refine_steps + o.decode_steps
             feed_back(p)
-            refining = refines and c.refinement != "initial"
+            refining = refines and c.refinement not in ("initial", "first")
 
             # Ended?
             o.stop_reason = "converged" if stop else "complete"

@@ -89,5 +89,7 @@ def model_name(model: str) -> str:
 
 
 def _digest(config: RunConfig) -> str:
-    settings = config.model_dump(mode="json", include=set(SETTINGS))
+    settings = config.model_dump(
+        mode="json", include=set(SETTINGS), exclude={"decoding": config.decoding.unrecorded}
+    )
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()

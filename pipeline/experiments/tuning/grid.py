@@ -15,7 +15,7 @@ from pipeline.experiments.tuning.monitor import FIELDS, monitor_settings
 
 SWEPT = (
     *("r_f", "top_p", "tau_refine", "tau_decode", "entropy_threshold"),
-    *("block_length", "kv_cache", "cache_refresh", "suffix"),
+    *("refinement", "block_length", "kv_cache", "cache_refresh", "suffix"),
 )
 """Fields that a grid may give several values; the monitor is the other one."""
 MONITOR = "monitor"
@@ -76,14 +76,19 @@ def effective(config: DecodingConfig) -> DecodingConfig:
     idle: set[str] = set()
     if not config.mixes:
         idle |= {"top_p"}
+    refines_by_threshold = config.refines and not isinstance(config.refinement, int)
     if not config.early_stop:
         idle |= {"tau_decode", *FIELDS}
+        if refines_by_threshold:
+            idle -= {"monitor"}
     if not config.refines:
-        idle |= {"tau_refine"}
+        idle |= {"tau_refine", "refinement"}
     if isinstance(config.refinement, int):
         idle |= {"tau_refine", "max_refine_steps"}
     if config.num_blocks == 1:
         idle |= {"block_length", "stop_at_eos"}
+        if config.refinement == "first":
+            idle |= {"refinement"}
     if config.cache_refresh == 1:  # Every pass is full.
         idle |= {"kv_cache", "cache_refresh"}
     if isinstance(config.suffix, int) and config.suffix >= config.num_blocks - 1:
@@ -100,7 +105,8 @@ def effective(config: DecodingConfig) -> DecodingConfig:
 
 def run_name(config: DecodingConfig) -> str:
     """A short name for the config's folder, a digest of all its fields."""
-    return hashlib.blake2b(config.model_dump_json().encode(), digest_size=6).hexdigest()
+    text = config.model_dump_json(exclude=config.unrecorded)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def commit_rule(config: DecodingConfig) -> str:

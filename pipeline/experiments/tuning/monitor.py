@@ -1,6 +1,7 @@
 """The early stop's settings as one short text: `none`, `mean`, `max:patience=2`, `mean:gate=0.2`.
 
-First the reduction of KL over positions, then what differs from Eq. 6.
+First the reduction of KL over positions, then what differs from Eq. 6. `of=change` holds for
+refinement too, so it may stand behind `none`.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from typing import Any
 
 from lrd.config import DecodingConfig
 
-OPTIONS = {"scope": "scope", "patience": "patience", "gate": "stop_max_entropy"}
+OPTIONS = {
+    "scope": "scope", "patience": "patience", "gate": "stop_max_entropy", "of": "monitor",
+}  # fmt: skip
 """What may follow the reduction, and the field of DecodingConfig that it sets."""
 FIELDS = ("early_stop", "reduction", *OPTIONS.values())
-FORM = "none, or mean|max|sum with :scope=open, patience=N, gate=NATS behind it"
+FORM = "none, or mean|max|sum with :scope=open, patience=N, gate=NATS, of=change behind it"
 
 
 def monitor_settings(text: str) -> dict[str, Any]:
@@ -20,14 +23,17 @@ def monitor_settings(text: str) -> dict[str, Any]:
 
     Raises ValueError for what is not a monitor.
     """
-    if text == "none":
-        return {"early_stop": False}
     reduction, _, rest = text.partition(":")
-    settings: dict[str, Any] = {"early_stop": True, "reduction": reduction}
-    settings |= {"scope": "block", "patience": 1, "stop_max_entropy": None}
+    settings: dict[str, Any] = {"early_stop": reduction != "none", "monitor": "kl"}
+    if reduction == "none":
+        known = {"of"}
+    else:
+        known = {*OPTIONS}
+        settings |= {"reduction": reduction}
+        settings |= {"scope": "block", "patience": 1, "stop_max_entropy": None}
     for part in filter(None, rest.split(",")):
         name, equals, value = part.partition("=")
-        if name not in OPTIONS or not equals:
+        if name not in known or not equals:
             raise ValueError(f"monitor {text!r}: {part!r} is not known; write {FORM}")
         settings[OPTIONS[name]] = value
     return settings
@@ -35,13 +41,14 @@ def monitor_settings(text: str) -> dict[str, Any]:
 
 def monitor_name(config: DecodingConfig) -> str:
     """The text that gives the config's early stop."""
-    if not config.early_stop:
-        return "none"
     options = []
-    if config.scope != "block":
+    if config.early_stop and config.scope != "block":
         options.append(f"scope={config.scope}")
-    if config.patience != 1:
+    if config.early_stop and config.patience != 1:
         options.append(f"patience={config.patience}")
-    if config.stop_max_entropy is not None:
+    if config.early_stop and config.stop_max_entropy is not None:
         options.append(f"gate={config.stop_max_entropy:g}")
-    return ":".join(filter(None, [config.reduction, ",".join(options)]))
+    if config.monitor != "kl":
+        options.append(f"of={config.monitor}")
+    reduction = config.reduction if config.early_stop else "none"
+    return ":".join(filter(None, [reduction, ",".join(options)]))
