@@ -35,13 +35,16 @@ SHIFTS = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}
 """Bits of float32 that the logits' dtype lacks."""
 
 
-def kernels_apply(device: torch.device) -> bool:
-    """Whether beliefs of a device's logits are computed by kernels. A model on `meta` stands for
-    one on a GPU."""
-    mode = os.environ.get(SWITCH, "auto")
-    if mode == "on":
-        return True
-    return mode == "auto" and (device.type == "meta" or (device.type == "cuda" and _has_triton()))
+def kernels_apply(table_VD: Tensor, logits_nV: Tensor | None = None) -> bool:
+    """Whether kernels compute the beliefs of a model with this embedding table, or of these of its
+    logits. A table on `meta` stands for one on a GPU."""
+    logits_dtype = table_VD.dtype if logits_nV is None else logits_nV.dtype
+    if table_VD.dtype not in SHIFTS or logits_dtype != table_VD.dtype:
+        return False
+    mode, device = os.environ.get(SWITCH, "auto"), table_VD.device.type
+    if mode == "auto":
+        return device == "meta" or (device == "cuda" and _has_triton())
+    return mode == "on"
 
 
 @cache

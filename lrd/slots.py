@@ -12,9 +12,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from lrd.canvases import Canvases, StopReason
 from lrd.config import DecodingConfig
 from lrd.decoding import step
@@ -40,8 +37,6 @@ class OccupiedSlot:
 
     request: Request
     placed_at: float
-    generator: torch.Generator | None
-    """Random numbers of this sample alone; None at temperature 0."""
 
 
 Snapshot = tuple[Readout, list[OccupiedSlot | None]]
@@ -104,14 +99,12 @@ class Slots:
             self.canvases.has_padding = any(len(one.prompt) < room for one in self.requests())
 
     def _place(self, row: int, request: Request) -> None:
-        self.canvases.place(row, request.prompt, self._model, self._config, self._padding_side)
-        generator = None
-        if self._config.temperature > 0:
-            device = self._model.embedding_table.device
-            generator = torch.Generator(device=device).manual_seed(request.seed)
+        self.canvases.place(
+            row, request.prompt, self._model, self._config, self._padding_side, request.seed
+        )
         if self._full_passes is not None:
             self._full_passes.placed(row)
-        self._occupied[row] = OccupiedSlot(request, time.monotonic(), generator)
+        self._occupied[row] = OccupiedSlot(request, time.monotonic())
 
     def _add_rows(self, num_new: int) -> None:
         if num_new:
@@ -130,22 +123,9 @@ class Slots:
         """One forward pass for all rows."""
         if self._full_passes is not None:
             self._full_passes.plan(self.canvases)
-        step(self._model, self._config, self.canvases, self._draw())
+        step(self._model, self._config, self.canvases)
         if self._full_passes is not None:
             self._full_passes.note(self.canvases)
-
-    def _draw(self) -> Tensor | None:
-        """Each row's own uniform numbers [B, K, V] in (0, 1), where sampling needs them."""
-        if self._config.temperature == 0:
-            return None
-        table = self._model.embedding_table
-        shape = (len(self), self._config.block_tokens, table.shape[0])
-        uniform_BKV = torch.full(shape, 0.5, device=table.device, dtype=torch.float64)
-        for uniform_KV, slot in zip(uniform_BKV, self._occupied, strict=True):
-            if slot:
-                uniform_KV.uniform_(generator=slot.generator)
-        # A draw may be 0, whose logarithm would make a token certain.
-        return uniform_BKV.clamp_(min=torch.finfo(torch.float64).tiny)
 
     def snapshot(self) -> Snapshot:
         """The canvases as they are now, and the prompts in them, for `collect`."""

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from helpers.engine import PROMPTS, assert_same, drain, requests
 from helpers.logits import random_logits
 from helpers.triton_interpreter import counted_bytes, mend, needs_interpreter
 from torch import Tensor
 
+import lrd
 from lrd import belief_ops
 from lrd.beliefs import Belief
+from lrd.models.checkpoint import LoadedModel
 from lrd.nucleus import nucleus
 from lrd.previous_beliefs import PastBeliefs
 
@@ -255,3 +258,34 @@ def test_bytes_that_are_moved(scale: float, centre: float, surest: float, num_by
     moved = (sum(counts.values()) - ids) / logits.numel()
     assert moved == pytest.approx(num_bytes, abs=0.01)
     assert moved <= MOST_BYTES + 0.01
+
+
+SHORT = lrd.DecodingConfig(
+    gen_length=4, r_f=0.3, max_refine_steps=2, tau_refine=0.05, entropy_threshold=0.9
+)
+SETTINGS = {
+    "by threshold": SHORT,
+    "not mixed": SHORT.model_copy(update={"r_f": 0.0}),
+    "drawn": SHORT.model_copy(update={"temperature": 0.8}),
+    "by margin": SHORT.model_copy(update={"entropy_threshold": None, "confidence": "margin"}),
+    "a cache": SHORT.model_copy(
+        update={"block_length": 2, "kv_cache": "dual", "suffix": 0, "cache_refresh": 3}
+    ),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_an_engine_decodes_the_same_by_kernels(
+    setting: str, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens, passes and stops are equal; traces to rounding."""
+    for name, value in (("MOST_IDS", 8), ("TILE", 64), ("WIDE", 64)):
+        monkeypatch.setattr(belief_ops, name, value)
+    asked = requests(PROMPTS[:2])
+    found = []
+    for mode in ("off", "on"):
+        monkeypatch.setenv(belief_ops.SWITCH, mode)
+        engine = lrd.Engine(model, SETTINGS[setting], 2, 9, fixed_shapes=True)
+        found.append(drain(engine, asked))
+    assert_same(found[1], found[0])
+    assert max(sample.num_forwards for sample in found[0].values()) > 2

@@ -8,6 +8,7 @@ are rounded and multiplied as numbers. Counts the bytes that programs load and s
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,7 +68,37 @@ def mend() -> None:
     Builder.cast_impl, Builder.create_dot, Builder.mended = cast, dot, True
     for name in ("create_fp_ext", "create_fp_trunc"):
         setattr(Builder, name, lambda self, source, to: self.cast_impl(source, to))
+    _patch_once()
     np.seterr(all="ignore")  # Infinities and NaN are what some tests are about.
+
+
+def _patch_once() -> None:
+    """A function that a kernel calls replaces all of Triton's language again, which takes longer
+    than what it computes."""
+    from types import SimpleNamespace
+
+    from triton.runtime import interpreter
+
+    plain, patched = interpreter._patch_lang, set()
+    nothing = SimpleNamespace(restore=lambda: None)
+
+    def patch(function: Any) -> Any:
+        languages = {interpreter.tl, interpreter.tl.core}
+        values = [value for value in function.__globals__.values() if inspect.ismodule(value)]
+        key = frozenset(value.__name__ for value in values if value in languages)
+        if key in patched:
+            return nothing
+        scope = plain(function)
+        patched.add(key)
+        restore = scope.restore
+
+        def undo() -> None:
+            patched.discard(key)
+            restore()
+
+        return SimpleNamespace(restore=undo)
+
+    interpreter._patch_lang = patch
 
 
 @contextmanager
