@@ -23,17 +23,23 @@ LOWEST = -6e4
 
 
 @dataclass(slots=True)
-class Belief:
+class BeliefSummary:
+    """A few numbers of p_t at each of N positions."""
+
+    log_z_N: Tensor
+    """log Σ exp(s) with s the logits less their maximum, so that log p = s − log Z."""
+    token_N: Tensor
+    """The most probable token, the lowest id among equals."""
+    entropy_N: Tensor
+
+
+@dataclass(slots=True)
+class Belief(BeliefSummary):
     """p_t of N positions with what Eq. 2, 4 and 6 ask of it, made in one go over the logits."""
 
     s_NV: Tensor
     """Logits less their maximum; at least LOWEST."""
     p_NV: Tensor
-    log_z_N: Tensor
-    """log Σ exp(s), so that log p = s − log Z."""
-    token_N: Tensor
-    """The most probable token, the lowest id among equals."""
-    entropy_N: Tensor
 
     @classmethod
     def of_logits(cls, logits_NV: Tensor, mask_id: int) -> Belief:
@@ -49,7 +55,7 @@ class Belief:
         log_z_N = -p_NV.gather(-1, token_N[:, None])[:, 0].log()
         # −Σ p·log p: both terms are small where the belief is sure, so little cancels.
         entropy_N = log_z_N - (p_NV * s_NV).sum(-1)
-        return cls(s_NV, p_NV, log_z_N, token_N, entropy_N)
+        return cls(log_z_N, token_N, entropy_N, s_NV, p_NV)
 
 
 def log_beliefs(logits_NV: Tensor, mask_id: int) -> Tensor:

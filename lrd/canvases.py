@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lrd.config import DecodingConfig
+from lrd.draws import signed
 from lrd.models.kv_cache import KVCache
 from lrd.models.protocol import DiffusionModel, is_cached, wants_fixed_shapes
 from lrd.previous_beliefs import PastBeliefs
@@ -42,6 +43,8 @@ class Canvases:
     """Column of each sample's first canvas position."""
     prompt_B: Tensor
     """Tokens of each sample's prompt."""
+    seed_B: Tensor
+    """What each sample's draws are made of, at temperature > 0."""
     canvas_BG: Tensor
     """Token ids; [MASK] where open."""
     commit_step_BG: Tensor
@@ -126,6 +129,7 @@ class Canvases:
             attention_mask_BL=integers(B, L, fill=1),
             start_B=integers(B),
             prompt_B=integers(B),
+            seed_B=integers(B),
             canvas_BG=integers(B, config.gen_length, fill=model.mask_id),
             commit_step_BG=integers(B, config.gen_length),
             stop_B=integers(B, fill=StopReason.COMPLETE),
@@ -160,9 +164,11 @@ class Canvases:
         model: DiffusionModel,
         config: DecodingConfig,
         padding_side: str,
+        seed: int = 0,
     ) -> None:
         """Put a prompt and an empty canvas into row `row`, in place of what was there.
 
+        seed: the sample's own, of 64 bits.
         Raises ValueError where prompt and canvas have more tokens than there are columns.
         """
         L, used = self.attention_mask_BL.shape[1], len(prompt) + config.gen_length
@@ -176,6 +182,7 @@ class Canvases:
         self.attention_mask_BL[row, first : first + used] = 1
         self.start_B[row] = first + len(prompt)
         self.prompt_B[row] = len(prompt)
+        self.seed_B[row] = signed(seed)
         self.canvas_BG[row] = model.mask_id
         for counter in (
             self.commit_step_BG,
@@ -230,8 +237,8 @@ class Canvases:
     def outcomes(self) -> Iterator[tuple[str, Tensor]]:
         """The fields that a sample is made of, by name."""
         inner = {
-            *("embeds_BLD", "attention_mask_BL", "start_B", "prompt_B", "refining_B", "calm_B"),
-            "divergence_B2",
+            *("embeds_BLD", "attention_mask_BL", "start_B", "prompt_B", "seed_B"),
+            *("refining_B", "calm_B", "divergence_B2"),
         }
         return (named for named in self._tensors() if named[0] not in inner)
 

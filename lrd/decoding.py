@@ -18,6 +18,7 @@ from lrd import beliefs, block_cache
 from lrd.canvases import Canvases, StopReason
 from lrd.commit_rules import choose_commits, is_any_of, scheduled_quota
 from lrd.config import DecodingConfig
+from lrd.draws import Draws
 from lrd.forward import Reading, read_block
 from lrd.models.protocol import DiffusionModel, eos_ids
 
@@ -28,12 +29,8 @@ def step(
     model: DiffusionModel,
     config: DecodingConfig,
     state: Canvases,
-    uniform_BKV: Tensor | None = None,
 ) -> None:
-    """One forward pass for every running sample, in place (decoding.md, 'One sample, one block').
-
-    uniform [B, K, V]: each sample's own draws in (0, 1), needed at temperature > 0.
-    """
+    """One forward pass for every running sample, in place."""
     K = config.block_tokens
     running_B = state.stop_B == StopReason.RUNNING
     position_BK = state.block_B[:, None] * K + torch.arange(K, device=running_B.device)
@@ -41,7 +38,11 @@ def step(
     ids_BK = state.canvas_BG.gather(1, position_BK)
     open_BK = (ids_BK == model.mask_id) & running_B[:, None]
 
-    reading = read_block(model, config, state, column_BK, open_BK, uniform_BKV)
+    draws = None
+    if config.temperature > 0:
+        passes_B = state.refine_steps_B + state.decode_steps_B
+        draws = Draws.of(state.seed_B, passes_B, position_BK, model.embedding_table.shape[0])
+    reading = read_block(model, config, state, column_BK, open_BK, draws)
     entropy_BK = reading.entropy_BK
     block_cache.count(model, config, state, running_B)
     failed_B = (open_BK & ~torch.isfinite(entropy_BK)).any(-1)

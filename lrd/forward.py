@@ -15,18 +15,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrd import nucleus
-from lrd.beliefs import Belief, entropy, log_beliefs
+from lrd import belief_ops, nucleus
+from lrd.beliefs import Belief, BeliefSummary, entropy, log_beliefs
 from lrd.block_cache import CACHED_POSITIONS, states
 from lrd.canvases import Canvases
 from lrd.commit_rules import choose_tokens, is_any_of, token_confidence, without_tokens
 from lrd.config import DecodingConfig
+from lrd.draws import Draws
 from lrd.models.protocol import DiffusionModel, SplitModel, eos_ids, is_cached, is_split
 
 HEAD_ELEMENTS = 1 << 24
 """Logits that the head computes at a time: enough rows that its weights are read rarely."""
 CACHED_ELEMENTS = 1 << 20
 """Logits that a CPU turns into beliefs at a time: they are read several times from its cache."""
+GPU_HEAD_ELEMENTS = 1 << 27
+"""The same of a GPU's head: with fewer rows its product waits for the weights."""
+GPU_ELEMENTS = 1 << 23
+"""Logits that a GPU turns into float32 at a time, where kernels do not read them as they are."""
 LAST = 1e30
 """Doubt of positions that are committed last; finite, since closed positions have infinity."""
 
@@ -53,7 +58,7 @@ def read_block(
     state: Canvases,
     column_BK: Tensor,
     open_BK: Tensor,
-    uniform_BKV: Tensor | None,
+    draws: Draws | None,
 ) -> Reading:
     """The forward pass, and the beliefs of the block's positions; `state.past` becomes theirs."""
     B, K = open_BK.shape
@@ -75,8 +80,7 @@ def read_block(
         zeros(table.dtype, table.shape[1]) if config.mixes else None,
     )
     for rows_n, logits_nV in logits_in_chunks(model, config, state, column_BK, rows_N):
-        uniform_nV = None if uniform_BKV is None else uniform_BKV.flatten(0, 1)[rows_n]
-        _read(model, config, state, reading, rows_n, logits_nV, uniform_nV)
+        _read(model, config, state, reading, rows_n, logits_nV, draws)
     return reading
 
 
@@ -90,15 +94,23 @@ def logits_in_chunks(
     """The forward pass: rows of B·K and their logits [n, V], a chunk at a time."""
     logits_of = forward(model, config, state, column_BK, rows_N)
     num_columns = model.embedding_table.shape[0]
-    cached = HEAD_ELEMENTS if state.fixed_shapes else CACHED_ELEMENTS
+    head, cached = chunk_elements(model, state.fixed_shapes)
     place_N = torch.arange(len(rows_N), device=rows_N.device)
-    for place_n in _even_parts(place_N, HEAD_ELEMENTS // num_columns):
+    for place_n in _even_parts(place_N, head // num_columns):
         logits_nV = logits_of(place_n)
         if config.logits_eos_inf:
             for index in eos_ids(model):
                 logits_nV[:, index] = -torch.inf
         parts = (_even_parts(x, cached // num_columns) for x in (rows_N[place_n], logits_nV))
         yield from zip(*parts, strict=True)
+
+
+def chunk_elements(model: DiffusionModel, fixed_shapes: bool) -> tuple[int, int]:
+    """How many logits the head computes at a time, and how many become beliefs at a time."""
+    if model.embedding_table.device.type == "cpu":
+        return HEAD_ELEMENTS, HEAD_ELEMENTS if fixed_shapes else CACHED_ELEMENTS
+    by_kernels = belief_ops.kernels_apply(model.embedding_table)
+    return GPU_HEAD_ELEMENTS, GPU_HEAD_ELEMENTS if by_kernels else GPU_ELEMENTS
 
 
 def _even_parts(x: Tensor, size: int) -> tuple[Tensor, ...]:
@@ -181,36 +193,92 @@ def _read(
     reading: Reading,
     rows_n: Tensor,
     logits_nV: Tensor,
-    uniform_nV: Tensor | None,
+    draws: Draws | None,
 ) -> None:
-    """Write one chunk's beliefs into the reading."""
-    belief = Belief.of_logits(logits_nV, model.mask_id)
-    token_n, doubt_n, confidence_n = read_tokens(model, config, belief, logits_nV, uniform_nV)
-    for field_BK, value_n in (
-        (reading.entropy_BK, belief.entropy_N),
-        (reading.kl_BK, state.past.kl_then_keep(belief, rows_n)),
-        (reading.token_BK, token_n),
-        (reading.doubt_BK, doubt_n),
-        (reading.confidence_BK, confidence_n),
+    """Write one chunk's beliefs into the reading; may overwrite its logits."""
+    if belief_ops.kernels_apply(model.embedding_table, logits_nV):
+        found = _read_by_kernels(model, config, state, rows_n, logits_nV, draws)
+    else:
+        found = _read_plainly(model, config, state, rows_n, logits_nV, draws)
+    *numbers, expected_nD = found
+    for field_BK, value_n in zip(
+        (
+            *(reading.entropy_BK, reading.kl_BK),
+            *(reading.token_BK, reading.doubt_BK, reading.confidence_BK),
+        ),
+        numbers,
+        strict=True,
     ):
+        assert value_n is not None
         field_BK.view(-1)[rows_n] = value_n
     if reading.expected_BKD is not None:
-        reading.expected_BKD.flatten(0, 1)[rows_n] = nucleus.expected_embedding(
+        assert expected_nD is not None
+        reading.expected_BKD.flatten(0, 1)[rows_n] = expected_nD
+
+
+def _read_plainly(
+    model: DiffusionModel,
+    config: DecodingConfig,
+    state: Canvases,
+    rows_n: Tensor,
+    logits_nV: Tensor,
+    draws: Draws | None,
+) -> tuple[Tensor | None, ...]:
+    """Entropy, KL, token, doubt, confidence [n] and expected embedding [n, D] of some rows."""
+    belief = Belief.of_logits(logits_nV, model.mask_id)
+    chosen = read_tokens(model, config, belief, logits_nV, rows_n, draws)
+    kl_n = state.past.kl_then_keep(belief, rows_n)
+    expected_nD = None
+    if config.mixes:
+        expected_nD = nucleus.expected_embedding(
             belief.p_NV, belief.token_N, config.top_p, model.embedding_table, state.fixed_shapes
         )
+    return belief.entropy_N, kl_n, *chosen, expected_nD
+
+
+def _read_by_kernels(
+    model: DiffusionModel,
+    config: DecodingConfig,
+    state: Canvases,
+    rows_n: Tensor,
+    logits_nV: Tensor,
+    draws: Draws | None,
+) -> tuple[Tensor | None, ...]:
+    """The same by kernels, without a float32 copy of the logits; those whose tokens need one are
+    read a few rows at a time."""
+    top_p = config.top_p if config.mixes else None
+    belief, kl_n, nuclei = belief_ops.read(
+        logits_nV, model.mask_id, top_p, state.past.rows(), rows_n, None
+    )
+    size = len(rows_n) if config.reads_beliefs_alone else GPU_ELEMENTS // logits_nV.shape[1]
+    parts = [
+        read_tokens(model, config, belief, x_nV, part_n, draws)
+        for x_nV, part_n in zip(*(_even_parts(x, size) for x in (logits_nV, rows_n)), strict=True)
+    ]
+    chosen = [torch.cat(values) for values in zip(*parts, strict=True)]
+    expected_nD = None
+    if config.mixes:
+        expected_nD = belief_ops.expected_embedding(
+            logits_nV, nuclei, model.embedding_table, model.mask_id
+        )
+    return belief.entropy_N, kl_n, *chosen, expected_nD
 
 
 def read_tokens(
     model: DiffusionModel,
     config: DecodingConfig,
-    belief: Belief,
+    belief: BeliefSummary,
     logits_nV: Tensor,
-    uniform_nV: Tensor | None,
+    rows_n: Tensor,
+    draws: Draws | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each position's token, and the doubt and confidence [n] that order commits."""
+    """Each position's token, and the doubt and confidence [n] that order commits. belief: of these
+    logits, needed where `reads_beliefs_alone`; draws: at these rows, where tokens are drawn."""
     if config.reads_beliefs_alone:
         return belief.token_N, belief.entropy_N, (-belief.log_z_N).exp()
+    uniform_nV = None if draws is None else draws.uniform(rows_n)
     token_n, log_r_nV = choose_tokens(config, log_beliefs(logits_nV, model.mask_id), uniform_nV)
+    del uniform_nV
     late_ids = [*eos_ids(model)] if config.confidence_eos_eot_inf else []
     if late_ids and model.eot_id is not None:
         late_ids.append(model.eot_id)

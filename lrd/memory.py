@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 
+from lrd.belief_ops import MOST_IDS, kernels_apply
 from lrd.block_cache import CACHED_POSITIONS, FULL_POSITIONS
 from lrd.config import DecodingConfig
 from lrd.engine import Engine, Request
-from lrd.forward import CACHED_ELEMENTS, HEAD_ELEMENTS
+from lrd.forward import GPU_ELEMENTS, chunk_elements
 from lrd.models.checkpoint import DTYPES, LoadedModel
 from lrd.models.protocol import DiffusionModel, is_cached, wants_fixed_shapes
 from lrd.models.w8a8 import FORMATS, W8A8Linear
@@ -45,8 +46,6 @@ class Memory:
     """Beliefs of the previous pass."""
     cache: int
     """Keys and values that a block cache keeps."""
-    draws: int
-    """Uniform numbers, where sampling needs them."""
     activations: int
     """Of the forward pass, freed before logits are computed."""
     chunk: int
@@ -58,7 +57,7 @@ class Memory:
     def beside_weights(self) -> int:
         """The last three are never in memory at the same time."""
         passing = max(self.activations, self.chunk, self.inputs)
-        return self.state + self.past + self.cache + self.draws + passing
+        return self.state + self.past + self.cache + passing
 
     @property
     def total(self) -> int:
@@ -84,17 +83,20 @@ def memory_of(
     S, G, K = num_slots, config.gen_length, config.block_tokens
     L, T, N = prompt_length + G, config.max_forwards, config.num_blocks
 
-    positions, cached = S * L, HEAD_ELEMENTS
+    positions = S * L
     if not fixed_shapes:
         few = max(L, CACHED_POSITIONS * torch.get_num_threads())
-        positions, cached = min(positions, few), CACHED_ELEMENTS
+        positions = min(positions, few)
     elif config.caches:
         fed = G + 1 if config.kv_cache == "prefix" else K + 1
         positions = max(S * fed, min(positions, max(L, FULL_POSITIONS)))
     # Columns that are fed alone are copied first, with their places, positions and columns.
     fed_bytes = D * d + 24 if config.feeds_some else 0
     guided = 2 if config.cfg_scale else 1
-    logits, beliefs = min(HEAD_ELEMENTS, S * K * V), min(cached, S * K * V)
+    logits, beliefs = (min(x, S * K * V) for x in chunk_elements(model, fixed_shapes))
+    by_kernels = kernels_apply(table)
+    if by_kernels:  # Only what needs whole beliefs makes some, a few rows at a time.
+        beliefs = 0 if config.reads_beliefs_alone else min(GPU_ELEMENTS, beliefs)
     kept = guided * S * K * D * d + S * K * (D * d if config.mixes else 0)
     return Memory(
         weights=_weights(model),
@@ -102,9 +104,11 @@ def memory_of(
         state=S * (L * (D * d + 8) + 16 * G + 8 * T + 130) + N * (G + 1) * 8,
         past=S * K * (V * (4 if V <= EXACT_COLUMNS else 2) + 4),
         cache=S * model.new_cache(0, L).row_bytes if config.caches and is_cached(model) else 0,
-        draws=S * K * V * 8 if config.temperature else 0,
         activations=positions * (_forward_bytes(model) + fed_bytes) + (guided - 1) * S * L * D * d,
-        chunk=kept + (guided * 2 - 1) * logits * d + beliefs * _belief_bytes(config),
+        chunk=kept
+        + (guided * 2 - 1) * logits * d
+        + beliefs * _belief_bytes(config)
+        + (logits // V * (MOST_IDS * 4 + D * d + 100) if by_kernels else 0),
         inputs=S * K * D * d * 8,
     )
 

@@ -41,13 +41,17 @@ class PastBeliefs:
     def num_bytes(self) -> int:
         return self._s_BKV.nbytes + self._log_z_BK.nbytes
 
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """s [B·K, V] and log Z [B·K], to be overwritten in place."""
+        self._take_memory()
+        return self._s_BKV.flatten(0, 1), self._log_z_BK.flatten()
+
     def kl_then_keep(self, belief: Belief, rows_N: Tensor) -> Tensor:
         """KL(p ‖ q) [N] in nats with q the belief kept at these rows of B·K, which p replaces.
 
         Of nearly equal beliefs the sum rounds to either side of 0; a threshold of 0 stays unmet.
         """
-        self._take_memory()
-        s_RV, log_z_R = self._s_BKV.flatten(0, 1), self._log_z_BK.flatten()
+        s_RV, log_z_R = self.rows()
         p_NV, log_z_N = belief.p_NV, belief.log_z_N
         cross_N = log_z_R[rows_N] - (p_NV * s_RV[rows_N].float()).sum(-1)
         kept_NV = belief.s_NV.to(s_RV.dtype)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from lrd.block_cache import needs_full_pass
 from lrd.canvases import Canvases, StopReason
@@ -46,8 +45,6 @@ class OccupiedSlot:
 
     request: Request
     placed_at: float
-    generator: torch.Generator | None
-    """Random numbers of this sample alone; None at temperature 0."""
     num_open: int
     """Open positions of its block."""
     block: int = 0
@@ -105,12 +102,10 @@ class Slots:
             self.canvases.has_padding = any(len(one.prompt) < room for one in self.requests())
 
     def _place(self, row: int, request: Request) -> None:
-        self.canvases.place(row, request.prompt, self._model, self._config, self._padding_side)
-        generator = None
-        if self._config.temperature > 0:
-            device = self._model.embedding_table.device
-            generator = torch.Generator(device=device).manual_seed(request.seed)
-        slot = OccupiedSlot(request, time.monotonic(), generator, self._config.block_tokens)
+        self.canvases.place(
+            row, request.prompt, self._model, self._config, self._padding_side, request.seed
+        )
+        slot = OccupiedSlot(request, time.monotonic(), self._config.block_tokens)
         self._occupied[row : row + 1] = [slot]
 
     def _close(self, row: int) -> None:
@@ -126,7 +121,7 @@ class Slots:
         part = self.canvases.first(num_rows)
         if self._is_fixed:
             self._plan(part)
-        step(self._model, self._config, part, self._draw(num_rows))
+        step(self._model, self._config, part)
         self.canvases.take(part)
         return num_rows
 
@@ -150,19 +145,6 @@ class Slots:
             entering = {row: slot.block for row, slot in busy if slot.needs_full_pass}
             part.full_passes = full_passes(self._config, part, entering)
             part.only_full = len(entering) == len(busy)
-
-    def _draw(self, num_rows: int) -> Tensor | None:
-        """Each row's own uniform numbers [B, K, V] in (0, 1), where sampling needs them."""
-        if self._config.temperature == 0:
-            return None
-        table = self._model.embedding_table
-        shape = (num_rows, self._config.block_tokens, table.shape[0])
-        uniform_BKV = torch.full(shape, 0.5, device=table.device, dtype=torch.float64)
-        for uniform_KV, slot in zip(uniform_BKV, self._occupied, strict=False):
-            if slot:
-                uniform_KV.uniform_(generator=slot.generator)
-        # A draw may be 0, whose logarithm would make a token certain.
-        return uniform_BKV.clamp_(min=torch.finfo(torch.float64).tiny)
 
     def collect(self) -> list[Sample]:
         """Wait for the pass; returns the samples that it has ended. Their rows become free."""

@@ -19,6 +19,9 @@ from helpers.random_model import LIVELY, random_model
 from lrd.models.checkpoint import LoadedModel
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # Before anything imports Triton, which decides then. Kernels run on a CPU in tests alone.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

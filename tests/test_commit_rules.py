@@ -218,8 +218,7 @@ def test_no_sampler_reads_a_tensor_on_the_host(name: str) -> None:
     with torch.device("meta"):
         model = random_model(seed=0)
         state = Canvases.empty(model, config, 3, 24)
-        uniform = torch.rand(3, config.block_tokens, 48, dtype=torch.float64)
-    step(model, config, state, uniform)
+    step(model, config, state)
     assert state.canvas_BG.device.type == "meta"
     with pytest.raises(RuntimeError, match="meta"):
         state.stop_B.tolist()
@@ -293,7 +292,7 @@ def test_eos_comes_last_in_every_order(order: str) -> None:
     def order_of(eot_id: int | None, **more: Any) -> list[int]:
         config = lrd.DecodingConfig(confidence=order, **more)
         fake = SimpleNamespace(eos_id=EOS, eot_id=eot_id, mask_id=MASK)
-        _, doubt, confidence = read_tokens(fake, config, belief, log_p, None)
+        _, doubt, confidence = read_tokens(fake, config, belief, log_p, torch.arange(3), None)
         remaining, found = still_open.clone(), []
         while remaining.any():
             commit = choose_commits(config, doubt[None], confidence[None], remaining)

@@ -77,6 +77,21 @@ def soft_embedding(
     return alpha, mixed
 
 
+def split_mix(state: int) -> int:
+    """The number that SplitMix64 gives in this state, of 64 bits."""
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
+    return state ^ (state >> 31)
+
+
+def uniform(seed: int, passes: int, position: int, token: int) -> float:
+    """In (0, 1), for a canvas position in the pass after so many; the same whenever it is asked."""
+    state = seed % 2**64
+    for number in (passes, position, token):
+        state = (split_mix(state) + 0x9E3779B97F4A7C15 * (number + 1)) % 2**64
+    return max((split_mix(state) >> 11) * 2.0**-53, 2.0**-54)
+
+
 def named_by_rule(c: DecodingConfig, h: dict[int, float], sure: dict[int, float]) -> list[int]:
     """Open positions that the commit rule names; h entropy, sure the token's probability."""
     if c.confidence_threshold is not None:
@@ -109,7 +124,6 @@ def decode_one(
     forward = forward or (lambda embeds, first, passes: model.logits(embeds[None])[0])
     G, K, mask_id = c.gen_length, c.block_length or c.gen_length, model.mask_id
     table: list[Vector] = model.embedding_table.tolist()
-    draws = torch.Generator().manual_seed(seed)
     canvas: list[int | None] = [None] * G
     vectors = [table[mask_id]] * G
     o = Outcome(canvas=[], commit_step=[0] * G)
@@ -139,6 +153,7 @@ def decode_one(
             embeds = torch.tensor([table[token] for token in prompt] + vectors)
             logits = forward(embeds, first, passes)[len(prompt) :].tolist()
             passes += 1
+            number = o.refine_steps + o.decode_steps
             p = {i: softmax(logits[i], mask_id) for i in block}
             opened = [i for i in block if canvas[i] is None]
             h = {i: entropy(p[i]) for i in opened}
@@ -154,7 +169,6 @@ def decode_one(
                 monitor = {which: abs(d - earlier[which]) for which, d in compared.items()}
                 if passes == 2:
                     o.branches.add("no change yet")
-            uniform = torch.rand(K, len(table), generator=draws, dtype=torch.float64).tolist()
 
             # Refine?
             if refining:
@@ -187,7 +201,7 @@ def decode_one(
             token = {i: max(range(len(p[i])), key=lambda v: p[i][v]) for i in opened}
             if c.temperature > 0:
                 for i in opened:
-                    u = uniform[i - first]
+                    u = [uniform(seed, number, i, v) for v in range(len(table))]
                     noisy = [x / (-math.log(y)) ** c.temperature for x, y in zip(p[i], u)]  # noqa: B905
                     sampled = noisy.index(max(noisy))
                     o.branches.add("sampled" if sampled != token[i] else "argmax")
