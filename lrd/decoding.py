@@ -36,7 +36,9 @@ def step(
     """
     K = config.block_tokens
     full_B = block_cache.needs_full_pass(config, state)
-    running_B = (state.stop_B == int(StopReason.RUNNING)) & block_cache.takes_part(config, state, full_B)
+    running_B = (state.stop_B == int(StopReason.RUNNING)) & block_cache.takes_part(
+        config, state, full_B
+    )
     position_BK = state.block_B[:, None] * K + torch.arange(K, device=running_B.device)
     column_BK = state.start_B[:, None] + position_BK
     ids_BK = state.canvas_BG.gather(1, position_BK)

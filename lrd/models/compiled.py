@@ -1,7 +1,7 @@
-"""Makes a transformer's layers faster on a GPU: kernels that are fused by torch.compile, CUDA graphs.
+"""Makes a transformer's layers faster on a GPU: kernels fused by torch.compile, CUDA graphs.
 
-Only pure functions of [N, …] tensors are compiled, N the positions of a pass, and only N is dynamic.
-So a few graphs serve all layers, rows and lengths, with and without padding or a block cache.
+Only pure functions of tensors [N, …] are compiled, N the positions of a pass, and only N is
+dynamic. So a few graphs serve all layers, rows and lengths, with and without padding or a cache.
 Attention, writes to the cache and the rotary table stay outside.
 """
 
@@ -58,10 +58,14 @@ def speed_up(transformer: Transformer, how: Compile) -> None:
 
 
 def fuse_pointwise(transformer: Transformer, backend: Backend = "inductor") -> bool:
-    """Compile norm, rotary embedding and SwiGLU: three graphs, made here. Where that fails (no C
+    """Compile norm, rotary embedding and SwiGLU: four graphs, made here. Where that fails (no C
     compiler, no Triton) they stay eager, which one warning says; returns whether they are fused."""
     transformer.use(
-        Pointwise(*(compiled(one, backend) for one in (EAGER.norm, EAGER.rotate, EAGER.swiglu)))
+        Pointwise(
+            norm=compiled(EAGER.norm, backend),
+            rotate=compiled(EAGER.rotate, backend),
+            swiglu=compiled(EAGER.swiglu, backend),
+        )
     )
     try:
         _try_out(transformer)
@@ -69,7 +73,9 @@ def fuse_pointwise(transformer: Transformer, backend: Backend = "inductor") -> b
         raise
     except Exception as error:
         transformer.use(EAGER)
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        lines = [line.strip() for line in str(error).splitlines()]
+        told = [line for line in lines if line and not line.endswith("raised:")]
+        reason = told[0] if told else type(error).__name__
         LOG.warning(
             "norms, rotary embedding and SwiGLU are not fused, passes take up to 1.3 times as "
             "long: torch.compile failed (%s); install a C compiler, Python's headers and triton, "
@@ -81,7 +87,7 @@ def fuse_pointwise(transformer: Transformer, backend: Backend = "inductor") -> b
 
 
 def compile_layers(transformer: Transformer, backend: Backend = "inductor") -> None:
-    """Compile what a layer does before and after attention, and the final norm: three graphs for
+    """Compile what a layer does before and after attention, and the final norm: five graphs for
     all layers, made at the first pass."""
     before, after = None, None
     for block in transformer.blocks:
@@ -103,7 +109,9 @@ def compiled(function: Function, backend: Backend = "inductor") -> Function:
     # model alone.
     code = function.__code__.replace()
     own = FunctionType(code, function.__globals__, function.__name__, function.__defaults__)
-    options = {"emulate_precision_casts": True} if backend == "inductor" else None
+    options: dict[str, Any] | None = (
+        {"emulate_precision_casts": True} if backend == "inductor" else None
+    )
     graph = torch.compile(own, fullgraph=True, backend=backend, options=options)
 
     def run(*args: Any) -> Any:
@@ -122,7 +130,8 @@ def _try_out(transformer: Transformer) -> None:
     """A pass of one layer over a few positions."""
     table = transformer.embedding.weight
     transformer.prepare(4, table.device)
-    x = torch.zeros(2, 4, table.shape[1], dtype=table.dtype, device=table.device)
+    with torch.inference_mode(False):  # As the canvases' embeddings; torch tells the two apart.
+        x = torch.zeros(2, 4, table.shape[1], dtype=table.dtype, device=table.device)
     cos, sin = transformer.rotary(torch.arange(4, device=table.device).expand(2, 4), x.dtype)
     transformer.norm(transformer.blocks[0](x, cos, sin, None, torch.arange(8, device=x.device)))
 
@@ -139,7 +148,7 @@ def capture(
 ) -> tuple[Tensor, Callable[[], None]]:
     """A `Capture` by CUDA."""
     with torch.cuda.device(device):
-        beside = torch.cuda.Stream()
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             for _ in range(WARM_RUNS):
@@ -155,9 +164,9 @@ def capture(
 class Graphs:
     """Replays `Transformer.layers` as one CUDA graph for each shape of a pass.
 
-    Inputs are copied to where the graph reads them. Keys and values are kept where they are: a cache
-    elsewhere is another graph. The graphs share one pool of memory, since none depends on what
-    another has left there.
+    Inputs are copied to where the graph reads them. Keys and values are kept where they are: for a
+    cache elsewhere there is another graph. All share one pool of memory, since none depends on
+    what another has left there.
     """
 
     def __init__(self, capture: Capture = capture) -> None:
@@ -207,10 +216,8 @@ class Graphs:
         if self._pool is None and device.type == "cuda":
             self._pool = torch.cuda.graph_pool_handle()
         if window is not None:
-            rows_R, place_RC = own[5:]
-            assert rows_R is not None and place_RC is not None
-            kept = window.kept_BN2PKE
-            window = Window(kept, rows_R, place_RC, window.num_keys, window.adjacent)
+            rows_R, place_RC = (x for x in own[5:] if x is not None)
+            window = replace(window, rows_R=rows_R, place_RC=place_RC)
         result, replay = self._capture(lambda: layers(*own[:5], window), device, self._pool)
         return [x for x in own if x is not None], result, replay
 

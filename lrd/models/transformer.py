@@ -68,10 +68,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     x's."""
     wide = x.to(cos.dtype)
     if torch.compiler.is_compiling():  # Stays in registers, where `cat` would go to memory.
-        swapped = wide.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+        swapped = wide.view(*x.shape[:-1], 2, -1).flip(-2).view(x.shape)
     else:
         swapped = torch.cat(wide.chunk(2, dim=-1)[::-1], dim=-1)
-    return (wide * cos + swapped * sin).to(x.dtype)
+    rotated: Tensor = (wide * cos + swapped * sin).to(x.dtype)
+    return rotated
 
 
 def rotate_both(
@@ -123,19 +124,21 @@ def rotary_table(positions_BL: Tensor, head_width: int, theta: float) -> tuple[T
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Every query over every real key: [B, H, L, E] and two [B, K, L, E] to [B, H, L, E]."""
+    shares = query.shape[1] != key.shape[1]
+    if shares and mask is not None and query.device.type != "cpu":
+        return attention_of_groups(query, key, value, mask)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=shares)
+
+
+def attention_of_groups(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """The same for CUDA's kernel for masks, which shares no kv heads. All queries see the same
+    keys, so heads that share one are more queries of a single head, and no key is copied."""
     B, H, L, E = query.shape
-    K = key.shape[1]
-    if key_mask is not None and query.device.type != "cpu" and H != K:
-        # CUDA's kernel for masks shares no kv heads. All queries see the same keys, so the heads
-        # that share one are more queries of a single head, and no keys are copied.
-        grouped = query.reshape(B, K, H // K * L, E)
-        attended = F.scaled_dot_product_attention(grouped, key, value, attn_mask=key_mask)
-        return attended.reshape(B, H, L, E)
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=key_mask, enable_gqa=H != K
-    )
+    grouped = query.reshape(B, key.shape[1], -1, E)
+    attended = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask)
+    return attended.reshape(B, H, L, E)
 
 
 def attention_mask(key_mask_RP: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -222,9 +225,7 @@ class Block(nn.Module):
             attended_ND = self._attended(x_BLD, cos_N1E, sin_N1E, mask, keep, spans)[at_N]
             return self.after(self, x_ND[at_N], attended_ND)
         # Nothing here holds what attention gave, so that it is freed as soon as it is used.
-        out_ND = self.after(
-            self, x_ND, self._attended(x_BLD, cos_N1E, sin_N1E, mask, keep, spans)
-        )
+        out_ND = self.after(self, x_ND, self._attended(x_BLD, cos_N1E, sin_N1E, mask, keep, spans))
         return out_ND.view_as(x_BLD)
 
     def _attended(
@@ -262,7 +263,7 @@ def before_attention(
         kv_width = D // block.num_heads * block.num_kv_heads
         parts = block.query_key_value(h_ND).split([D, kv_width, kv_width], dim=-1)
     del h_ND
-    query, key, value = (x.unflatten(-1, (-1, D // block.num_heads)) for x in parts)
+    query, key, value = (x.view(len(x), -1, D // block.num_heads) for x in parts)
     return *block.pointwise.rotate(query, key, cos_N1E, sin_N1E), value
 
 
