@@ -167,7 +167,7 @@ def _inside(
 
 def host_feeds(config: DecodingConfig, state: Canvases, before: int) -> Iterator[Feed]:
     """Full passes and block passes of running rows, a few rows at a time."""
-    full_B, running_B = needs_full_pass(config, state), state.stop_B == StopReason.RUNNING
+    full_B, running_B = needs_full_pass(config, state), state.stop_B == int(StopReason.RUNNING)
     first_B, num_B = spans(config, state, full_B, before)
     num_places_B = places(config, state)
     for full in (True, False):

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PromptFormat = Literal["auto", "chat", "raw"]
 Truncation = Literal["fail", "keep_last"]
-Compile = Literal["none", "compile", "graphs"]
-"""graphs: compiled, and each shape captured once as a CUDA graph and replayed."""
+Compile = Literal["none", "eager", "compile", "graphs"]
+"""What of a model torch.compile makes: nothing but, on CUDA, fused element-wise work (none); not
+even that (eager); all but attention (compile); the same, replayed as CUDA graphs (graphs)."""
 
 COMMIT_RULES = ("entropy_threshold", "entropy_bound", "confidence_threshold")
 """Rules that replace `tokens_per_step`; at most one may be set. `steps` replaces it too."""

@@ -32,7 +32,7 @@ def step(
 ) -> None:
     """One forward pass for every running sample, in place."""
     K = config.block_tokens
-    running_B = state.stop_B == StopReason.RUNNING
+    running_B = state.stop_B == int(StopReason.RUNNING)
     position_BK = state.block_B[:, None] * K + torch.arange(K, device=running_B.device)
     column_BK = state.start_B[:, None] + position_BK
     ids_BK = state.canvas_BG.gather(1, position_BK)
@@ -160,7 +160,7 @@ def record_pass(
     """Traces of this pass, and what an early stop commits unsettled."""
     trace_B1 = (state.refine_steps_B + state.decode_steps_B - 1).clamp(min=0)[:, None]
     num_open_B = open_BK.sum(-1)
-    entropy_open_BK = entropy_BK * open_BK
+    entropy_open_BK = torch.where(open_BK, entropy_BK, 0)
     mean_entropy_B = entropy_open_BK.sum(-1) / num_open_B.clamp(min=1)
     for trace_BT, value_B in (
         (state.kl_trace_BT, eq6_B),
@@ -245,4 +245,4 @@ def advance(
     state.decode_in_block_B.masked_fill_(block_done_B, 0)
     state.calm_B.masked_fill_(block_done_B, 0)
     # A sample that has ended stays in the block that it ended in.
-    state.block_B += block_done_B & (state.stop_B == StopReason.RUNNING)
+    state.block_B += block_done_B & (state.stop_B == int(StopReason.RUNNING))

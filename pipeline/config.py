@@ -73,7 +73,8 @@ class RunConfig(BaseModel):
     )
     compile: Compile = Field(
         "none",
-        description="compile: the forward pass by torch.compile; graphs: also as CUDA graphs",
+        description="none: on CUDA element-wise work is fused; eager: nothing is; compile: all of "
+        "a layer but attention is compiled; graphs: also replayed as CUDA graphs",
     )
     slots: int = Field(
         16,

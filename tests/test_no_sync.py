@@ -7,20 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.host_reads import NoReads
 from helpers.random_model import LIVELY, random_model
-from torch.overrides import TorchFunctionMode
 
 import lrd
 from lrd import slots
 from lrd.decoding import step
 
-READS = {
-    *(torch.Tensor.tolist, torch.Tensor.item, torch.Tensor.numpy, torch.Tensor.cpu),
-    *(torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__),
-    *(torch.Tensor.__index__, torch.Tensor.__contains__),
-    *(torch.Tensor.nonzero, torch.nonzero, torch.masked_select, torch.Tensor.masked_select),
-}
-INDEXING = {torch.Tensor.__getitem__, torch.Tensor.__setitem__}
 CACHES: dict[str, dict[str, Any]] = {
     "none": {},
     "prefix": {"kv_cache": "prefix"},
@@ -38,22 +31,6 @@ PROCEDURES: dict[str, dict[str, Any]] = {
     "drawn": {"temperature": 0.7, "sample_top_p": 0.9},
     "probability": {"confidence_threshold": 0.9},
 }
-
-
-class NoReads(TorchFunctionMode):
-    """Raises where a value or a shape that depends on values is read."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if function in READS:
-            raise AssertionError(f"{function} reads a tensor on the host")
-        if function in INDEXING:
-            parts = args[1] if isinstance(args[1], tuple) else (args[1],)
-            for part in parts:
-                if isinstance(part, torch.Tensor) and part.dtype == torch.bool:
-                    raise AssertionError("a boolean index has a shape that depends on values")
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture

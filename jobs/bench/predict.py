@@ -4,10 +4,11 @@
     python -m jobs.bench.predict --page jobs/benchmarks/predicted-gpu.md
 
 Nothing is measured. The passes of LLaDA-8B and Dream-7B are run at true shapes on torch's meta
-device, where a dispatch mode notes every operation's FLOPs and bytes; an operation takes the longer
-of its FLOPs over the device's rate and its bytes over its bandwidth. Two bounds: *eager* counts
-every operation and at least LAUNCH a kernel; *limit* counts matrix products, attention and the
-head alone, as if all else were fused into them and the pass were one graph.
+device, where every operation's FLOPs and bytes are noted (`account.py`); an operation takes the
+longer of its FLOPs over the device's rate and its bytes over its bandwidth. *eager* counts every
+operation and at least LAUNCH a kernel; *fused* the same where the layers' element-wise functions
+and the beliefs are kernels of their own; *limit* counts matrix products, attention and the head
+alone, as if all else were fused into them and the pass were one graph.
 
 Legend: S slots, R rows of a pass, C columns that it feeds, L columns of a row, K of them a block.
 """
@@ -18,37 +19,43 @@ import argparse
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-
+from jobs.bench.account import (
+    Operation,
+    Operations,
+    PassKind,
+    Way,
+    counted_beliefs,
+    counted_pass,
+    model_of,
+)
 from jobs.bench.gpu_models import MODELS
-from jobs.bench.peers import blocks_of
-from jobs.bench.step import REFINED
+from jobs.bench.step import BASELINE, REFINED
 from jobs.output import OK, Parser, command
 from jobs.tiny.comparison_page import fill
-from lrd import decoding
+from lrd import DecodingConfig
 from lrd.block_cache import FULL_POSITIONS
-from lrd.canvases import Canvases
 from lrd.full_passes import powers_of_two
 from lrd.models.checkpoint import LoadedModel
-from lrd.models.kv_cache import Window
-from lrd.models.transformer import Transformer, TransformerConfig
 from pipeline.markdown import table
 
 PROMPT, BLOCK, PASSES = 128, 32, 10
 WAITED = 1
 """Passes that a row sits out before its full one: the host learns of it a pass late."""
-Bound = Literal["eager", "limit"]
+Bound = Literal["eager", "fused", "limit"]
 BOUNDS: tuple[Bound, ...] = ("eager", "limit")
+BELIEF_BYTES = 20.0
+"""Bytes that a fused kernel of the beliefs moves for a position and column of the logits, with the
+gather of a nucleus's embeddings."""
+GOALS = {"llada-8b": (240.0, 45.0), "dream-7b": (250.0, 45.0)}
+"""Milliseconds a pass of 16 slots and 512 positions on an H100, without and with the dual cache."""
+WHOLE_CANVAS = {"llada-8b": False, "dream-7b": True}
+"""Whether the model decodes its canvas as one block, as published, where nothing is cached."""
 MEASURED_PASSES = {1: 78, 2: 92, 3: 60, 4: 27, 5: 17, 6: 8, 7: 6, 8: 7, 9: 2, 10: 1, 17: 2}
 """Passes that 300 problems took `tiny` in blocks of 32, entropy threshold 0.2 with a gated stop and
 no refinement (2026-11-28, `jobs.tiny.accuracy.distinct(300, 15)`); nearly all in one block."""
@@ -76,201 +83,111 @@ DEVICES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One kernel."""
-
-    kind: str
-    """gemm, attention or other."""
-    flops: float
-    moved: float
-    """Bytes read and written."""
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether it stays where all else is fused into it."""
-        return self.kind != "other"
-
-    def seconds(self, device: Device) -> float:
-        rates = {"gemm": device.gemm, "attention": device.attention}
-        return max(self.flops / rates.get(self.kind, math.inf), self.moved / device.copy)
-
-
-FREE = frozenset(("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty"))
-"""Operations that move nothing, beside views."""
-GATHERS = frozenset(("index", "embedding", "gather", "index_select"))
-SCATTERS = frozenset(("copy_", "index_put_", "index_put", "scatter_", "scatter"))
-
-
-class Account(TorchDispatchMode):
-    """Notes the operations that run inside it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: list[Operation] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = func._schema.name.split("::")[1]
-        if not (func.is_view or name in FREE):
-            self.operations.append(operation(name, args, kwargs or {}, out))
-        return out
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, _: Tensor | None) -> Tensor:
-        """Stands for a layer's attention: one kernel that never writes scores."""
-        B, H, C, E = query.shape
-        moved = sum(x.numel() * x.element_size() for x in (query, query, key, value))
-        flops = 4 * B * H * C * key.shape[2] * E
-        self.operations.append(Operation("attention", flops, moved))
-        return torch.empty(B, H, C, E, dtype=query.dtype, device=query.device)
-
-
-def operation(name: str, args: Any, kwargs: dict[str, Any], out: Any) -> Operation:
-    """What one operation computes and moves: inputs read once, outputs written once."""
-    given = {key: value for key, value in kwargs.items() if key != "out"}
-    ins = [x for x in tree_leaves((args, given)) if isinstance(x, Tensor)]
-    outs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-    if name in ("mm", "addmm", "bmm"):
-        left = args[1] if name == "addmm" else args[0]
-        return Operation("gemm", 2 * outs[0].numel() * left.shape[-1], touched([*ins, *outs]))
-    if name in GATHERS:
-        return Operation("other", 0, 2 * touched(outs) + touched(ins[1:]))
-    if name in SCATTERS:
-        return Operation("other", 0, 2 * touched(ins[-1:]))
-    return Operation("other", 0, touched([*ins, *outs]))
-
-
-def touched(tensors: Sequence[Tensor]) -> int:
-    """Bytes of the tensors; what is expanded is read once."""
-    total = 0
-    for x in tensors:
-        sizes = (
-            size for size, stride in zip(x.shape, x.stride(), strict=True) if stride or not size
-        )
-        total += math.prod(sizes) * x.element_size()
-    return total
-
-
-@contextmanager
-def counting(transformer: Transformer) -> Iterator[Account]:
-    """An account of what runs inside; attention is one operation."""
-    account = Account()
-    before = [block.attend for block in blocks_of(transformer)]
-    for block in blocks_of(transformer):
-        block.attend = account.attend
-    try:
-        with torch.no_grad(), account:
-            yield account
-    finally:
-        for block, attend in zip(blocks_of(transformer), before, strict=True):
-            block.attend = attend
-
-
 @cache
 def shaped(name: str) -> LoadedModel:
     """A model of that shape without weights."""
     return model_of(MODELS[name])
 
 
-def model_of(config: TransformerConfig) -> LoadedModel:
-    """The same of any shape."""
-    with torch.device("meta"):
-        transformer = Transformer(config).to(torch.bfloat16).requires_grad_(False).eval()
-    transformer.fuse()
-    return LoadedModel(transformer, {"mask_token_id": 0, "eos_token_id": 1}, None)
-
-
-Operations = Counter[Operation]
-
-
-Kind = Literal["plain", "full", "block"]
-"""A pass without a cache, one that fills the cache, and one that feeds a block alone."""
-
-
 @cache
-def pass_of(name: str, rows: int, length: int, kind: Kind) -> Operations:
+def pass_of(name: str, rows: int, length: int, kind: PassKind, way: Way = "eager") -> Operations:
     """A forward pass of `rows` rows of `length` columns, up to the final states of a block."""
-    return counted_pass(shaped(name), rows, length, BLOCK, kind)
-
-
-def counted_pass(model: LoadedModel, rows: int, length: int, block: int, kind: Kind) -> Operations:
-    """The same of any model: what the engine runs, without masks."""
-    columns = block + model.feeds_before if kind == "block" else length
-    table_VD = model.embedding_table
-    embeds = torch.empty(rows, columns, table_VD.shape[1], dtype=table_VD.dtype, device="meta")
-    row_R = torch.arange(rows, device="meta")
-    place_RC = torch.arange(length - columns, length, device="meta").expand(rows, -1)
-    at_RK = row_R[:, None] * columns + torch.arange(columns - block, columns, device="meta")
-    cache = model.new_cache(rows, length)
-    cache.take_memory()
-    num_keys = length if kind == "block" else None
-    window = Window(cache.kept_BN2PKE, row_R, place_RC, num_keys, slice(0, rows))
-    model.transformer.prepare(length, table_VD.device)
-    with counting(model.transformer) as account:
-        if kind == "plain":
-            model.hidden(embeds, None, at_RK.flatten())
-        else:
-            model.hidden_kept(embeds, place_RC, length, None, at_RK.flatten(), window)
-    return Counter(account.operations)
+    return Counter(counted_pass(shaped(name), rows, length, BLOCK, kind, way).operations)
 
 
 @cache
-def beliefs_of(name: str, slots: int) -> Operations:
+def beliefs_of(name: str, slots: int, block: int = BLOCK) -> Operations:
     """What a step of latent refinement does beside the layers."""
-    return counted_beliefs(shaped(name), slots, BLOCK)
+    return counted_beliefs(shaped(name), _one_block(REFINED, block), slots)
 
 
-def counted_beliefs(model: LoadedModel, slots: int, block: int) -> Operations:
-    """Head, beliefs, mixing and commits: a step of one block without its layers."""
-    config = REFINED.model_copy(update={"gen_length": block, "block_length": block})
-    state = Canvases.empty(model, config, slots, block + 1, True)
-    for row in range(slots):
-        state.place(row, [2], model, config, "left")
-    with torch.no_grad():
-        decoding.step(model, config, state)  # Allocates what is kept of the beliefs.
-    with counting(model.transformer) as step:
-        decoding.step(model, config, state)
-    at = (torch.arange(slots)[:, None] * (block + 1) + torch.arange(1, block + 1)).flatten()
-    with counting(model.transformer) as layers:
-        model.hidden(state.embeds_BLD, state.mask, at.to("meta"))
-    return Counter(step.operations) - Counter(layers.operations)
+@cache
+def fused_beliefs_of(name: str, slots: int, block: int, num_bytes: float) -> Operations:
+    """The same where each chunk's beliefs are one kernel that moves so many bytes a position and
+    column: the head and what else a step without refinement does that does not touch logits."""
+    plain = counted_beliefs(shaped(name), _one_block(BASELINE, block), slots)
+    num_chunks = sum(number for one, number in plain.items() if one.kind == "gemm")
+    elements = slots * block * MODELS[name].table_rows
+    logits = 2 * elements / num_chunks
+    kept = {one: n for one, n in plain.items() if one.is_dense or one.moved < logits}
+    kernel = Operation("other", 0, num_bytes * elements / num_chunks)
+    return Counter(kept) + Counter({kernel: num_chunks})
+
+
+def _one_block(config: DecodingConfig, block: int) -> DecodingConfig:
+    return config.model_copy(update={"gen_length": block, "block_length": block})
 
 
 # Milliseconds.
 
 
+def seconds(one: Operation, device: Device) -> float:
+    """The longer of its products and its bytes."""
+    rates = {"gemm": device.gemm, "attention": device.attention}
+    return max(one.flops / rates.get(one.kind, math.inf), one.moved / device.copy)
+
+
 def milliseconds(operations: Operations, device: Device, bound: Bound) -> float:
     """Of one after the other."""
     if bound == "limit":
-        fused = (number * one.seconds(device) for one, number in operations.items() if one.is_dense)
-        return 1e3 * sum(fused)
-    busy = sum(number * one.seconds(device) for one, number in operations.items())
+        dense = (
+            number * seconds(one, device) for one, number in operations.items() if one.is_dense
+        )
+        return 1e3 * sum(dense)
+    busy = sum(number * seconds(one, device) for one, number in operations.items())
     return 1e3 * max(busy, device.launch * operations.total())
 
 
-def plain_pass(name: str, slots: int, length: int, device: Device, bound: Bound) -> float:
+def plain_pass(
+    name: str,
+    slots: int,
+    length: int,
+    device: Device,
+    bound: Bound,
+    block: int = BLOCK,
+    belief_bytes: float = BELIEF_BYTES,
+) -> float:
     """Milliseconds of a pass of all slots without a cache."""
-    operations = pass_of(name, slots, length, "plain") + beliefs_of(name, slots)
-    return milliseconds(operations, device, bound)
+    beliefs = _beliefs(name, slots, bound, block, belief_bytes)
+    return milliseconds(pass_of(name, slots, length, "plain", _way(bound)) + beliefs, device, bound)
 
 
-def cached_pass(name: str, slots: int, length: int, device: Device, bound: Bound) -> float:
+def cached_pass(
+    name: str,
+    slots: int,
+    length: int,
+    device: Device,
+    bound: Bound,
+    belief_bytes: float = BELIEF_BYTES,
+) -> float:
     """The same with the dual cache, for as many decoding passes of every slot.
 
     In a step all slots feed their block; each is with probability 1 / (PASSES + WAITED) one that
     enters a block, and its full pass is computed too, in groups of 1, 2, 4, 8 … rows. WAITED of
     PASSES + WAITED steps advance a slot by nothing.
     """
-    short = pass_of(name, slots, length, "block") + beliefs_of(name, slots)
+    way = _way(bound)
+    short = pass_of(name, slots, length, "block", way)
+    short = short + _beliefs(name, slots, bound, BLOCK, belief_bytes)
     share = 1 / (PASSES + WAITED)
     step = 0.0
     for entering in range(slots + 1):
         chance = math.comb(slots, entering) * share**entering * (1 - share) ** (slots - entering)
         if chance > 1e-6:
             parts = powers_of_two(list(range(entering)), max(1, FULL_POSITIONS // length))
-            whole = sum((pass_of(name, len(part), length, "full") for part in parts), Counter())
+            whole = sum((pass_of(name, len(p), length, "full", way) for p in parts), Counter())
             step += chance * milliseconds(short + whole, device, bound)
     return step * (PASSES + WAITED) / PASSES
+
+
+def _way(bound: Bound) -> Way:
+    return "fused" if bound == "fused" else "eager"
+
+
+def _beliefs(name: str, slots: int, bound: Bound, block: int, belief_bytes: float) -> Operations:
+    if bound == "fused":
+        return fused_beliefs_of(name, slots, block, belief_bytes)
+    return beliefs_of(name, slots, block)
 
 
 def fits(name: str, slots: int, length: int, device: Device) -> bool:
@@ -291,6 +208,41 @@ def lockstep(slots: int, rows_of_passes: Mapping[int, int] = MEASURED_PASSES) ->
 
 
 # The page.
+
+
+def fused_table(device: Device, belief_bytes: float, slots: int = 16, gen_length: int = 512) -> str:
+    """Milliseconds of a pass before and after fusing, beside the goals."""
+    head = ["model", "cache", "block", "eager", "fused", "goal", "products", "attention"]
+    head += ["element-wise", "kernels: eager", "fused"]
+    rows = []
+    length = PROMPT + gen_length
+    for name, (plain_goal, dual_goal) in GOALS.items():
+        block = gen_length if WHOLE_CANVAS[name] else BLOCK
+        both: list[Bound] = ["eager", "fused"]
+        counted = [
+            pass_of(name, slots, length, "plain", _way(bound))
+            + _beliefs(name, slots, bound, block, belief_bytes)
+            for bound in both
+        ]
+        parts = {
+            kind: Counter({one: n for one, n in counted[1].items() if one.kind == kind})
+            for kind in ("gemm", "attention", "other")
+        }
+        plain = [milliseconds(one, device, "eager") for one in counted]
+        rows.append(
+            [name, "none", str(block), *(f"{ms:.0f}" for ms in plain), f"≤ {plain_goal:.0f}"]
+            + [
+                f"{1e3 * sum(n * seconds(o, device) for o, n in p.items()):.0f}"
+                for p in parts.values()
+            ]
+            + [f"{one.total():,}" for one in counted]
+        )
+        dual = [cached_pass(name, slots, length, device, bound, belief_bytes) for bound in both]
+        rows.append(
+            [name, "dual", str(BLOCK), *(f"{ms:.0f}" for ms in dual), f"≤ {dual_goal:.0f}"]
+            + [""] * 5
+        )
+    return table(head, rows)
 
 
 def gain_table(device: Device, slots: Sequence[int], gen_lengths: Sequence[int]) -> str:
@@ -362,6 +314,10 @@ def blocks(args: argparse.Namespace) -> dict[str, str]:
         "rates": f"**Predicted, not measured.** {rates}. Prompt {PROMPT}, blocks of {BLOCK}, "
         f"{PASSES} passes a block, bfloat16, latent refinement (r_f 0.15)."
     }
+    found["fused"] = (
+        f"{devices[0].name}; fused beliefs move {args.belief_bytes:g} bytes for each position and "
+        f"column of the logits.\n\n{fused_table(devices[0], args.belief_bytes)}"
+    )
     parts = [f"### {d.name}\n\n{gain_table(d, args.slots, args.gen_lengths)}" for d in devices]
     found["gain"] = "\n\n".join(parts)
     middle = args.gen_lengths[len(args.gen_lengths) // 2]
@@ -396,6 +352,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--devices", nargs="+", choices=names, default=names)
     made.add_argument("--slots", nargs="+", type=int, default=[1, 8, 32, 64])
     made.add_argument("--gen-lengths", nargs="+", type=int, default=[256, 512, 1024])
+    made.add_argument(
+        "--belief-bytes",
+        type=float,
+        default=BELIEF_BYTES,
+        help="that fused beliefs move for each position and column [%(default)g]",
+    )
     made.add_argument("--page", metavar="PAGE.md", help="whose marked blocks are filled [stdout]")
     return made
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lrd.config import Compile
-from lrd.models.compiled import check_compile, hidden_of
+from lrd.models.compiled import check_compile, speed_up
 from lrd.models.families import family_of
 from lrd.models.files import read_object
 from lrd.models.hub import download, is_hub_id
@@ -61,8 +61,8 @@ class LoadedModel:
     ) -> None:
         """eot_token: what ends a chat turn; its id is the tokenizer's."""
         self.transformer = transformer
-        self.compiled = compile != "none"
-        self._hidden, self._hidden_kept = hidden_of(transformer, compile)
+        self.compiled = compile in ("compile", "graphs")
+        speed_up(transformer, compile)
         self.tokenizer = tokenizer
         self.max_length = transformer.config.max_length
         table_rows = transformer.config.table_rows
@@ -119,7 +119,7 @@ class LoadedModel:
         """
         if self.transformer.config.logit_shift:
             at = _before(at, embeds, attention_mask)
-        return self._hidden(embeds, attention_mask, at)
+        return self.transformer.hidden(embeds, attention_mask, at)
 
     @property
     def feeds_before(self) -> int:
@@ -145,7 +145,9 @@ class LoadedModel:
     ) -> Tensor:
         """See `lrd.models.protocol.CachedModel`; the column before a fed block undoes the shift."""
         at = at - self.feeds_before
-        return self._hidden_kept(embeds, positions, num_positions, key_mask, at, window, spans)
+        return self.transformer.hidden_kept(
+            embeds, positions, num_positions, key_mask, at, window, spans
+        )
 
     @torch.no_grad()
     def head(self, hidden: Tensor) -> Tensor:
@@ -174,8 +176,8 @@ def load_model(
     `package.module:factory` names a model of another package (README.md beside this file).
     dtype: float32, bfloat16; fp8 or int8_w8a8 (the blocks' products in eight bits, `w8a8.py`);
     int8 (weight-only, by torchao: less memory, slower). revision: of a hub id. compile:
-    none; compile: by torch.compile, for the fixed shapes of an engine's slots; graphs: the same
-    as CUDA graphs. On the device `meta` everything is checked and no weight is read.
+    `compiled.speed_up` says what each choice does; by default element-wise work is fused on CUDA.
+    On the device `meta` everything is checked and no weight is read.
     Raises ValueError for what is missing or does not fit, with every difference named at once.
     """
     if dtype not in DTYPES:
@@ -184,7 +186,7 @@ def load_model(
     check_compile(compile, target)
     if is_plug(str(path_or_id)):
         _refuse_revision(path_or_id, revision)
-        if compile != "none":
+        if compile in ("compile", "graphs"):
             raise ValueError(f"{path_or_id} compiles itself or not at all; drop compile {compile}")
         return load_plug(str(path_or_id), device, dtype)
     if dtype in FORMATS:

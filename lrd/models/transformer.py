@@ -59,45 +59,98 @@ class TransformerConfig:
             )
 
 
-class RMSNorm(nn.Module):
+def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Statistics in float32, cast back, then times the weight (both families)."""
+    return weight_D * F.rms_norm(x_ND, weight_D.shape, None, eps)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of [..., E] in the dtype of cos and sin (`rotary_table`), cast back to
+    x's."""
+    wide = x.to(cos.dtype)
+    if torch.compiler.is_compiling():  # Stays in registers, where `cat` would go to memory.
+        swapped = wide.view(*x.shape[:-1], 2, -1).flip(-2).view(x.shape)
+    else:
+        swapped = torch.cat(wide.chunk(2, dim=-1)[::-1], dim=-1)
+    rotated: Tensor = (wide * cos + swapped * sin).to(x.dtype)
+    return rotated
+
+
+def rotate_both(
+    query_NHE: Tensor, key_NKE: Tensor, cos_N1E: Tensor, sin_N1E: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`rotate` of queries and keys."""
+    return rotate(query_NHE, cos_N1E, sin_N1E), rotate(key_NKE, cos_N1E, sin_N1E)
+
+
+def swiglu(gate_NM: Tensor, up_NM: Tensor) -> Tensor:
+    """What goes into the MLP's last product."""
+    return F.silu(gate_NM) * up_NM
+
+
+@dataclass(frozen=True, slots=True)
+class Pointwise:
+    """The element-wise work of the layers but for two additions: all that is worth fusing.
+
+    Eager PyTorch runs each function as several kernels; `compiled.py` has them as one or two.
+    """
+
+    norm: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
+    rotate: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = rotate_both
+    swiglu: Callable[[Tensor, Tensor], Tensor] = swiglu
+
+
+EAGER = Pointwise()
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` with its weight."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
+        self.pointwise = EAGER
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        x32 = x_BLD.float()
-        x32 = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * x32.to(x_BLD.dtype)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pointwise.norm(x, self.weight, self.eps)
 
 
 def rotary_table(positions_BL: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [B, 1, L, E] in float32 of the half-split rotary embedding."""
+    """Cosine and sine [B, 1, L, E] in float32 of the half-split rotary embedding. The sine's first
+    half is negated: it is multiplied with x's second half."""
     exponent = torch.arange(0, head_width, 2, device=positions_BL.device).float() / head_width
     angle = positions_BL.float()[:, None, :, None] * theta**-exponent
-    angle = torch.cat([angle, angle], dim=-1)
-    return angle.cos(), angle.sin()
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-def rotate(x_BHLE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x·cos + rotate_half(x)·sin in the dtype of cos and sin, cast back to x's."""
-    x = x_BHLE.to(cos.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x_BHLE.dtype)
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Every query over every real key: [B, H, L, E] and two [B, K, L, E] to [B, H, L, E]."""
-    if key_mask is not None and query.device.type != "cpu":
-        # CUDA's kernel for masks shares no kv heads; without this a plain one would do all.
-        times = query.shape[1] // key.shape[1]
-        if times > 1:
-            key, value = (x.repeat_interleave(times, dim=1) for x in (key, value))
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=key_mask, enable_gqa=key.shape[1] != query.shape[1]
-    )
+    shares = query.shape[1] != key.shape[1]
+    if shares and mask is not None and query.device.type != "cpu":
+        return attention_of_groups(query, key, value, mask)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=shares)
+
+
+def attention_of_groups(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """The same for CUDA's kernel for masks, which shares no kv heads. All queries see the same
+    keys, so heads that share one are more queries of a single head, and no key is copied."""
+    B, H, L, E = query.shape
+    grouped = query.reshape(B, key.shape[1], -1, E)
+    attended = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask)
+    return attended.reshape(B, H, L, E)
+
+
+def attention_mask(key_mask_RP: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The mask [R, 1, 1, P] that attention takes: True or False, and off the CPU 0 or -inf, which
+    CUDA would otherwise make of it in every layer."""
+    if key_mask_RP is None:
+        return None
+    mask = key_mask_RP[:, None, None, :]
+    if mask.device.type == "cpu":
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), -torch.inf)
 
 
 Keep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -130,6 +183,9 @@ class Block(nn.Module):
         c = config
         self.num_heads, self.num_kv_heads = c.num_heads, c.num_kv_heads
         self.attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = attention
+        self.pointwise = EAGER
+        self.before: Before = before_attention
+        self.after: After = after_attention
         kv_width = c.width // c.num_heads * c.num_kv_heads
         self.attention_norm = RMSNorm(c.width, c.rms_norm_eps)
         self.query = nn.Linear(c.width, c.width, bias=c.qkv_bias)
@@ -151,64 +207,82 @@ class Block(nn.Module):
         self.gate_up = _joined(self.gate, self.up)
         del self.gate, self.up
 
-    def _attended(
-        self,
-        x_BLD: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        key_mask: Tensor | None,
-        keep: Keep | None,
-        spans: Sequence[tuple[int, int]] | None,
-    ) -> Tensor:
-        query, key, value = self._project(self.attention_norm(x_BLD))
-        key = rotate(key, cos, sin)
-        if keep is not None:
-            key, value = keep(key, value)
-        query = rotate(query, cos, sin)
-        if spans is not None:
-            attended = attention_by_row(self.attend, query, key, value, spans)
-        else:
-            attended = self.attend(query, key, value, key_mask)
-        return attended.transpose(1, 2).reshape(x_BLD.shape)
-
-    def _project(self, h_BLD: Tensor) -> tuple[Tensor, ...]:
-        """Queries [B, H, L, E], keys and values [B, K, L, E]."""
-        B, L, D = h_BLD.shape
-        if self.query_key_value is None:
-            parts = self.query(h_BLD), self.key(h_BLD), self.value(h_BLD)
-        else:
-            kv_width = D // self.num_heads * self.num_kv_heads
-            parts = self.query_key_value(h_BLD).split([D, kv_width, kv_width], dim=-1)
-        return tuple(x.view(B, L, -1, D // self.num_heads).transpose(1, 2) for x in parts)
-
-    def _rise(self, h: Tensor) -> Tensor:
-        if self.gate_up is None:
-            gate, up = self.gate(h), self.up(h)
-        else:
-            gate, up = self.gate_up(h).chunk(2, dim=-1)
-        risen: Tensor = F.silu(gate) * up
-        return risen
-
     def forward(
         self,
         x_BLD: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        key_mask: Tensor | None,
+        cos_N1E: Tensor,
+        sin_N1E: Tensor,
+        mask: Tensor | None,
         at_N: Tensor | None = None,
         keep: Keep | None = None,
         spans: Sequence[tuple[int, int]] | None = None,
     ) -> Tensor:
         """[B, L, D], or [N, D] at the flat positions [N] alone: all are attended to, but only
-        these go on to the MLP. keep: takes the rotated keys and the values, and gives those that
-        are attended to. spans: see `attention_by_row`."""
-        x, attended = x_BLD, self._attended(x_BLD, cos, sin, key_mask, keep, spans)
+        these go on to the MLP. cos, sin: of every position b·L + l. mask: see `attention_mask`.
+        keep: takes the rotated keys and the values, and gives those that are attended to. spans:
+        see `attention_by_row`."""
+        x_ND = x_BLD.flatten(0, 1)
         if at_N is not None:
-            x, attended = x.flatten(0, 1)[at_N], attended.flatten(0, 1)[at_N]
-        x = x + self.output(attended)
-        del attended
-        out: Tensor = x + self.down(self._rise(self.mlp_norm(x)))
-        return out
+            attended_ND = self._attended(x_BLD, cos_N1E, sin_N1E, mask, keep, spans)[at_N]
+            return self.after(self, x_ND[at_N], attended_ND)
+        # Nothing here holds what attention gave, so that it is freed as soon as it is used.
+        out_ND = self.after(self, x_ND, self._attended(x_BLD, cos_N1E, sin_N1E, mask, keep, spans))
+        return out_ND.view_as(x_BLD)
+
+    def _attended(
+        self,
+        x_BLD: Tensor,
+        cos_N1E: Tensor,
+        sin_N1E: Tensor,
+        mask: Tensor | None,
+        keep: Keep | None,
+        spans: Sequence[tuple[int, int]] | None,
+    ) -> Tensor:
+        """What attention gives, [B·L, D]."""
+        B, L, D = x_BLD.shape
+        query, key, value = (
+            part.view(B, L, *part.shape[1:]).transpose(1, 2)
+            for part in self.before(self, x_BLD.flatten(0, 1), cos_N1E, sin_N1E)
+        )
+        if keep is not None:
+            key, value = keep(key, value)
+        if spans is not None:
+            attended = attention_by_row(self.attend, query, key, value, spans)
+        else:
+            attended = self.attend(query, key, value, mask)
+        return attended.transpose(1, 2).reshape(B * L, D)
+
+
+def before_attention(
+    block: Block, x_ND: Tensor, cos_N1E: Tensor, sin_N1E: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries [N, H, E] and keys [N, K, E], and values [N, K, E]."""
+    D, h_ND = x_ND.shape[1], block.attention_norm(x_ND)
+    if block.query_key_value is None:
+        parts = block.query(h_ND), block.key(h_ND), block.value(h_ND)
+    else:
+        kv_width = D // block.num_heads * block.num_kv_heads
+        parts = block.query_key_value(h_ND).split([D, kv_width, kv_width], dim=-1)
+    del h_ND
+    query, key, value = (x.view(len(x), -1, D // block.num_heads) for x in parts)
+    return *block.pointwise.rotate(query, key, cos_N1E, sin_N1E), value
+
+
+def after_attention(block: Block, x_ND: Tensor, attended_ND: Tensor) -> Tensor:
+    """The layer's output [N, D]: what attention found and the MLP, each added to its input."""
+    x_ND = x_ND + block.output(attended_ND)
+    del attended_ND
+    h_ND = block.mlp_norm(x_ND)
+    if block.gate_up is None:
+        gate_NM, up_NM = block.gate(h_ND), block.up(h_ND)
+    else:
+        gate_NM, up_NM = block.gate_up(h_ND).chunk(2, dim=-1)
+    out_ND: Tensor = x_ND + block.down(block.pointwise.swiglu(gate_NM, up_NM))
+    return out_ND
+
+
+Before = Callable[[Block, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+After = Callable[[Block, Tensor, Tensor], Tensor]
 
 
 def _joined(*layers: nn.Linear) -> nn.Linear:
@@ -237,6 +311,8 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(*shape, _weight=table)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.width, config.rms_norm_eps)
+        self.graphs: Callable[..., Tensor] | None = None
+        """Runs `layers` with its arguments; None: directly."""
         self._table: tuple[Tensor, Tensor] | None = None
         self.head: nn.Linear | None = None
         if not config.tied_head:
@@ -254,21 +330,14 @@ class Transformer(nn.Module):
         count from the first real one, so a padded row computes what it does alone.
         """
         B, L, _ = embeds_BLD.shape
+        real_BL = None
         if attention_mask_BL is None:
-            positions_BL = torch.arange(L, device=embeds_BLD.device)[None]
-            key_mask = None
+            positions_BL = torch.arange(L, device=embeds_BLD.device).expand(B, L)
         else:
             assert attention_mask_BL.shape == (B, L)
             real_BL = attention_mask_BL.bool()
             positions_BL = (real_BL.long().cumsum(-1) - 1).clamp(min=0)
-            key_mask = real_BL[:, None, None, :]
-        self.prepare(L, embeds_BLD.device)
-        cos, sin = self._rotary(positions_BL, embeds_BLD.dtype)
-        x = embeds_BLD
-        for number, block in enumerate(self.blocks, start=1):
-            x = block(x, cos, sin, key_mask, at_N if number == len(self.blocks) else None)
-        normed: Tensor = self.norm(x)
-        return normed
+        return self.hidden_kept(embeds_BLD, positions_BL, L, real_BL, at_N, None)
 
     def hidden_kept(
         self,
@@ -276,7 +345,7 @@ class Transformer(nn.Module):
         positions_RC: Tensor,
         num_positions: int,
         key_mask_RP: Tensor | None,
-        at_N: Tensor,
+        at_N: Tensor | None,
         window: Window | None,
         spans: Sequence[tuple[int, int]] | None = None,
     ) -> Tensor:
@@ -285,14 +354,34 @@ class Transformer(nn.Module):
         Unshifted, as `hidden`.
         """
         self.prepare(num_positions, embeds_RCD.device)
-        cos, sin = self._rotary(positions_RC, embeds_RCD.dtype)
-        key_mask = None if key_mask_RP is None else key_mask_RP[:, None, None, :]
-        x, last = embeds_RCD, len(self.blocks) - 1
+        cos, sin = self.rotary(positions_RC, embeds_RCD.dtype)
+        mask = attention_mask(key_mask_RP, embeds_RCD.dtype)
+        run = self.layers if self.graphs is None else partial(self.graphs, self.layers)
+        return run(embeds_RCD, cos, sin, mask, at_N, window, spans)
+
+    def layers(
+        self,
+        x: Tensor,
+        cos_N1E: Tensor,
+        sin_N1E: Tensor,
+        mask: Tensor | None,
+        at_N: Tensor | None,
+        window: Window | None,
+        spans: Sequence[tuple[int, int]] | None = None,
+    ) -> Tensor:
+        """All layers and the final norm, of embeddings [B, L, D]."""
+        last = len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
             keep = None if window is None else partial(window.renew, number)
-            x = block(x, cos, sin, key_mask, at_N if number == last else None, keep, spans)
+            x = block(x, cos_N1E, sin_N1E, mask, at_N if number == last else None, keep, spans)
         normed: Tensor = self.norm(x)
         return normed
+
+    def use(self, pointwise: Pointwise) -> None:
+        """Run the element-wise work of all layers by these functions."""
+        for module in self.modules():
+            if isinstance(module, RMSNorm | Block):
+                module.pointwise = pointwise
 
     def fuse(self) -> None:
         """`Block.fuse` for all, one after the other: one block stands twice in memory at most."""
@@ -303,21 +392,23 @@ class Transformer(nn.Module):
             torch.cuda.empty_cache()
 
     def prepare(self, length: int, device: torch.device) -> None:
-        """Make cosines and sines of so many positions once, before a pass needs them."""
+        """Make cosines and sines of so many positions, before a pass needs them: of the next power
+        of two, so that a few tables serve all lengths."""
         config, table = self.config, self._table
         if table is None or len(table[0]) < length or table[0].device != device:
+            longest = max(length, min(config.max_length, 1 << (length - 1).bit_length()))
             # An inference tensor could not serve in training.
             with torch.inference_mode(False):
-                columns_1L = torch.arange(length, device=device)[None]
+                columns_1L = torch.arange(longest, device=device)[None]
                 cos, sin = rotary_table(
                     columns_1L, config.width // config.num_heads, config.rope_theta
                 )
             self._table = cos[0, 0], sin[0, 0]
 
-    def _rotary(self, positions_BL: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosine and sine [B, 1, L, E], looked up in the table."""
+    def rotary(self, positions_BL: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosine and sine [B·L, 1, E], looked up in the table."""
         assert self._table is not None
-        cos, sin = (table_LE[positions_BL][:, None] for table_LE in self._table)
+        cos, sin = (table_LE[positions_BL.flatten()][:, None] for table_LE in self._table)
         if not self.config.rope_in_float32:
             cos, sin = cos.to(dtype), sin.to(dtype)
         return cos, sin
