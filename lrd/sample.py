@@ -66,7 +66,8 @@ class Readout:
         self._fields = {name: _on_host(value, copied) for name, value in state.outcomes()}
         self._arrived: torch.cuda.Event | None = None
         if state.stop_B.is_cuda:
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            # blocking: a host that waits sleeps; otherwise it keeps a core busy.
+            self._arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._arrived.record(torch.cuda.current_stream(state.stop_B.device))
 
     def reasons(self) -> list[StopReason]:

@@ -19,9 +19,17 @@ from torch import Tensor, nn
 
 from lrd.config import Compile
 from lrd.models.compiled import check_compile, hidden_of
+from lrd.models.digests import sha256_of
 from lrd.models.families import family_of
 from lrd.models.files import read_object
-from lrd.models.hub import download, is_hub_id
+from lrd.models.hub import (
+    FILES,
+    TOKENIZER_FILES,
+    download,
+    is_hub_id,
+    weight_headers,
+    weight_sha256,
+)
 from lrd.models.int8 import int8_packer
 from lrd.models.kv_cache import KVCache, Window
 from lrd.models.plugin import is_plug, load_plug, plug_fingerprint
@@ -29,7 +37,7 @@ from lrd.models.protocol import DiffusionModel
 from lrd.models.registry import embedded_folder
 from lrd.models.tokenizer import load_tokenizer, refuse_foreign, token_id
 from lrd.models.transformer import Transformer
-from lrd.models.weights import TensorNames, load_weights, weight_files
+from lrd.models.weights import Headers, TensorNames, load_weights, weight_files, weight_names
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
 """Name → the dtype of computation; int8 keeps the blocks' weights in int8, the rest in bfloat16."""
@@ -168,7 +176,8 @@ def load_model(
     `package.module:factory` names a model of another package (README.md beside this file).
     dtype: float32, bfloat16, or int8 (weight-only, by torchao). revision: of a hub id. compile:
     none; compile: by torch.compile, for the fixed shapes of an engine's slots; graphs: the same
-    as CUDA graphs. On the device `meta` everything is checked and no weight is read.
+    as CUDA graphs. On the device `meta` everything is checked and no weight is read; those of a
+    hub id are not downloaded.
     Raises ValueError for what is missing or does not fit, with every difference named at once.
     """
     if dtype not in DTYPES:
@@ -181,11 +190,14 @@ def load_model(
             raise ValueError(f"{path_or_id} compiles itself or not at all; drop compile {compile}")
         return load_plug(str(path_or_id), device, dtype)
     pack = int8_packer() if dtype == "int8" else None
-    return _load(checkpoint_folder(path_or_id, revision), target, dtype, pack, compile)
+    if target.type == "meta":
+        return _load(*_without_weights(path_or_id, revision), target, dtype, pack, compile)
+    return _load(checkpoint_folder(path_or_id, revision), None, target, dtype, pack, compile)
 
 
 def _load(
     folder: Path,
+    headers: Headers | None,
     device: torch.device,
     dtype: str,
     pack: Callable[[nn.Linear], None] | None,
@@ -200,7 +212,7 @@ def _load(
         tokenizer = load_tokenizer(folder)
         refuse_foreign(tokenizer, transformer.config.table_rows)
     tensors = TensorNames(family.name, family.tensor_names(transformer.config), family.twins)
-    unused = load_weights(transformer, tensors, folder, device, DTYPES[dtype], pack)
+    unused = load_weights(transformer, tensors, folder, device, DTYPES[dtype], pack, headers)
     transformer.requires_grad_(False).eval()
     if device.type == "cuda" and pack is None:
         transformer.fuse()
@@ -220,17 +232,38 @@ def _naming(folder: Path) -> Iterator[None]:
         raise ValueError(text if str(folder) in text else f"{folder}: {text}") from error
 
 
-def checkpoint_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
+def _without_weights(path_or_id: str | Path, revision: str | None) -> tuple[Path, Headers | None]:
+    """The checkpoint's folder, and what its weights' files hold where the folder lacks them: a hub
+    tells it without a download."""
+    if not _is_on_hub(path_or_id):
+        return checkpoint_folder(path_or_id, revision), None
+    folder = checkpoint_folder(path_or_id, revision, TOKENIZER_FILES)
+    names = weight_names(folder)
+    if not all((folder / name).is_file() for name in names):
+        headers = weight_headers(str(path_or_id), folder)
+        if headers is not None and sorted(headers) == names:
+            return folder, headers
+    return checkpoint_folder(path_or_id, revision), None
+
+
+def _is_on_hub(path_or_id: str | Path) -> bool:
+    name = str(path_or_id)
+    return embedded_folder(name) is None and not Path(name).is_dir() and is_hub_id(name)
+
+
+def checkpoint_folder(
+    path_or_id: str | Path, revision: str | None = None, files: Sequence[str] = FILES
+) -> Path:
     """The folder that a path, a hub id or the name of an embedded model stands for.
 
-    Such a name goes before a folder of the same spelling, and a folder before a hub id. Raises
-    ValueError where there is none.
+    Such a name goes before a folder of the same spelling, and a folder before a hub id. files:
+    patterns of the names to download from the hub. Raises ValueError where there is none.
     """
     folder = embedded_folder(str(path_or_id)) or Path(path_or_id)
     if folder.is_dir():
         _refuse_revision(path_or_id, revision)
     elif is_hub_id(str(path_or_id)):
-        folder = download(str(path_or_id), revision)
+        folder = download(str(path_or_id), revision, files)
     else:
         raise ValueError(
             f"{path_or_id}: no such checkpoint folder, and not a hub id (owner/name) either"
@@ -265,22 +298,40 @@ def _added_eos(folder: Path, config: Mapping[str, Any]) -> list[Any]:
 def fingerprint(path_or_id: str | Path, revision: str | None = None) -> str:
     """SHA-256 over configuration, tokenizer and weights: equal exactly for equal models.
 
-    Of contents alone, so where they lie and which revision they came from does not matter. Of
-    a plug: over its name and its module's source.
+    Of contents alone, so where they lie and which revision they came from does not matter. A hub
+    id's weights are not downloaded for it where the hub states their SHA-256. Of a plug: over its
+    name and its module's source.
     """
     if is_plug(str(path_or_id)):
         return plug_fingerprint(str(path_or_id))
-    folder = checkpoint_folder(path_or_id, revision)
-    digest = hashlib.sha256()
+    on_hub = _is_on_hub(path_or_id)
+    folder = checkpoint_folder(path_or_id, revision, TOKENIZER_FILES if on_hub else FILES)
     sides = [folder / name for name in SIDE_FILES]
     if _added_eos(folder, read_config(folder)):
         sides.append(folder / GENERATION)
-    for file in sides + weight_files(folder):
-        if file.is_file():
-            digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    sides = [file for file in sides if file.is_file()]
+    weights = _stated_weights(str(path_or_id), revision, folder) if on_hub else []
+    if not weights:
+        files = weight_files(folder)
+        weights = list(zip([file.name for file in files], sha256_of(files), strict=True))
+    named = zip([file.name for file in sides], sha256_of(sides), strict=True)
+    digest = hashlib.sha256()
+    for name, found in [*named, *weights]:
+        digest.update(name.encode() + bytes.fromhex(found))
     return digest.hexdigest()
+
+
+def _stated_weights(hub_id: str, revision: str | None, folder: Path) -> list[tuple[str, str]]:
+    """Names of a hub id's weight files and their SHA-256, as the hub states it; empty where all
+    files are in the folder. Files whose digest the hub does not state are downloaded into it."""
+    names = weight_names(folder)
+    if all((folder / name).is_file() for name in names):
+        return []
+    stated = weight_sha256(hub_id, folder)
+    if all(name in stated for name in names):
+        return [(Path(name).name, stated[name]) for name in names]
+    checkpoint_folder(hub_id, revision)
+    return []
 
 
 def _token_id(config: Mapping[str, Any], name: str, table_rows: int) -> int:
