@@ -226,7 +226,8 @@ class PassLoop:
         return bucket, min(wanted, engine.num_slots, max(engine.max_busy, engine.num_busy))
 
     def _is_new_shape(self, bucket: int, engine: SlotEngine) -> bool:
-        return self._compiles and self._shape(bucket, engine) not in self._shapes
+        shape = self._shape(bucket, engine)
+        return self._compiles and shape[1] > 0 and shape not in self._shapes
 
     @contextmanager
     def _in_phase(self, phase: Phase) -> Iterator[None]:
