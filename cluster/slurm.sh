@@ -39,6 +39,12 @@ state="$HOME/.lrd/$SLURM_JOB_ID"
 (umask 077 && mkdir -p "$state" && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' > "$state/token")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$state/token"
 unset RAY_AUTH_TOKEN
+# An allocator that does not fragment; and compiled kernels on each node's own disk, since HOME is
+# mostly shared, and thousands of small files at every start are slow there.
+export PYTORCH_CUDA_ALLOC_CONF="${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}"
+local_disk="${LRD_LOCAL_DISK:-/tmp}/lrd-$(id -u)"
+export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$local_disk/inductor}"
+export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$local_disk/triton}"
 # srun does not inherit this from sbatch.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 

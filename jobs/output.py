@@ -462,6 +462,8 @@ def closing_lines(summary: Summary, output: str, seconds: float) -> list[str]:
             f"effective tokens per row: {summary.num_output_tokens / num_ok:.1f} mean",
             f"stop reasons: {counts(summary.stop_reasons)}",
         ]
+    if summary.canvases_per_forward is not None:
+        lines.append(f"canvases computed per forward: {summary.canvases_per_forward:.2f}")
     if summary.num_unsure_stops:
         lines.append(
             f"warning: {summary.num_unsure_stops} early stops committed positions that were "

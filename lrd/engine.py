@@ -6,6 +6,7 @@ Continuous batching for diffusion: one call of `Engine.step` is one forward pass
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import deque
 from collections.abc import Sequence
 
@@ -193,13 +194,24 @@ def refuse_without_cache(model: DiffusionModel, config: DecodingConfig) -> None:
         )
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory ran out: CUDA has a class of error for it, the CPU's allocator only a text."""
-    words = str(error).lower()
-    return (
-        isinstance(error, torch.OutOfMemoryError)
-        or "out of memory" in words
-        or "can't allocate memory" in words
+MEMORY_WORDS = re.compile(
+    r"out[ _]of[ _]memory|(can't|cannot|could not) allocate memory|not enough memory|bad_alloc"
+    r"|cudaErrorMemoryAllocation|hipErrorOutOfMemory|STATUS_ALLOC_FAILED|ALLOCATION_FAILED",
+    re.IGNORECASE,
+)
+"""How CUDA, its libraries (`CUBLAS_STATUS_ALLOC_FAILED`, `CUDNN_STATUS_ALLOC_FAILED`), Triton and
+the CPU's allocator say that memory ran out."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, which fewer slots would mend.
+
+    torch has a class of error for its own allocator alone; libraries that allocate themselves have
+    only words. Triton's `OutOfResources` is not meant: it is the shared memory or registers of one
+    kernel, which do not depend on the number of slots.
+    """
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and MEMORY_WORDS.search(str(error)) is not None
     )
 
 

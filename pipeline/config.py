@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from lrd.config import Compile, DecodingConfig, PromptFormat, Truncation
 
+PassRows = Literal["busy", "all"]
 MAX_SLOTS = 65_536
 MAX_REPLICAS = 100_000
 MAX_SHARDS = 100_000
@@ -61,7 +62,7 @@ class RunConfig(BaseModel):
         None, gt=0, description="CPU cores per replica [an equal share, 8 at most]"
     )
     gpus_per_replica: float = Field(
-        1.0, gt=0, description="GPUs per replica, on cuda: a whole number, or a fraction of one"
+        1.0, gt=0, description="GPUs per replica, on cuda: 1, or a fraction of one"
     )
     accelerator_type: str | None = Field(
         None, description="only GPUs of this type, by Ray's name: A100, H100 [any]"
@@ -81,6 +82,11 @@ class RunConfig(BaseModel):
         ge=1,
         le=MAX_SLOTS,
         description="canvases that a replica decodes at a time, at most; fewer if memory is short",
+    )
+    pass_rows: PassRows = Field(
+        "busy",
+        description="rows that a forward pass computes: the busy slots, or all of them always, so "
+        "that a GPU's kernels and their rounding do not depend on how many are busy",
     )
     lookahead_shards: int = Field(
         4, ge=1, le=MAX_SHARDS, description="input shards in memory at a time"
@@ -123,9 +129,10 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_placement(self) -> Self:
-        if self.gpus_per_replica > 1 and self.gpus_per_replica % 1:
+        if self.gpus_per_replica > 1:
             raise ValueError(
-                f"gpus_per_replica {self.gpus_per_replica:g}: expected a whole number above 1"
+                f"gpus_per_replica {self.gpus_per_replica:g}: a replica computes on one GPU and "
+                "the others would idle; give 1 or a fraction of one, and more --replicas"
             )
         if self.accelerator_type is not None and self.device == "cpu":
             raise ValueError("accelerator_type names GPUs, and device is cpu; drop one of them")

@@ -1,4 +1,4 @@
-"""Runs the driver's loop: read, feed, collect, store. The only module that calls `ray.wait`.
+"""Runs the driver's loop: read, feed, collect, store.
 
 The driver is the only writer of the output; replicas return rows. Progress goes to a callback.
 """
@@ -19,11 +19,19 @@ from pipeline.config import RunConfig
 from pipeline.input.buckets import Buckets
 from pipeline.input.reader import Reader
 from pipeline.observe.eta import Progress, ProgressTracker
-from pipeline.observe.events import record_rows
+from pipeline.observe.events import (
+    CANVASES,
+    DRIVER_FINISHED,
+    DRIVER_STARTED,
+    DRIVER_STOPPED,
+    note,
+    record_rows,
+)
 from pipeline.observe.metrics import RunMetrics
 from pipeline.output.ledger import Ledger
+from pipeline.output.session_facts import differences, environments
 from pipeline.replicas.deaths import Limits, RunStoppedError, Suspects, quarantined
-from pipeline.replicas.fleet import Fleet
+from pipeline.replicas.fleet import Fleet, room_error
 from pipeline.replicas.handle import ReplicaHandle
 from pipeline.replicas.replica import SLOTS_AHEAD
 from pipeline.rows import Prompt, Report, results_batch
@@ -57,6 +65,8 @@ class Driver:
         owed_rows = sum(ledger.plan.files[number].num_rows for number in self._owed)
         self._tracker = ProgressTracker(ledger.plan.num_rows, ledger.plan.num_rows - owed_rows)
         self._metrics = RunMetrics()
+        self._environments = environments(ledger.earlier)
+        """What replicas of this run have computed on."""
         self._flushed_at = time.monotonic()
         self._published_at = 0.0
 
@@ -70,14 +80,14 @@ class Driver:
         Raises RunStoppedError where it was asked to stop or replicas keep dying; finished rows are
         on storage then.
         """
-        self._ledger.event("driver started", owed_shards=len(self._owed), **self.fleet.facts)
+        self._ledger.event(DRIVER_STARTED, owed_shards=len(self._owed), **self.fleet.facts)
         try:
             while not self._stopping:
                 self._read_ahead()
                 self._store()
                 if not self._owed and not self._ledger.shards:
                     self._publish()
-                    self._ledger.event("driver finished")
+                    self._ledger.event(DRIVER_FINISHED, **self._work_done)
                     return
                 for replica, error in self.fleet.poll():
                     self._remove_dead(replica, error)
@@ -85,12 +95,19 @@ class Driver:
                 self._feed()
                 self._collect()
             self._publish()
-            self._ledger.event("driver stopped")
             raise RunStoppedError("stopped on request")
+        except RunStoppedError:
+            self._ledger.event(DRIVER_STOPPED, **self._work_done)
+            raise
         finally:
             self._metrics.flush()
             self._reader.close()
             self.fleet.end()
+
+    @property
+    def _work_done(self) -> dict[str, int]:
+        """What the last event of this driver records of its replicas."""
+        return {CANVASES: self.fleet.num_canvases}
 
     # Reading.
 
@@ -168,9 +185,29 @@ class Driver:
                 self._take_report(replica, ray.get(reference, timeout=FETCH_SECONDS))
                 self.fleet.collect(replica)
             elif reference is replica.scheduling or reference is replica.loading:
-                self.fleet.advance_start(replica, reference)
+                self._note_environment(replica, self.fleet.advance_start(replica, reference))
         except RayError as error:
+            self._stop_without_room(replica, error)
             self._remove_dead(replica, error)
+
+    def _note_environment(self, replica: ReplicaHandle, found: dict[str, Any] | None) -> None:
+        """Warn where a replica computes on something else than those before it in this run."""
+        if found is None or found in self._environments:
+            return
+        if self._environments:
+            differing = "; ".join(differences(self._environments[-1], found))
+            note(
+                f"{replica.name} does not compute as replicas of this run did before ({differing}):"
+                " rows may differ from theirs by rounding"
+            )
+        self._environments.append(found)
+
+    def _stop_without_room(self, replica: ReplicaHandle, error: Exception) -> None:
+        """RunStoppedError where a replica has no memory for one slot. One that replaces a dead one
+        is tried again, since that one's memory may not have been free yet."""
+        lacking = room_error(error)
+        if lacking is not None and (replica.deaths == 0 or replica.lacked_room):
+            raise RunStoppedError(f"{replica.name}: {lacking}")
 
     def _take_report(self, replica: ReplicaHandle, report: Report) -> None:
         for text in report.events:

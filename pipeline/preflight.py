@@ -85,14 +85,21 @@ def refuse_secrets(config: RunConfig) -> None:
         refuse_secret(name, value)
 
 
-def fingerprint_of(config: RunConfig, files: list[InputFile], dtype: str) -> dict[str, Any]:
-    """All that the results of a run depend on."""
+def model_fingerprint(config: RunConfig) -> str:
+    """The fingerprint of the run's model; reads large weights once on this machine."""
+    return fingerprint(local_model(config.model), config.revision)
+
+
+def fingerprint_of(
+    config: RunConfig, files: list[InputFile], dtype: str, model: str | None = None
+) -> dict[str, Any]:
+    """All that the results of a run depend on. model: `model_fingerprint`, where it is known."""
     prompts = {"prompt_column", "prompt_format", "system_prompt", "truncation"}
     if config.allow_special_tokens:  # Runs of versions that had no such setting go on.
         prompts.add("allow_special_tokens")
     return {
         "version": package_version(),
-        "model": fingerprint(local_model(config.model), config.revision),
+        "model": model or model_fingerprint(config),
         "dtype": dtype,
         "compile": config.compile,
         "decoding": config.decoding.model_dump(exclude=config.decoding.unrecorded),

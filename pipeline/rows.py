@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -190,6 +191,16 @@ Key = tuple[int, int]
 """A row as driver and replica name it: the batch's number, and the row's index in the batch."""
 
 
+class Phase(Enum):
+    """What a replica's thread does."""
+
+    DECODING = "decoding"
+    PREPARING = "preparing"
+    """It finds out how many slots of a bucket fit into memory."""
+    COMPILING = "compiling"
+    """The first pass of a shape, in which kernels may be compiled."""
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """What happened in a replica since its last report."""
@@ -205,7 +216,11 @@ class Report:
     num_passes: int
     """Passes that have ended: while the number grows, the replica is alive."""
     longest_pass: float
-    """Seconds, over all passes of the replica."""
+    """Seconds, over all passes of the replica but those that may have compiled."""
+    num_canvases: int = 0
+    """Canvases that went through the model in these passes, those of free slots too."""
+    phase: Phase = Phase.DECODING
+    """What the replica's passes are doing now."""
 
     @classmethod
     def of(cls, results: Sequence[Result], **values: Any) -> Report:

@@ -6,7 +6,9 @@ Prints nothing: progress goes to a callback, events to the log.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
 import torch
@@ -19,21 +21,24 @@ from pipeline.config import RunConfig
 from pipeline.driver import Driver
 from pipeline.input.reader import Reader
 from pipeline.observe.eta import Progress
-from pipeline.observe.events import note
+from pipeline.observe.events import note, record
 from pipeline.output.lease import LeaseLostError
 from pipeline.output.ledger import Ledger, Plan
 from pipeline.output.statistics import Summary, summarize
-from pipeline.preflight import check, fingerprint_of
+from pipeline.preflight import Checked, check, fingerprint_of, model_fingerprint
 from pipeline.replicas import nodes
 from pipeline.replicas.deaths import RunStoppedError
 from pipeline.replicas.fleet import Actors, Fleet
-from pipeline.replicas.placement import place
+from pipeline.replicas.placement import Placement, place
 from pipeline.replicas.replica import ReplicaSettings
 from pipeline.storage.model_files import model_for_workers
 from pipeline.storage.storage import refused_as_settings
 from pipeline.storage.uris import servers
 
 LAST_TRY_SECONDS = 5.0
+DIGEST_SECONDS = 1.0
+"""Replicas of a run whose weights' digest takes longer are started before it is known whether the
+output belongs to the run."""
 
 
 @contextmanager
@@ -63,32 +68,46 @@ def generate(
     where the run was interrupted and can be continued.
     """
     run = check(config)
+    digest = _begun(lambda: model_fingerprint(config))
     for line in run.notes:
         note(line)
     connect(config)
     placement = place(config, list(nodes.alive().values()))
     check_compile(config.compile, torch.device(placement.device))
-    plan = Plan(
-        files=run.files,
-        fingerprint=fingerprint_of(config, run.files, placement.dtype),
-        settings=config.model_dump(),
+    fleet = Fleet(
+        _replica_settings(config, placement),
+        placement,
+        record,
+        config.hang_seconds,
+        config.start_seconds,
+        actors or Actors(),
     )
-    with refused_as_settings():
-        ledger = Ledger(run.output, plan)
-    ledger.retry_failed = retry_failed
-    settings = ReplicaSettings(
-        model=model_for_workers(config.model),
-        revision=config.revision,
-        device=placement.device,
-        dtype=placement.dtype,
-        decoding=config.decoding,
-        slots=config.slots,
-        threads=max(1, int(placement.resources["num_cpus"])),
-        compile=config.compile,
-        memory_share=min(1.0, config.gpus_per_replica),
-        faults=os.environ.get(faults.VARIABLE),
-        servers=servers(),
-    )
+    try:
+        model = _awaited(digest, fleet)
+        plan = Plan(
+            files=run.files,
+            fingerprint=fingerprint_of(config, run.files, placement.dtype, model),
+            settings=config.model_dump(),
+        )
+        with refused_as_settings():
+            ledger = Ledger(run.output, plan)
+        ledger.retry_failed = retry_failed
+        fleet.on_event = ledger.event
+        _decode(config, run, ledger, fleet, on_progress, on_driver)
+    finally:
+        fleet.end()
+    return summarize(run.output)
+
+
+def _decode(
+    config: RunConfig,
+    run: Checked,
+    ledger: Ledger,
+    fleet: Fleet,
+    on_progress: Callable[[Progress], None],
+    on_driver: Callable[[Driver], None],
+) -> None:
+    """Decode what the ledger owes."""
     with refused_as_settings():
         reader = Reader(
             config, run.inputs, run.files, run.face, run.face.max_length, ledger.restore
@@ -97,14 +116,6 @@ def generate(
     try:
         if unused := getattr(run.face, "unused_tensors", None):
             ledger.event("tensors not used", names=unused)
-        fleet = Fleet(
-            settings,
-            placement,
-            ledger.event,
-            config.hang_seconds,
-            config.start_seconds,
-            actors or Actors(),
-        )
         driver = Driver(config, ledger, reader, fleet, on_progress)
         on_driver(driver)
         driver.run()
@@ -117,4 +128,45 @@ def generate(
     finally:
         with suppress(LeaseLostError, OSError):
             ledger.end()
-    return summarize(run.output)
+
+
+def _replica_settings(config: RunConfig, placement: Placement) -> ReplicaSettings:
+    return ReplicaSettings(
+        model=model_for_workers(config.model),
+        revision=config.revision,
+        device=placement.device,
+        dtype=placement.dtype,
+        decoding=config.decoding,
+        slots=config.slots,
+        threads=max(1, int(placement.resources["num_cpus"])),
+        compile=config.compile,
+        pass_rows=config.pass_rows,
+        memory_share=config.gpus_per_replica,
+        faults=os.environ.get(faults.VARIABLE),
+        servers=servers(),
+    )
+
+
+def _begun(call: Callable[[], str]) -> Future[str]:
+    """The result of a call in a thread, which does not keep the process alive when that ends."""
+    result: Future[str] = Future()
+
+    def work() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=work, name="digest", daemon=True).start()
+    return result
+
+
+def _awaited(digest: Future[str], fleet: Fleet) -> str:
+    """The digest of the weights; while it takes long, replicas start and load these."""
+    while True:
+        try:
+            return digest.result(timeout=DIGEST_SECONDS)
+        except TimeoutError:
+            if digest.done():
+                raise  # The call's own.
+            fleet.begin_starts()

@@ -339,6 +339,62 @@ def test_the_image_is_pinned_and_not_root() -> None:
     assert admitted == sources
 
 
+LOCAL_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
+NEEDED = ["gcc", "libc6-dev", "python3-dev"]
+"""What Triton builds its launchers with."""
+
+
+def assignments(text: str) -> dict[str, str]:
+    """The variables that a shell's or a Dockerfile's text sets."""
+    return dict(re.findall(r"([A-Z_]{4,})=(\"[^\"]*\"|[^\s;\"]+)", uncommented(text)))
+
+
+def test_the_image_can_build_kernels() -> None:
+    installed = re.search(r"apt-get install ([^&]*)", uncommented(read("Dockerfile")))
+    assert installed is not None
+    assert set(NEEDED) <= set(installed[1].split())
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_launchers_machines_can_build_kernels(name: str) -> None:
+    (config,) = documents(name)
+    (install,) = [
+        line for line in config["setup_commands"] if " install " in line and "apt" in line
+    ]
+    assert set(NEEDED) <= set(install.split())
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "slurm.sh", *LAUNCHERS])
+def test_replicas_have_an_allocator_that_grows_and_kernels_on_the_nodes_disk(name: str) -> None:
+    texts = [read(name)]
+    if name in LAUNCHERS:
+        (config,) = documents(name)
+        starts = ("head_start_ray_commands", "worker_start_ray_commands")
+        texts = [" ".join(config[commands]) for commands in starts]
+    for text in texts:
+        found = assignments(text)
+        assert "expandable_segments:True" in found[ALLOCATOR]
+        for variable in LOCAL_CACHES:
+            assert not re.search(r"shared|efs|nfs|lustre", found[variable])
+            assert re.search(r"/cache|\.cache|local_disk", found[variable])
+        # Before Ray, whose processes inherit them; as the newer name some releases ignore it.
+        before = text.partition("ray start")[0] if name in LAUNCHERS else text
+        assert set(LOCAL_CACHES) | {ALLOCATOR} <= set(assignments(before))
+    for pod in pods():
+        for container in pod["containers"]:
+            set_there = {variable["name"] for variable in container["env"]}
+            assert not set_there & {*LOCAL_CACHES, ALLOCATOR}, "the image's hold"
+            mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+            assert mounts <= {"/cache", "/shared"}
+
+
+def test_the_readme_names_what_compiles_and_the_allocator() -> None:
+    text = read("README.md")
+    for name in (*LOCAL_CACHES, ALLOCATOR, "gcc"):
+        assert f"`{name}" in text
+
+
 @pytest.mark.skipif(shutil.which("hadolint") is None, reason="no hadolint here")
 def test_the_image_passes_its_linter() -> None:
     subprocess.run(["hadolint", CLUSTER / "Dockerfile"], check=True)

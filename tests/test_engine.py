@@ -25,6 +25,7 @@ from torch import Tensor
 
 import lrd
 from jobs.tiny.problems import problems
+from lrd.engine import is_out_of_memory
 from lrd.models.checkpoint import LoadedModel
 
 
@@ -253,6 +254,70 @@ def test_out_of_memory_costs_slots_but_no_sample(
     assert [line.partition(":")[0] for line in engine.oom_events] == [
         "out of memory with 7 slots of 21 positions, going on with 3"
     ]
+
+
+WANT = [
+    torch.OutOfMemoryError("HIP: no words at all"),
+    MemoryError(),
+    *map(
+        RuntimeError,
+        [
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB",
+            "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+            "CUDA driver error: out of memory",
+            "cuMemCreate failed: CUDA_ERROR_OUT_OF_MEMORY",
+            "cudaMalloc failed with cudaErrorMemoryAllocation",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+            "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+            "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+            "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+            "Triton Error [CUDA]: out of memory",
+            "backend='inductor' raised:\nOutOfMemoryError: CUDA out of memory.",
+            "HIP error: hipErrorOutOfMemory",
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 B",
+            "[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes",
+            "unable to mmap 64 bytes from file <x>: Cannot allocate memory (12)",
+            "std::bad_alloc",
+        ],
+    ),
+]
+OTHER = [
+    *map(
+        RuntimeError,
+        [
+            "out of resource: shared memory, Required: 294912, Hardware limit: 232448. Reducing "
+            "block sizes or `num_stages` may help.",
+            "CUDA error: too many resources requested for launch",
+            "CUDA error: an illegal memory access was encountered",
+            "CUDA error: misaligned address",
+            "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+            "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`",
+            "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED",
+            "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+            "CUDA error: device-side assert triggered",
+            "CUDA error: operation failed due to a previous error during capture",
+            "Failed to find C compiler. Please specify via CC environment variable",
+            "index 7 is out of bounds for dimension 0 with size 7",
+            "The size of tensor a (3) must match the size of tensor b (4)",
+            "Pin memory thread exited unexpectedly",
+            "",
+        ],
+    ),
+    ValueError("out of memory"),
+    OSError(12, "Cannot allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", WANT, ids=repr)
+def test_want_of_memory_is_known_by_its_words(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("error", OTHER, ids=repr)
+def test_other_errors_are_no_want_of_memory(error: Exception) -> None:
+    """Nor is a kernel that wants more shared memory than there is: fewer slots do not mend it."""
+    assert not is_out_of_memory(error)
 
 
 def test_out_of_memory_in_mid_run_starts_prompts_anew(model: LoadedModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import json
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.checkpoints import SMALL_LLADA, random_tensors, write
+from helpers.checkpoints import SMALL_LLADA, random_tensors, shard, write
 from helpers.loads import bytes_read
 
 from lrd.models.checkpoint import fingerprint
@@ -35,7 +36,10 @@ def hub(tmp_path: Path) -> Iterator[dict[str, Any]]:
             "README.md": b"card",
             "original/model.safetensors": b"another",
         }
-    state: dict[str, Any] = {"commits": commits, "asked": [], "sent": [], "hold": lambda path: None}
+    state: dict[str, Any] = {
+        "commits": commits, "files": files, "asked": [], "sent": [], "hold": lambda path: None,
+        "lfs": False, "whole": [],
+    }  # fmt: skip
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def answer(self, body: bytes, status: int = 200, **headers: str) -> None:
@@ -61,11 +65,31 @@ def hub(tmp_path: Path) -> Iterator[dict[str, Any]]:
             if commit not in files:
                 self.answer(b"{}", 404, X_Error_Code="RevisionNotFound")
             elif resolve:
-                body = files[commit][resolve.group(2)]
-                self.answer(body, ETag=f'"{hash(body)}"', X_Repo_Commit=commit)
+                body, name = files[commit].get(resolve.group(2)), resolve.group(2)
+                if body is None:
+                    self.answer(b"", 404, X_Error_Code="EntryNotFound")
+                    return
+                etag = str(hash(body))
+                if state["lfs"] and name.endswith(".safetensors"):
+                    etag = hashlib.sha256(body).hexdigest()
+                part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+                whole = body
+                if part and state["lfs"]:
+                    body = body[int(part[1]) : int(part[2]) + 1]
+                elif self.command == "GET":
+                    state["whole"].append(name)
+                self.answer(
+                    body, 206 if len(body) < len(whole) else 200, ETag=f'"{etag}"',
+                    X_Repo_Commit=commit,
+                )  # fmt: skip
             else:
                 names = sorted(files[commit])
-                siblings = [{"rfilename": name} for name in names]
+                siblings: list[dict[str, Any]] = [{"rfilename": name} for name in names]
+                for sibling in siblings if state["lfs"] and "blobs" in self.path else []:
+                    content = files[commit][sibling["rfilename"]]
+                    if sibling["rfilename"].endswith(".safetensors"):
+                        digest = hashlib.sha256(content).hexdigest()
+                        sibling["lfs"] = {"sha256": digest, "size": 9, "pointerSize": 9}
                 entries = [
                     {"type": "file", "path": n, "size": len(files[commit][n]), "oid": "0" * 40}
                     for n in names
@@ -154,3 +178,77 @@ def test_replicas_of_a_node_download_once(hub: dict[str, Any]) -> None:
     bytes_read("some/model", 3, environment=hub["environment"])
     files = [path.rpartition("/")[2] for path in hub["sent"] if "/resolve/" in path]
     assert sorted(files) == ["config.json", "model.safetensors"]
+
+
+LOOK = """
+import sys
+from lrd.models.checkpoint import fingerprint, load_model
+try:
+    model = load_model("some/model", "meta")
+    print(model.transformer.config.rope_theta, fingerprint("some/model"))
+except ValueError as error:
+    print("ValueError:", str(error).replace(chr(10), " "))
+"""
+
+
+def look_at(hub: dict[str, Any], **environment: str) -> str:
+    """What a driver does with a hub id, on a machine without replicas."""
+    environment = {**hub["environment"], "LRD_CACHE": str(hub["cache"] / "lrd"), **environment}
+    ran = subprocess.run(
+        [sys.executable, "-c", LOOK], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.strip()
+
+
+def weights_of(names: list[str]) -> list[str]:
+    return [name for name in names if name.endswith(".safetensors")]
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_driver_downloads_no_weights(hub: dict[str, Any], tmp_path: Path, shards: int) -> None:
+    """Shapes and digests are asked of the hub, and the fingerprint is that of the files."""
+    hub["lfs"] = True
+    if shards > 1:
+        tensors = random_tensors(SMALL_LLADA)
+        folder = write(tmp_path / "main", {**SMALL_LLADA, "rope_theta": 1e4}, tensors)
+        shard(folder, tensors, shards)
+        content = {file.name: file.read_bytes() for file in folder.iterdir()}
+        hub["files"][hub["commits"]["main"]] = content
+    expected = f"10000.0 {fingerprint(tmp_path / 'main')}"
+    assert look_at(hub) == expected
+    assert not weights_of(hub["whole"])
+    assert not list(hub["cache"].glob("**/*.safetensors"))
+    # Where replicas have loaded them, they are looked at here, and need not be read for a digest.
+    (loaded,) = load_from(hub, "none")
+    assert loaded == expected
+    assert len(weights_of(hub["whole"])) == shards
+    assert look_at(hub, HF_HUB_OFFLINE="1") == expected
+
+
+def test_a_hub_that_does_not_say_is_downloaded_from(hub: dict[str, Any], tmp_path: Path) -> None:
+    """A mirror without ranges and digests, as every hub before."""
+    assert look_at(hub) == f"10000.0 {fingerprint(tmp_path / 'main')}"
+    assert "model.safetensors" in hub["whole"]
+
+
+def test_what_does_not_fit_is_found_without_a_download(hub: dict[str, Any], tmp_path: Path) -> None:
+    hub["lfs"] = True
+    tensors = random_tensors(SMALL_LLADA)
+    missing, misshapen = sorted(tensors)[:2]
+    del tensors[missing]
+    tensors[misshapen] = tensors[misshapen][:1].clone()
+    tensors["surplus"] = tensors[misshapen].clone()
+    folder = write(tmp_path / "broken", {**SMALL_LLADA, "rope_theta": 1e4}, tensors)
+    hub["files"][hub["commits"]["main"]] = {f.name: f.read_bytes() for f in folder.iterdir()}
+    said = look_at(hub)
+    assert said.startswith("ValueError: ")
+    for words in (f"1 missing: {missing}", "1 extra: surplus", f"1 misshapen: {misshapen} is "):
+        assert words in said
+    assert not weights_of(hub["whole"])
+
+
+def test_a_repository_without_safetensors_is_refused(hub: dict[str, Any]) -> None:
+    hub["lfs"] = True
+    del hub["files"][hub["commits"]["main"]]["model.safetensors"]
+    assert "no model.safetensors and no model.safetensors.index.json" in look_at(hub)

@@ -175,13 +175,14 @@ def test_a_replica_that_has_gone_holds_nothing(
 
 def test_a_bucket_without_rows_has_no_busy_slots(recorded: Recorded) -> None:
     passes = PassMetrics("replica-0", 4)
-    passes.passed(0.1, {64: 3})
-    passes.passed(0.3, {32: 1})
+    passes.passed(0.1, {64: 3}, 4)
+    passes.passed(0.3, {32: 1}, 0)
     assert recorded == {
         "lrd_passes_total": {("replica-0",): [1, 1]},
         "lrd_pass_seconds": {("replica-0",): [0.1, 0.3]},
         "lrd_slots": {("replica-0",): [4, 4]},
         "lrd_slots_busy": {("replica-0", "64"): [3, 0], ("replica-0", "32"): [1]},
+        "lrd_canvases_total": {("replica-0",): [4]},
     }
 
 
@@ -269,6 +270,9 @@ def watch_a_run(tmp_path: Path) -> None:
     assert {dict(labels)["replica"] for labels in busy} == {"replica-0", "replica-1"}
     assert 0 < max(busy.values()) <= 4.0
     assert set(seen["ray_lrd_slots"].values()) == {4.0}
+    # The last pass's may not have been exported, and no pass on a CPU computes one for nothing.
+    canvases = sum(seen["ray_lrd_canvases_total"].values())
+    assert 0 < canvases <= sum(out["num_forwards"].drop_null().to_pylist())
     assert {dict(labels)["state"] for labels in seen["ray_lrd_replicas"]} == set(STATES)
 
 

@@ -39,9 +39,8 @@ def test_a_cached_pass_is_the_mean_over_rows_that_enter_a_block(
     monkeypatch.setattr(predict, "beliefs_of", lambda name, slots, block: Counter())
     for slots in (1, 5, 16):
         found = predict.cached_pass("", slots, 640, device, "limit")
-        step = slots * predict.BLOCK + slots * 640 / (predict.PASSES + predict.WAITED)
-        share = predict.PASSES / (predict.PASSES + predict.WAITED)
-        assert found == pytest.approx(1e3 * step / share, rel=1e-4)
+        step = slots * predict.BLOCK + slots * 640 / predict.PASSES
+        assert found == pytest.approx(1e3 * step, rel=1e-4)
 
 
 def test_a_batch_in_lockstep_waits_for_its_slowest() -> None:

@@ -45,8 +45,6 @@ from lrd.models.checkpoint import LoadedModel
 from pipeline.markdown import table
 
 PROMPT, BLOCK, PASSES = 128, 32, 10
-WAITED = 1
-"""Passes that a row sits out before its full one: the host learns of it a pass late."""
 Bound = Literal["eager", "fused", "limit"]
 BOUNDS: tuple[Bound, ...] = ("eager", "limit")
 BELIEF_BYTES = 20.0
@@ -162,14 +160,13 @@ def cached_pass(
 ) -> float:
     """The same with the dual cache, for as many decoding passes of every slot.
 
-    In a step all slots feed their block; each is with probability 1 / (PASSES + WAITED) one that
-    enters a block, and its full pass is computed too, in groups of 1, 2, 4, 8 … rows. WAITED of
-    PASSES + WAITED steps advance a slot by nothing.
+    In a step all slots feed their block; each is with probability 1 / PASSES one that enters a
+    block, and its full pass is computed too, in groups of 1, 2, 4, 8 … rows.
     """
     way = _way(bound)
     short = pass_of(name, slots, length, "block", way)
     short = short + _beliefs(name, slots, bound, BLOCK, belief_bytes)
-    share = 1 / (PASSES + WAITED)
+    share = 1 / PASSES
     step = 0.0
     for entering in range(slots + 1):
         chance = math.comb(slots, entering) * share**entering * (1 - share) ** (slots - entering)
@@ -177,7 +174,7 @@ def cached_pass(
             parts = powers_of_two(list(range(entering)), max(1, FULL_POSITIONS // length))
             whole = sum((pass_of(name, len(p), length, "full", way) for p in parts), Counter())
             step += chance * milliseconds(short + whole, device, bound)
-    return step * (PASSES + WAITED) / PASSES
+    return step
 
 
 def _way(bound: Bound) -> Way:

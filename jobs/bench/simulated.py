@@ -102,6 +102,7 @@ class TimedEngine:
     ) -> None:
         self.num_slots = self.max_busy = num_slots
         self._gen_length = gen_length
+        self.num_slot_passes = 0
         self.oom_events: list[str] = []
         self._latencies, self._timer, self._occupancy = latencies, timer, occupancy
         self._waiting: deque[Request] = deque()
@@ -141,6 +142,7 @@ class TimedEngine:
             return []
         if self._latencies.mean:
             self._timer.sleep(min(end for end, *_ in self._ends.values()) - now)
+        self.num_slot_passes += len(self._ends)
         now, before = time.monotonic(), len(self._ends)
         done = [key for key, (end, *_) in self._ends.items() if end <= now]
         samples = [self._sample(key) for key in done]
@@ -211,7 +213,9 @@ class SimulatedReplica(Replica):
         """`collect` of one of the replicas."""
         report = self.report(self.take(self._outboxes[index]))
         own = [(self._own[number][1], row) for number, row in report.finished]
-        return replace(report, finished=own)
+        # The thread's canvases are those of all replicas, which one of them reports.
+        num_canvases = report.num_canvases if index == 0 else 0
+        return replace(report, finished=own, num_canvases=num_canvases)
 
     def put(self, item: Any) -> None:
         if isinstance(item, Sample):

@@ -19,9 +19,17 @@ from torch import Tensor
 
 from lrd.config import Compile
 from lrd.models.compiled import check_compile, speed_up
+from lrd.models.digests import sha256_of
 from lrd.models.families import family_of
 from lrd.models.files import read_object
-from lrd.models.hub import download, is_hub_id
+from lrd.models.hub import (
+    FILES,
+    TOKENIZER_FILES,
+    download,
+    is_hub_id,
+    weight_headers,
+    weight_sha256,
+)
 from lrd.models.int8 import int8_packer
 from lrd.models.kv_cache import KVCache, Window
 from lrd.models.plugin import is_plug, load_plug, plug_fingerprint
@@ -30,7 +38,7 @@ from lrd.models.registry import embedded_folder
 from lrd.models.tokenizer import load_tokenizer, refuse_foreign, token_id
 from lrd.models.transformer import Transformer
 from lrd.models.w8a8 import FORMATS, W8A8Linear, check_device, use_w8a8
-from lrd.models.weights import TensorNames, load_weights, weight_files
+from lrd.models.weights import Headers, TensorNames, load_weights, weight_files, weight_names
 
 DTYPES = {
     "float32": torch.float32,
@@ -177,7 +185,8 @@ def load_model(
     dtype: float32, bfloat16; fp8 or int8_w8a8 (the blocks' products in eight bits, `w8a8.py`);
     int8 (weight-only, by torchao: less memory, slower). revision: of a hub id. compile:
     `compiled.speed_up` says what each choice does; by default element-wise work is fused on CUDA.
-    On the device `meta` everything is checked and no weight is read.
+    On the device `meta` everything is checked and no weight is read; those of a hub id are not
+    downloaded.
     Raises ValueError for what is missing or does not fit, with every difference named at once.
     """
     if dtype not in DTYPES:
@@ -192,11 +201,14 @@ def load_model(
     if dtype in FORMATS:
         check_device(FORMATS[dtype], target)
     pack = int8_packer() if dtype == "int8" else W8A8Linear.pack if dtype in FORMATS else None
-    return _load(checkpoint_folder(path_or_id, revision), target, dtype, pack, compile)
+    if target.type == "meta":
+        return _load(*_without_weights(path_or_id, revision), target, dtype, pack, compile)
+    return _load(checkpoint_folder(path_or_id, revision), None, target, dtype, pack, compile)
 
 
 def _load(
     folder: Path,
+    headers: Headers | None,
     device: torch.device,
     dtype: str,
     pack: Callable[[Any], None] | None,
@@ -213,7 +225,7 @@ def _load(
         tokenizer = load_tokenizer(folder)
         refuse_foreign(tokenizer, transformer.config.table_rows)
     tensors = TensorNames(family.name, family.tensor_names(transformer.config), family.twins)
-    unused = load_weights(transformer, tensors, folder, device, DTYPES[dtype], pack)
+    unused = load_weights(transformer, tensors, folder, device, DTYPES[dtype], pack, headers)
     transformer.requires_grad_(False).eval()
     if device.type == "cuda" and dtype != "int8":
         transformer.fuse()
@@ -233,17 +245,38 @@ def _naming(folder: Path) -> Iterator[None]:
         raise ValueError(text if str(folder) in text else f"{folder}: {text}") from error
 
 
-def checkpoint_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
+def _without_weights(path_or_id: str | Path, revision: str | None) -> tuple[Path, Headers | None]:
+    """The checkpoint's folder, and what its weights' files hold where the folder lacks them: a hub
+    tells it without a download."""
+    if not _is_on_hub(path_or_id):
+        return checkpoint_folder(path_or_id, revision), None
+    folder = checkpoint_folder(path_or_id, revision, TOKENIZER_FILES)
+    names = weight_names(folder)
+    if not all((folder / name).is_file() for name in names):
+        headers = weight_headers(str(path_or_id), folder)
+        if headers is not None and sorted(headers) == names:
+            return folder, headers
+    return checkpoint_folder(path_or_id, revision), None
+
+
+def _is_on_hub(path_or_id: str | Path) -> bool:
+    name = str(path_or_id)
+    return embedded_folder(name) is None and not Path(name).is_dir() and is_hub_id(name)
+
+
+def checkpoint_folder(
+    path_or_id: str | Path, revision: str | None = None, files: Sequence[str] = FILES
+) -> Path:
     """The folder that a path, a hub id or the name of an embedded model stands for.
 
-    Such a name goes before a folder of the same spelling, and a folder before a hub id. Raises
-    ValueError where there is none.
+    Such a name goes before a folder of the same spelling, and a folder before a hub id. files:
+    patterns of the names to download from the hub. Raises ValueError where there is none.
     """
     folder = embedded_folder(str(path_or_id)) or Path(path_or_id)
     if folder.is_dir():
         _refuse_revision(path_or_id, revision)
     elif is_hub_id(str(path_or_id)):
-        folder = download(str(path_or_id), revision)
+        folder = download(str(path_or_id), revision, files)
     else:
         raise ValueError(
             f"{path_or_id}: no such checkpoint folder, and not a hub id (owner/name) either"
@@ -278,22 +311,40 @@ def _added_eos(folder: Path, config: Mapping[str, Any]) -> list[Any]:
 def fingerprint(path_or_id: str | Path, revision: str | None = None) -> str:
     """SHA-256 over configuration, tokenizer and weights: equal exactly for equal models.
 
-    Of contents alone, so where they lie and which revision they came from does not matter. Of
-    a plug: over its name and its module's source.
+    Of contents alone, so where they lie and which revision they came from does not matter. A hub
+    id's weights are not downloaded for it where the hub states their SHA-256. Of a plug: over its
+    name and its module's source.
     """
     if is_plug(str(path_or_id)):
         return plug_fingerprint(str(path_or_id))
-    folder = checkpoint_folder(path_or_id, revision)
-    digest = hashlib.sha256()
+    on_hub = _is_on_hub(path_or_id)
+    folder = checkpoint_folder(path_or_id, revision, TOKENIZER_FILES if on_hub else FILES)
     sides = [folder / name for name in SIDE_FILES]
     if _added_eos(folder, read_config(folder)):
         sides.append(folder / GENERATION)
-    for file in sides + weight_files(folder):
-        if file.is_file():
-            digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    sides = [file for file in sides if file.is_file()]
+    weights = _stated_weights(str(path_or_id), revision, folder) if on_hub else []
+    if not weights:
+        files = weight_files(folder)
+        weights = list(zip([file.name for file in files], sha256_of(files), strict=True))
+    named = zip([file.name for file in sides], sha256_of(sides), strict=True)
+    digest = hashlib.sha256()
+    for name, found in [*named, *weights]:
+        digest.update(name.encode() + bytes.fromhex(found))
     return digest.hexdigest()
+
+
+def _stated_weights(hub_id: str, revision: str | None, folder: Path) -> list[tuple[str, str]]:
+    """Names of a hub id's weight files and their SHA-256, as the hub states it; empty where all
+    files are in the folder. Files whose digest the hub does not state are downloaded into it."""
+    names = weight_names(folder)
+    if all((folder / name).is_file() for name in names):
+        return []
+    stated = weight_sha256(hub_id, folder)
+    if all(name in stated for name in names):
+        return [(Path(name).name, stated[name]) for name in names]
+    checkpoint_folder(hub_id, revision)
+    return []
 
 
 def _token_id(config: Mapping[str, Any], name: str, table_rows: int) -> int:

@@ -7,8 +7,9 @@ huggingface_hub does the work, with its cache, its credentials and its offline m
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 TOKENIZER_FILES = ("*.json", "merges.txt", "*.jinja")
 """What a tokenizer is made from: all but the weights."""
@@ -45,3 +46,39 @@ def download(hub_id: str, revision: str | None, files: Sequence[str] = FILES) ->
             "name a folder"
         ) from error
     return Path(folder)
+
+
+def weight_headers(hub_id: str, folder: Path) -> dict[str, dict[str, tuple[list[int], str]]] | None:
+    """Shape and dtype of every tensor of a snapshot's safetensors files, which are not downloaded:
+    names of files → names of tensors → both; None where the hub does not say.
+
+    folder: the snapshot's, of any of its files.
+    """
+    from huggingface_hub import HfApi
+
+    found = _asked(lambda: HfApi().get_safetensors_metadata(hub_id, revision=folder.name))
+    if found is None:
+        return None
+    return {
+        file: {name: (tensor.shape, tensor.dtype) for name, tensor in about.tensors.items()}
+        for file, about in found.files_metadata.items()
+    }
+
+
+def weight_sha256(hub_id: str, folder: Path) -> dict[str, str]:
+    """The SHA-256 of a snapshot's files that are stored by Git LFS, by name, without a download;
+    empty where the hub does not say."""
+    from huggingface_hub import HfApi
+
+    info = _asked(lambda: HfApi().model_info(hub_id, revision=folder.name, files_metadata=True))
+    files = (info.siblings or []) if info is not None else []
+    return {file.rfilename: file.lfs.sha256 for file in files if file.lfs is not None}
+
+
+def _asked(request: Callable[[], Any]) -> Any:
+    """What the hub answers; None where it does not, whatever the reason: the files themselves are
+    downloaded then, and that says what is wrong."""
+    try:
+        return request()
+    except Exception:
+        return None

@@ -5,10 +5,9 @@ Reads safetensors alone, never a pickle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,12 +18,15 @@ from lrd.models.files import read_object, refuse_pointer, validated
 from lrd.models.transformer import Transformer
 
 INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 """Stored types that can be cast; packed integers cannot."""
 ROWS_AT_A_TIME = 1024
 """Rows of two tables that are compared together."""
 ATOL_FREQUENCY = 6e-8
 """The spacing of float16 near 0, where the lowest frequencies may be stored."""
+FREQUENCIES = ("inv_freq", "original_inv_freq")
+"""RoPE's, as some files store them."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -45,36 +47,48 @@ class TensorNames:
     """Tensors that may be there as well, where they equal the wanted one named here."""
 
 
+Headers = Mapping[str, Mapping[str, tuple[Sequence[int], str]]]
+"""Names of weight files → names of their tensors → shape, and dtype as safetensors names it."""
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint, by its index or single.
 
     Raises ValueError where one is missing, a pickle, a Git LFS pointer or outside the folder.
     """
-    index, single = folder / INDEX, folder / "model.safetensors"
-    if index.is_file():
-        try:
-            named = validated(_Index, read_object(index), INDEX)
-        except ValueError as error:
-            reason = str(error).removeprefix(f"{index}: ").removeprefix(f"{INDEX}: ")
-            raise ValueError(f"{index}: not an index of shards ({reason})") from error
-        names = sorted(set(named.weight_map.values()))
-        _refuse_outside(index, names)
-        _refuse_pickles(folder, [name for name in names if not name.endswith(".safetensors")])
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise ValueError(
-                f"{index}: names {len(missing)} files that are not there: {', '.join(missing)}; "
-                "download them again"
-            )
-        files = [folder / name for name in names]
-    elif single.is_file():
-        files = [single]
-    else:
+    names = weight_names(folder)
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing and (folder / INDEX).is_file():
+        raise ValueError(
+            f"{folder / INDEX}: names {len(missing)} files that are not there: "
+            f"{', '.join(missing)}; download them again"
+        )
+    if missing:
         _refuse_pickles(folder, [file.name for end in PICKLES for file in folder.glob(end)])
         raise ValueError(f"{folder}: no model.safetensors and no {INDEX}; pickles are never read")
+    files = [folder / name for name in names]
     for file in files:
         refuse_pointer(file)
     return files
+
+
+def weight_names(folder: Path) -> list[str]:
+    """What `weight_files` are called, whether they are there or not.
+
+    Raises ValueError where the index cannot be read, or names a pickle or a file outside.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        return [SINGLE]
+    try:
+        named = validated(_Index, read_object(index), INDEX)
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{index}: ").removeprefix(f"{INDEX}: ")
+        raise ValueError(f"{index}: not an index of shards ({reason})") from error
+    names = sorted(set(named.weight_map.values()))
+    _refuse_outside(index, names)
+    _refuse_pickles(folder, [name for name in names if not name.endswith(".safetensors")])
+    return names
 
 
 def _refuse_outside(index: Path, names: list[str]) -> None:
@@ -110,19 +124,29 @@ def load_weights(
     device: torch.device,
     dtype: torch.dtype,
     pack: Callable[[Any], None] | None = None,
+    headers: Headers | None = None,
 ) -> list[str]:
     """Fill a transformer that is on the meta device, tensor by tensor.
 
     pack: called for every linear layer of a block as soon as its weight is loaded, so that full
     and packed weights of the whole model are never in memory together. On the device `meta` every
-    tensor is checked and none is kept. Returns tensors of the files that are not needed, since they
-    repeat others (a tied head, RoPE's frequencies).
+    tensor is checked and none is kept. headers: of files that are not in the folder, on the device
+    meta alone; whether a tensor that may repeat another does so is seen where the files are.
+    Returns tensors of the files that are not needed, since they repeat others (a tied head, RoPE's
+    frequencies).
     Raises ValueError that names all tensors which are missing, extra, misshapen or not floats.
     """
     shapes = {name: list(p.shape) for name, p in transformer.named_parameters()}
     assert shapes.keys() == names.wanted.keys()
     ours = {theirs: name for name, theirs in names.wanted.items()}
     stored = _Stored({theirs: shapes[name] for theirs, name in ours.items()})
+    if headers is not None:
+        for file_name, tensors in headers.items():
+            for name, (shape, kind) in tensors.items():
+                stored.note(name, folder / file_name, list(shape), kind)
+        unused = sorted(name for name in stored.beside if _may_repeat(name, names))
+        stored.refuse(folder, names.family, unused)
+        return unused
     for file in weight_files(folder):
         stored.read(file)
     unused = sorted(name for name in stored.beside if _is_unused(name, stored, names, transformer))
@@ -159,20 +183,21 @@ class _Stored:
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (safe_open is not a mapping)
-                    self._note(name, file, tensors.get_slice(name))
+                    stored = tensors.get_slice(name)
+                    self.note(name, file, list(stored.get_shape()), stored.get_dtype())
         except SafetensorError as error:
             raise ValueError(
                 f"{file}: not a whole safetensors file ({error}); download it again"
             ) from error
 
-    def _note(self, name: str, file: Path, stored: Any) -> None:
+    def note(self, name: str, file: Path, shape: list[int], kind: str) -> None:
+        """Note a tensor, with its shape and dtype as stored."""
         files = self.files if name in self.wanted else self.beside
         if name in files:
             self.twice.append(f"{name} (in {files[name].name} and again in {file.name})")
         files[name] = file
         if name not in self.wanted:
             return
-        shape, kind = list(stored.get_shape()), stored.get_dtype()
         if shape != self.wanted[name]:
             self.misshapen.append(f"{name} is {shape}, not {self.wanted[name]}")
         if kind not in FLOATS:
@@ -200,13 +225,20 @@ class _Stored:
             )
 
 
+def _may_repeat(name: str, names: TensorNames) -> bool:
+    """Whether a tensor's name is one of those that may repeat what the model has without it."""
+    return name in names.twins or name.rpartition(".")[2] in FREQUENCIES
+
+
 def _is_unused(name: str, stored: _Stored, names: TensorNames, transformer: Transformer) -> bool:
     """Whether a tensor repeats what the model has without it: a tied head that equals the
     embedding table, or RoPE's frequencies as config.json implies them."""
+    if not _may_repeat(name, names):
+        return False
     file, twin = stored.beside[name], names.twins.get(name)
     if twin in stored.files:
         return _are_equal((file, name), (stored.files[twin], twin))
-    if name.rpartition(".")[2] not in ("inv_freq", "original_inv_freq"):
+    if name.rpartition(".")[2] not in FREQUENCIES:
         return False
     config = transformer.config
     width = config.width // config.num_heads

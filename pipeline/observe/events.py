@@ -13,6 +13,14 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("lrd")
 
+DRIVER_STARTED, DRIVER_FINISHED = "driver started", "driver finished"
+DRIVER_STOPPED, REPLICA_UP = "driver stopped", "replica up"
+"""Names of events."""
+ENVIRONMENT = "environment"
+"""Fact of `replica up`: what its results depend on beside the settings."""
+CANVASES = "canvases_computed"
+"""Fact of `driver finished` and `driver stopped`."""
+
 
 def record(what: str, **facts: Any) -> None:
     """Log an event. what: its name. facts: its details, for programs."""

@@ -53,6 +53,9 @@ METRICS = {
     "lrd_pass_seconds": Metric("histogram", "seconds of a pass", ("replica",), tuple(SECONDS)),
     "lrd_slots": Metric("gauge", "slots of a replica", ("replica",)),
     "lrd_slots_busy": Metric("gauge", "slots that hold a row", ("replica", "bucket")),
+    "lrd_canvases_total": Metric(
+        "counter", "canvases that went through the model, those of free slots too", ("replica",)
+    ),
 }
 """By name, without Ray's prefix."""
 
@@ -148,12 +151,15 @@ class PassMetrics:
         self._seconds = _made("lrd_pass_seconds")
         self._slots = _made("lrd_slots")
         self._busy = _made("lrd_slots_busy")
+        self._canvases = _made("lrd_canvases_total")
         self._buckets: set[int] = set()
 
-    def passed(self, seconds: float, busy: Mapping[int, int]) -> None:
-        """Record a pass that has ended. busy: slots that hold a row now, by bucket."""
+    def passed(self, seconds: float, busy: Mapping[int, int], num_canvases: int) -> None:
+        """Record a pass that has ended. busy: slots that hold a row now, by bucket. num_canvases:
+        canvases that it computed."""
         self._passes.inc(1, self._replica)
         self._seconds.observe(seconds, self._replica)
+        _add(self._canvases, num_canvases, self._replica)
         self._slots.set(self._num_slots, self._replica)
         self._buckets |= busy.keys()
         for bucket in self._buckets:

@@ -74,6 +74,8 @@ class Ledger:
         self.output, self.plan = output, plan
         self.shards: dict[int, OpenShard] = {}
         self.lease = Lease(output)
+        self.earlier: list[Event] = []
+        """Those of earlier drivers, from `begin` on."""
         self.retry_failed = False
         """Whether rows that failed are decoded again."""
         self._session = uuid.uuid4().hex[:8]
@@ -117,6 +119,7 @@ class Ledger:
     def _continue_events(self) -> None:
         """Put the events of earlier drivers before this one's."""
         events, num_bad = read_events(self.output)
+        self.earlier = events
         self._events[:0] = [json.dumps(event.to_json()) for event in events]
         self._events_written = len(events)
         if num_bad:

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.output.result_shards import batches
-from pipeline.output.run_folder import written_shards
+from pipeline.output.run_folder import read_events, written_shards
+from pipeline.output.session_facts import canvases_computed, environments, per_forward
 from pipeline.storage.storage import Storage
 
 UNSURE_ENTROPY = 0.5
@@ -160,11 +161,20 @@ class Summary:
     num_output_tokens: int
     stop_reasons: dict[str, int]
     num_unsure_stops: int
+    canvases_computed: int | None
+    """Canvases that went through the model, those of free slots and of lost passes too; None where
+    a driver did not record it."""
+    canvases_per_forward: float | None
+    """Of these for each of `num_forwards`."""
+    environments: list[dict[str, Any]]
+    """What replicas computed on, each once."""
 
 
 def summarize(output: Storage) -> Summary:
     """The closing figures of a run, from its files alone."""
     counts = count_rows(output)
+    events, _ = read_events(output)
+    num_canvases = canvases_computed(events)
     return Summary(
         num_rows=counts.num_rows,
         num_failed=counts.num_failed,
@@ -174,4 +184,7 @@ def summarize(output: Storage) -> Summary:
         num_output_tokens=counts.num_output_tokens,
         stop_reasons=dict(counts.stops.most_common()),
         num_unsure_stops=counts.num_unsure_stops,
+        canvases_computed=num_canvases,
+        canvases_per_forward=per_forward(num_canvases, counts.num_forwards),
+        environments=environments(events),
     )

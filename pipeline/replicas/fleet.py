@@ -15,12 +15,14 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
+from pipeline.observe.events import ENVIRONMENT, REPLICA_UP
 from pipeline.replicas import nodes
 from pipeline.replicas.deaths import Death
 from pipeline.replicas.handle import ReplicaHandle
+from pipeline.replicas.pass_loop import NoRoomError
 from pipeline.replicas.placement import Placement
 from pipeline.replicas.replica import Replica, ReplicaSettings
-from pipeline.rows import Prompt, Report
+from pipeline.rows import Phase, Prompt, Report
 
 LONGEST_PAUSE = 30.0
 NODES_SECONDS = 2.0
@@ -29,7 +31,8 @@ PASSES_OF_SILENCE = 20
 """A replica hangs when no pass ends within this many times the longest pass seen, and within
 `hang_seconds`."""
 FIRST_PASS_FACTOR = 10
-"""Multiplier on `hang_seconds` for a replica's first pass, which compiles kernels."""
+"""Multiplier on `hang_seconds` for a pass that may compile kernels, and for all until one has
+ended."""
 DOUBT_SECONDS = 20.0
 """How long to wait, after a replica became unreachable, for Ray to say that its node is dead; Ray
 takes about twelve seconds."""
@@ -37,6 +40,10 @@ CALLS_AT_A_TIME = 4
 """Concurrent calls of a replica: `collect`, `submit`, `drain`, and one to spare."""
 STARTS_A_NODE = 2
 """Failed starts on a node after which it is avoided."""
+
+
+class NotPreparedError(TimeoutError):
+    """A replica did not get ready for a bucket in time; no row of it was in a slot."""
 
 
 class Actors:
@@ -71,10 +78,12 @@ class Fleet:
         """on_event: as `Ledger.event`."""
         self._settings, self._placement = settings, placement
         self._actors = actors
-        self._event = on_event
+        self.on_event = on_event
         self._hang_seconds, self._start_seconds = hang_seconds, start_seconds
         self.longest_pass = 0.0
         """Seconds, over all passes that replicas reported."""
+        self.num_canvases = 0
+        """Canvases that replicas reported as computed, those that have died since too."""
         self.any_ready = False
         self._any_passed = False
         self._nodes_read_at = 0.0
@@ -138,47 +147,73 @@ class Fleet:
             replica.num_passes, replica.last_heartbeat = report.num_passes, time.monotonic()
             self._any_passed = True
             self.longest_pass = max(self.longest_pass, report.longest_pass)
+            self.num_canvases += report.num_canvases - replica.num_canvases
+            replica.num_canvases = report.num_canvases
+        if report.phase is not replica.phase:
+            replica.phase, replica.last_heartbeat = report.phase, time.monotonic()
         finished = [replica.in_flight.pop(key) for key in report.finished]
         if finished:
-            replica.deaths = 0
+            replica.deaths, replica.lacked_room = 0, False
         return finished
 
     def collect(self, replica: ReplicaHandle) -> None:
         """Ask a replica for its next report, if it holds prompts."""
         replica.collecting = replica.actor.collect.remote() if replica.in_flight else None
 
-    def advance_start(self, replica: ReplicaHandle, reference: Any) -> None:
-        """Go one step on in a replica's start; raises what went wrong in it."""
+    def begin_starts(self) -> None:
+        """Start replicas and the loading of their models as far as that goes without waiting; what
+        goes wrong in it is left to `advance_start`."""
+        self.poll()
+        for replica in self.replicas:
+            if replica.scheduling is None:
+                continue
+            with suppress(RayError):
+                if ray.wait([replica.scheduling], timeout=0, fetch_local=False)[0]:
+                    self.advance_start(replica, replica.scheduling)
+
+    def advance_start(self, replica: ReplicaHandle, reference: Any) -> dict[str, Any] | None:
+        """Go one step on in a replica's start; raises what went wrong in it.
+
+        Returns what its results depend on beside the settings (`Replica.load`), once it is up.
+        """
         if reference is replica.scheduling:
             replica.node, replica.pid = ray.get(reference)
             replica.scheduling, replica.loading = None, replica.actor.load.remote()
             replica.last_heartbeat = time.monotonic()
-            return
-        ray.get(reference)
+            return None
+        found: dict[str, Any] | None = ray.get(reference)
         replica.loading = None
         self.any_ready = True
         self._failed_on.pop(str(replica.node), None)
-        self._event("replica up", replica=replica.name, node=replica.node, pid=replica.pid)
+        facts = {} if found is None else {ENVIRONMENT: found}
+        name, node, pid = replica.name, replica.node, replica.pid
+        self.on_event(REPLICA_UP, replica=name, node=node, pid=pid, **facts)
+        return found
 
     def remove_dead(self, replica: ReplicaHandle, error: Exception) -> Death:
         """End what is left of a replica; a new one starts after a pause, which doubles with each
         death in a row."""
         in_flight, now = list(replica.in_flight.values()), time.monotonic()
+        replica.lacked_room = room_error(error) is not None
+        # No row is to blame for what happens before it has a slot.
+        num_begun = self._settings.slots
+        if replica.lacked_room or isinstance(error, NotPreparedError):
+            num_begun = 0
         unreachable = isinstance(error, ActorUnavailableError)
         death = Death(
             reason=str(getattr(error, "cause", None) or error).strip().splitlines()[-1],
             # Slots are filled in the order of submission. Rows that had finished and were not
             # reported yet stand first here, and as many rows behind the cut were in slots.
-            begun=in_flight[: self._settings.slots],
-            untouched=in_flight[self._settings.slots :],
-            alone=len(in_flight) == 1,
+            begun=in_flight[:num_begun],
+            untouched=in_flight[num_begun:],
+            alone=len(in_flight) == 1 and num_begun > 0,
             node=replica.node,
             failed_start=_is_failed_start(replica, error),
             decide_at=now + DOUBT_SECONDS if unreachable else now,
         )
         if replica.loading is not None and replica.node is not None:
             self._failed_on[replica.node] += 1
-        self._event(
+        self.on_event(
             "replica died",
             replica=replica.name,
             node=replica.node,
@@ -194,7 +229,7 @@ class Fleet:
 
     def retire(self, replica: ReplicaHandle) -> None:
         """End an idle replica on a node that will be taken away; a new one starts elsewhere."""
-        self._event("replica retired", replica=replica.name, node=replica.node)
+        self.on_event("replica retired", replica=replica.name, node=replica.node)
         self._end(replica)
 
     def is_gone(self, node: str | None) -> bool:
@@ -212,7 +247,8 @@ class Fleet:
         if avoided:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
         options |= {"max_concurrency": CALLS_AT_A_TIME, "max_restarts": 0}
-        replica.num_batches = replica.num_passes = 0
+        replica.num_batches = replica.num_passes = replica.num_canvases = 0
+        replica.phase = Phase.DECODING
         replica.actor = self._actors.start(replica.name, self._settings, options)
         replica.scheduling = replica.actor.location.remote()
 
@@ -237,8 +273,14 @@ class Fleet:
             return TimeoutError(f"the model was not loaded within {self._start_seconds:g} s")
         if not replica.in_flight:
             return None
+        if replica.phase is Phase.PREPARING:
+            if silence <= self._start_seconds:
+                return None
+            return NotPreparedError(
+                f"the slots of a bucket were not prepared within {self._start_seconds:g} s"
+            )
         limit = max(self._hang_seconds, PASSES_OF_SILENCE * self.longest_pass)
-        if not (replica.num_passes or (self._any_passed and self._settings.compile == "none")):
+        if replica.phase is Phase.COMPILING or not self._any_passed:
             limit *= FIRST_PASS_FACTOR
         if silence <= limit:
             return None
@@ -250,7 +292,7 @@ class Fleet:
     def _resize(self) -> None:
         size = self._placement.size(list(nodes.alive().values()))
         if size != len(self.replicas) and self.replicas:
-            self._event("replicas", wanted=size, before=len(self.replicas))
+            self.on_event("replicas", wanted=size, before=len(self.replicas))
         while len(self.replicas) < size:
             self.replicas.append(ReplicaHandle(f"replica-{self._num_named}"))
             self._num_named += 1
@@ -266,10 +308,16 @@ class Fleet:
         for replica in self.replicas:
             if replica.node in going and replica.ready:
                 replica.draining = True
-                self._event("replica drained", replica=replica.name, node=replica.node)
+                self.on_event("replica drained", replica=replica.name, node=replica.node)
                 replica.actor.drain.remote()
             if replica.draining and not replica.in_flight:
                 self.retire(replica)
+
+
+def room_error(error: Exception) -> NoRoomError | None:
+    """The NoRoomError that a replica raised, whatever Ray wrapped around it."""
+    cause = getattr(error, "cause", error)
+    return cause if isinstance(cause, NoRoomError) else None
 
 
 def _is_failed_start(replica: ReplicaHandle, error: Exception) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.rows import Key, Prompt
+from pipeline.rows import Key, Phase, Prompt
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +28,12 @@ class ReplicaHandle:
     """Batches that its actor was given."""
     num_passes: int = 0
     """Passes that its actor has reported."""
+    num_canvases: int = 0
+    """Canvases that its actor has computed in them."""
+    phase: Phase = Phase.DECODING
+    """What its passes were doing at the last report."""
+    lacked_room: bool = False
+    """Whether its last actor had no memory for one slot."""
     last_bucket: int | None = None
     start_at: float = 0.0
     deaths: int = 0

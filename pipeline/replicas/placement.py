@@ -138,8 +138,7 @@ def _fitting(
     counts = []
     if num_gpus is not None:
         gpus = node.get("GPU", 0.0)
-        each = int(1 / num_gpus + 1e-9)
-        counts.append(int(gpus) * each if num_gpus <= 1 else int(gpus / num_gpus))
+        counts.append(int(gpus) * int(1 / num_gpus + 1e-9))
     if num_cpus or num_gpus is None:
         cpus = node.get("CPU", 0.0)
         counts.append(int(cpus / max(num_cpus, 1 / CPU_UNITS) + 1e-6))

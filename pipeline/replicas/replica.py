@@ -14,7 +14,10 @@ from lrd import DecodingConfig, Engine, Request, Sample, load_model
 from lrd.config import Compile
 from lrd.engine import row_seed
 from lrd.memory import probe_slots
+from lrd.models.c_compiler import refuse_without_compiler
+from lrd.rounding import computed_by
 from pipeline import faults
+from pipeline.config import PassRows
 from pipeline.replicas.pass_loop import PassLoop, SlotEngine
 from pipeline.rows import Key, Prompt, Report, Result
 from pipeline.storage import uris
@@ -39,6 +42,7 @@ class ReplicaSettings:
     slots: int
     threads: int
     compile: Compile = "none"
+    pass_rows: PassRows = "busy"
     memory_share: float = 1.0
     """This replica's share of the device's free memory."""
     faults: str | None = None
@@ -75,6 +79,7 @@ class Replica:
             self._fitting_slots,
             self.new_engine,
             self.put,
+            compiles=settings.device != "cpu" or settings.compile != "none",
         )
 
     def location(self) -> tuple[str, int]:
@@ -84,20 +89,33 @@ class Replica:
         self._node = ray.get_runtime_context().get_node_id()
         return self._node, os.getpid()
 
-    def load(self) -> None:
-        """Load the model; raises what that raises."""
+    def load(self) -> dict[str, Any] | None:
+        """Load the model; raises what that raises.
+
+        Returns what its results depend on beside the run's fingerprint, and at most by rounding.
+        """
         settings = self._settings
         if settings.faults:
             faults.load(settings.faults)
         uris.take_over(settings.servers)
         faults.at("replica.start", f"{self._name} on {self._node}")
         torch.set_num_threads(settings.threads)
+        if settings.device == "cuda" and settings.compile != "none":
+            refuse_without_compiler()
         model = node_folder(local_model(settings.model))
         self._model = load_model(
             model, settings.device, settings.dtype, settings.revision, settings.compile
         )
         if faults.wanted():
             self._model = faults.watched(self._model, settings.decoding.gen_length)
+        return self._environment()
+
+    def _environment(self) -> dict[str, Any]:
+        settings, device = self._settings, self._model.embedding_table.device
+        facts = computed_by(device) | {"dtype": settings.dtype, "compile": settings.compile}
+        if device.type == "cpu":
+            return facts | {"threads": settings.threads}
+        return facts | {"slots": settings.slots, "pass_rows": settings.pass_rows}
 
     def drain(self) -> None:
         """Return prompts that have no slot yet to the driver; those in slots are finished."""
@@ -159,6 +177,8 @@ class Replica:
             events=[item for item in items if isinstance(item, str)],
             num_passes=self._loop.num_passes,
             longest_pass=self._loop.longest_pass,
+            num_canvases=self._loop.num_canvases,
+            phase=self._loop.phase,
         )
 
     def _fitting_slots(self, bucket: int) -> int:
@@ -172,4 +192,10 @@ class Replica:
 
     def new_engine(self, bucket: int, num_slots: int) -> SlotEngine:
         """An engine for one bucket; benchmarks of the driver make cheaper ones."""
-        return Engine(self._model, self._settings.decoding, num_slots, prompt_length=bucket)
+        return Engine(
+            self._model,
+            self._settings.decoding,
+            num_slots,
+            prompt_length=bucket,
+            pass_rows=self._settings.pass_rows,
+        )

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.output.run_records import Run
+from pipeline.output.session_facts import canvases_computed, environments, per_forward
 from pipeline.output.statistics import UNSURE_ENTROPY
 from pipeline.report.counting import ReportCounts
 from pipeline.report.curves import mean, quantile
@@ -188,7 +189,17 @@ def machine(run: Run, counts: ReportCounts, course: Timeline) -> tuple[list[str]
             + table(["replica", "rows", "share"], replicas, (1, 2))
             + paragraph(retried if counts.num_retried else "")
         )
+    parts.append(heading("Canvases") + paragraph(_canvases(run, counts)))
     return parts, _events(run)
+
+
+def _canvases(run: Run, counts: ReportCounts) -> str:
+    number = canvases_computed(run.events)
+    if number is None:
+        return "How many canvases were computed is not known: a driver did not record it."
+    ratio = per_forward(number, counts.num_forwards)
+    a_forward = "" if ratio is None else f", {ratio:.2f} for each forward that a row needed"
+    return f"{number:,} canvases went through the model{a_forward}; those of free slots count."
 
 
 def _events(run: Run) -> str:
@@ -218,9 +229,11 @@ def settings(run: Run) -> list[str]:
         if name in ("version", "dtype", "model")
     }
     inputs = run.manifest.fingerprint.get("input", {})
+    computed_on = environments(run.events)
     return [
         heading("Decoding") + _pairs(run.decoding),
         heading("Run") + _pairs(rest),
+        *(heading("Computed on") + _pairs(environment) for environment in computed_on),
         heading("Fingerprint")
         + _pairs(names)
         + folded(f"{len(inputs):,} input files and their SHA-256", _pairs(inputs)),

@@ -10,6 +10,8 @@ from importlib.resources import files
 from typing import Any
 
 from pipeline.output.run_folder import DATA, read_run
+from pipeline.output.run_records import Run
+from pipeline.output.session_facts import canvases_computed, environments, per_forward
 from pipeline.report import facts
 from pipeline.report.counting import ReportCounts, count
 from pipeline.report.figure import Figure
@@ -66,7 +68,7 @@ def make_report(output: Storage, num_viewer_rows: int = 200) -> Report:
     ]
     data = {
         "viewer": viewer_data(run.decoding, shown, chosen.viewer, tokens),
-        "numbers": _numbers(counts, course),
+        "numbers": _numbers(run, counts, course),
     }
     html = page(
         *facts.head(run, counts),
@@ -91,8 +93,9 @@ def _viewer(counts: ReportCounts, num_shown: int, tokens: Tokens) -> str:
     return paragraph(sampled + why_not) + html
 
 
-def _numbers(counts: ReportCounts, course: Timeline) -> dict[str, Any]:
+def _numbers(run: Run, counts: ReportCounts, course: Timeline) -> dict[str, Any]:
     """The counts behind the page, for programs that read it."""
+    num_canvases = canvases_computed(run.events)
     return {
         "num_rows": counts.num_rows,
         "num_failed": counts.num_failed,
@@ -104,4 +107,7 @@ def _numbers(counts: ReportCounts, course: Timeline) -> dict[str, Any]:
         "output_tokens": dict(sorted(counts.output_tokens.items())),
         "num_unsure": counts.num_unsure_stops,
         "occupancy": course.occupancy,
+        "canvases_computed": num_canvases,
+        "canvases_per_forward": per_forward(num_canvases, counts.num_forwards),
+        "environments": environments(run.events),
     }

@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from pipeline.observe.events import DRIVER_FINISHED, DRIVER_STARTED
 from pipeline.output.run_records import Run
 from pipeline.report.counting import ReportCounts
 
 SLACK = timedelta(seconds=10)
 """How far a storage's clock may be from the driver's."""
-STARTED, FINISHED = "driver started", "driver finished"
 DIED, SLOTS_CHANGED = "replica died", "replica notice"
 """Names of events."""
 
@@ -68,11 +68,11 @@ def timeline(run: Run, counts: ReportCounts) -> Timeline:
 def _sessions(run: Run) -> list[Session]:
     sessions: list[Session] = []
     for event in run.events:
-        if event.what == STARTED:
+        if event.what == DRIVER_STARTED:
             sessions.append(Session(event.time))
         elif sessions:
             sessions[-1].last_seen = event.time
-            if event.what == FINISHED:
+            if event.what == DRIVER_FINISHED:
                 sessions[-1].ended = event.time
     return sessions
 

@@ -1,0 +1,79 @@
+"""SHA-256 digests of large files, each computed once.
+
+The digest of a file is kept under its path, size and times of change in `LRD_CACHE`
+[~/.cache/lrd], so that a second run does not read 16 GB of weights again. Files of a Hugging Face
+cache are named by their SHA-256 and are not read at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+CACHE = "LRD_CACHE"
+"""Environment variable that names the cache's folder."""
+FILES_AT_A_TIME = 4
+KEPT_BYTES = 1 << 24
+"""A smaller file is read faster than its digest is found."""
+SETTLED_SECONDS = 2.0
+"""Digests of files that changed later than this long ago are not kept: the clock of file times is
+coarse, and a second change could leave them as they are."""
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def sha256_of(files: Sequence[Path]) -> list[str]:
+    """The SHA-256 of each file, as hex; several files are read at a time. Raises OSError."""
+    with ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
+        return list(pool.map(_sha256, files))
+
+
+def blob_sha256(file: Path) -> str | None:
+    """The SHA-256 that a Hugging Face cache names a file by; None for any other file.
+
+    The cache keeps a file of Git LFS as `blobs/SHA256` with a link in `snapshots/`; the blobs of
+    small files have shorter names.
+    """
+    blob = file.resolve()
+    in_cache = file.is_symlink() and blob.parent.name == "blobs"
+    return blob.name if in_cache and _SHA256.fullmatch(blob.name) else None
+
+
+def _sha256(file: Path) -> str:
+    if named := blob_sha256(file):
+        return named
+    about = file.stat()
+    if about.st_size < KEPT_BYTES:
+        return _read(file)
+    key = f"{file.resolve()} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"
+    kept = _folder() / hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
+    with suppress(OSError, UnicodeDecodeError):
+        if _SHA256.fullmatch(found := kept.read_text(encoding="ascii")):
+            return found
+    digest = _read(file)
+    if time.time() - max(about.st_mtime, about.st_ctime) > SETTLED_SECONDS:
+        _keep(kept, digest)
+    return digest
+
+
+def _read(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _folder() -> Path:
+    return Path(os.path.expanduser(os.environ.get(CACHE) or "~/.cache/lrd")) / "digests"
+
+
+def _keep(kept: Path, digest: str) -> None:
+    partial = kept.with_name(f"{kept.name}.{uuid4().hex}")
+    with suppress(OSError):  # Where nothing can be kept, it is computed again.
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(digest, encoding="ascii")
+        partial.replace(kept)
