@@ -16,6 +16,10 @@ Compile = Literal["none", "eager", "compile", "graphs"]
 """What of a model torch.compile makes: nothing but, on CUDA, fused element-wise work (none); not
 even that (eager); all but attention (compile); the same, replayed as CUDA graphs (graphs)."""
 
+PassRows = Literal["busy", "all"]
+PASS_ROWS: tuple[PassRows, ...] = ("busy", "all")
+"""Rows that a pass computes where shapes are fixed: those that are busy, or all slots."""
+
 COMMIT_RULES = ("entropy_threshold", "entropy_bound", "confidence_threshold")
 """Rules that replace `tokens_per_step`; at most one may be set. `steps` replaces it too."""
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 
 from lrd.canvases import Canvases
-from lrd.config import DecodingConfig
+from lrd.config import DecodingConfig, PassRows
 from lrd.models.protocol import DiffusionModel, missing_for_cache, wants_fixed_shapes
 from lrd.sample import Sample
-from lrd.slots import PaddingSide, PassRows, Request, Slots
+from lrd.slots import PaddingSide, Request, Slots
 
 __all__ = ["Engine", "PaddingSide", "Request", "Sample", "decode", "row_seed"]
 

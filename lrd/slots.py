@@ -16,16 +16,13 @@ import torch
 
 from lrd.block_cache import needs_full_pass
 from lrd.canvases import Canvases, StopReason
-from lrd.config import DecodingConfig
+from lrd.config import DecodingConfig, PassRows
 from lrd.decoding import step
 from lrd.full_passes import full_passes
 from lrd.models.protocol import DiffusionModel, is_compiled
 from lrd.sample import Readout, Sample, on_host
 
 PaddingSide = Literal["left", "right"]
-PassRows = Literal["busy", "all"]
-PASS_ROWS: tuple[PassRows, ...] = ("busy", "all")
-"""Rows that a pass computes where shapes are fixed: those that are busy, or all slots."""
 OPEN_STEP = 32
 """Where shapes are fixed the head runs for a multiple of so many positions."""
 

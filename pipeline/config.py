@@ -8,9 +8,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from lrd.config import Compile, DecodingConfig, PromptFormat, Truncation
+from lrd.config import Compile, DecodingConfig, PassRows, PromptFormat, Truncation
 
-PassRows = Literal["busy", "all"]
 MAX_SLOTS = 65_536
 MAX_REPLICAS = 100_000
 MAX_SHARDS = 100_000

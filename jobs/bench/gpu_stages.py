@@ -36,7 +36,7 @@ from jobs.bench.gpu_models import (
 )
 from jobs.bench.step import BASELINE, REFINED
 from lrd import DecodingConfig, Engine, Request, slots
-from lrd.config import Compile
+from lrd.config import PASS_ROWS, Compile, PassRows
 from lrd.decoding import step
 from lrd.memory import memory_of
 from lrd.models.checkpoint import LoadedModel
@@ -396,7 +396,7 @@ def rows(bench: Bench) -> Iterator[Found]:
             "what": "one prompt in 8 slots, bits equal to slot 0's",
             "equal": [one == in_all[0] for one in in_all],
         }
-        for pass_rows in slots.PASS_ROWS:
+        for pass_rows in PASS_ROWS:
             alone = _decoded(model, config, same[:1], 8, pass_rows)[0]
             among = _decoded(model, config, [same[0], *other], 8, pass_rows)[0]
             yield {
@@ -420,7 +420,7 @@ def _decoded(
     config: DecodingConfig,
     prompts: list[list[int]],
     num_slots: int,
-    pass_rows: slots.PassRows,
+    pass_rows: PassRows,
 ) -> list[tuple[list[int], str]]:
     """Canvas and trace of every prompt; slots have room for the longest prompt of the stage."""
     room = max(map(len, prompts)) + 3

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 
 from lrd import DecodingConfig, Engine, Request, Sample, load_model
-from lrd.config import Compile
+from lrd.config import Compile, PassRows
 from lrd.engine import row_seed
 from lrd.memory import probe_slots
 from lrd.models.c_compiler import refuse_without_compiler
 from lrd.rounding import computed_by
 from pipeline import faults
-from pipeline.config import PassRows
 from pipeline.replicas.pass_loop import PassLoop, SlotEngine
 from pipeline.rows import Key, Prompt, Report, Result
 from pipeline.storage import uris
