@@ -97,12 +97,12 @@ def test_the_head_runs_for_about_the_open_positions(
     needed: list[int] = []
     step = slots.step
 
-    def watched(model: Any, config: Any, state: Any, draws: Any) -> None:
+    def watched(model: Any, config: Any, state: Any) -> None:
         running = (state.stop_B == StopReason.RUNNING)[:, None]
         blocks = state.canvas_BG.view(len(state.stop_B), -1, config.block_tokens)
         block = blocks[torch.arange(len(blocks)), state.block_B]
         needed.append(int(((block == model.mask_id) & running).sum()))
-        step(model, config, state, draws)
+        step(model, config, state)
 
     monkeypatch.setattr(slots, "step", watched)
     for pass_rows in ("busy", "all"):
