@@ -11,10 +11,13 @@ import triton
 import triton.language as tl
 
 from lrd.beliefs import LOWEST
+from lrd.draws import GOLDEN, ROUNDS, SMALLEST
 
 _INFINITY = tl.constexpr(float("inf"))
 _LOWEST = tl.constexpr(LOWEST)
 _NUM_EDGES = tl.constexpr(16)
+_GOLDEN, _SMALLEST = tl.constexpr(GOLDEN), tl.constexpr(SMALLEST)
+_FACTOR_1, _FACTOR_2 = tl.constexpr(ROUNDS[0][1]), tl.constexpr(ROUNDS[1][1])
 
 
 @triton.jit
@@ -298,3 +301,37 @@ def mix_many_kernel(
         expected_MN.to(expected_ptr.dtype.element_ty),
         mask=many[:, None] & (d < width)[None, :],
     )
+
+
+@triton.jit
+def _uniform(state):
+    """As `draws.uniform`, to the bit."""
+    state = (state ^ ((state >> 30) & 0x3FFFFFFFF)) * _FACTOR_1
+    state = (state ^ ((state >> 27) & 0x1FFFFFFFFF)) * _FACTOR_2
+    state = state ^ ((state >> 31) & 0x1FFFFFFFF)
+    return tl.maximum(((state >> 11) & 0x1FFFFFFFFFFFFF).to(tl.float64) * 2.0**-53, _SMALLEST)
+
+
+@triton.jit
+def draw_tokens_kernel(
+    log_p_ptr,
+    state_ptr,
+    token_ptr,
+    temperature,
+    num_columns,
+    tile: tl.constexpr,
+):
+    """One program a row: argmax of log p − temperature · log(−log u) in float64, each token's u
+    made where it is used."""
+    n = tl.program_id(0).to(tl.int64)
+    state = tl.load(state_ptr + n)
+    best, best_id = tl.full([tile], -_INFINITY, tl.float64), tl.zeros([tile], tl.int32)
+    for first in range(0, num_columns, tile):
+        at = first + tl.arange(0, tile)
+        log_p = tl.load(log_p_ptr + n * num_columns + at, mask=at < num_columns, other=-_INFINITY)
+        u = _uniform(state + _GOLDEN * (at.to(tl.int64) + 1))
+        score = log_p.to(tl.float64) - temperature * tl.log(-tl.log(u))
+        best_id = tl.where(score > best, at, best_id)
+        best = tl.where(score > best, score, best)
+    token = tl.min(tl.where(best == tl.max(best, 0), best_id, num_columns - 1), 0)
+    tl.store(token_ptr + n, token.to(tl.int64))

@@ -31,6 +31,8 @@ TILE, WIDE, STAGES = 1024, 4096, 3
 such reads it has under way."""
 MIXED_IDS, MIXED_WIDTH = 16, 512
 """Embeddings, and part of their width, that a program sums at a time."""
+LARGE_SHARED_MEMORY = 3 * 2 * (128 + 256) * 64
+"""Bytes that the dense product's largest tiles take."""
 SHIFTS = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}
 """Bits of float32 that the logits' dtype lacks."""
 
@@ -182,7 +184,8 @@ def mix_nuclei(
     )
     write_weights(logits_nV, Nuclei(ids_nk, extent_n3, scale_n2), mask_id)
     order_n = extent_n3[:, 0].argsort(descending=True)
-    rows, width, tile, stages, warps = _product_tiles(table_VD)
+    shared = _shared_memory(table_VD.device) if table_VD.is_cuda else LARGE_SHARED_MEMORY
+    rows, width, tile, stages, warps = product_tiles(table_VD.dtype, shared)
     kernels.mix_many_kernel[(-(-n // rows), -(-D // width))](
         *(logits_nV, table_VD, order_n, extent_n3, expected_nD, n, V, D),
         num_ids=k,
@@ -207,6 +210,30 @@ def write_weights(logits_nV: Tensor, nuclei: Nuclei, mask_id: int) -> None:
     )
 
 
+def draw_tokens(log_p_nV: Tensor, states_n: Tensor, temperature: float) -> Tensor:
+    """`commit_rules.gumbel_tokens` [n] with the draws of these states (`draws.Draws`)."""
+    token_n: Tensor = draw(log_p_nV, states_n, temperature)
+    return token_n
+
+
+@torch.library.custom_op("lrd::draw_tokens", mutates_args=())
+def draw(log_p_nV: Tensor, states_n: Tensor, temperature: float) -> Tensor:
+    """See `draw_tokens`."""
+    n, V = log_p_nV.shape
+    token_n = _empty_tokens(log_p_nV, states_n, temperature)
+    if n:
+        _kernels().draw_tokens_kernel[(n,)](
+            *(log_p_nV.contiguous(), states_n.contiguous(), token_n, temperature, V),
+            tile=TILE,
+            num_warps=8,
+        )
+    return token_n
+
+
+def _empty_tokens(log_p_nV: Tensor, states_n: Tensor, temperature: float) -> Tensor:
+    return torch.empty_like(states_n)
+
+
 def _empty_expected(
     logits_nV: Tensor,
     table_VD: Tensor,
@@ -220,6 +247,7 @@ def _empty_expected(
 
 read_beliefs.register_fake(_empty_beliefs)
 mix_nuclei.register_fake(_empty_expected)
+draw.register_fake(_empty_tokens)
 
 
 def _kernels() -> ModuleType:
@@ -228,11 +256,11 @@ def _kernels() -> ModuleType:
     return belief_kernels
 
 
-def _product_tiles(table_VD: Tensor) -> tuple[int, int, int, int, int]:
+def product_tiles(dtype: torch.dtype, shared_memory: int) -> tuple[int, int, int, int, int]:
     """Rows, width, columns, stages and warps of the dense product's programs."""
-    if table_VD.dtype == torch.float32:
+    if dtype == torch.float32:
         return 64, 64, 32, 2, 4
-    if table_VD.is_cuda and _shared_memory(table_VD.device) < 150_000:
+    if shared_memory < LARGE_SHARED_MEMORY:
         return 128, 128, 32, 3, 8
     return 128, 256, 64, 3, 8
 

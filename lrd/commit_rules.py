@@ -7,7 +7,7 @@ Legend: B samples, K positions of the current block, V columns of the logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -50,11 +50,11 @@ def cut(log_q_BKV: Tensor, top_p: float | None, top_k: int | None) -> Tensor:
 
 
 def choose_tokens(
-    config: DecodingConfig, log_p_BKV: Tensor, uniform_BKV: Tensor | None
+    config: DecodingConfig, log_p_BKV: Tensor, draw: Callable[[Tensor], Tensor] | None
 ) -> tuple[Tensor, Tensor]:
     """The token [B, K] each position would take, and the log-probabilities [B, K, V] that its
     confidence is read from: the belief, or under confidence_source = sampling what it is drawn
-    from."""
+    from. draw: log-probabilities → tokens at the temperature, needed above 0."""
     log_r_BKV = log_p_BKV
     if config.sample_top_p is not None or config.sample_top_k is not None:
         log_q_BKV = tempered(log_p_BKV, config.temperature)
@@ -64,8 +64,8 @@ def choose_tokens(
         log_r_BKV = tempered(log_p_BKV.log_softmax(-1).clamp(min=EXCLUDED), config.temperature)
     if config.temperature == 0:
         return log_p_BKV.argmax(-1), log_r_BKV
-    assert uniform_BKV is not None
-    return gumbel_tokens(log_p_BKV, config.temperature, uniform_BKV), log_r_BKV
+    assert draw is not None
+    return draw(log_p_BKV), log_r_BKV
 
 
 def token_confidence(config: DecodingConfig, log_r_BKV: Tensor, token_BK: Tensor) -> Tensor:

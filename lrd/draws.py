@@ -44,10 +44,14 @@ class Draws:
         state_B = hashed(hashed(seed_B) + GOLDEN * (pass_B + 1))
         return cls(hashed(state_B[:, None] + GOLDEN * (position_BK + 1)), num_columns)
 
+    def states(self, rows_N: Tensor) -> Tensor:
+        """SplitMix64's state [N] before the first token, for rows of B·K."""
+        return self.state_BK.flatten()[rows_N]
+
     def uniform(self, rows_N: Tensor) -> Tensor:
         """[N, V] in (0, 1), float64 of 53 bits, for rows of B·K."""
         token_V = torch.arange(1, self.num_columns + 1, device=rows_N.device)
-        return uniform(self.state_BK.flatten()[rows_N][:, None] + GOLDEN * token_V)
+        return uniform(self.states(rows_N)[:, None] + GOLDEN * token_V)
 
 
 def hashed(state: Tensor) -> Tensor:
@@ -62,7 +66,8 @@ def uniform(state: Tensor) -> Tensor:
     spare = torch.empty_like(state)
     _hash(state, spare)
     _shift_right(state, 11, spare)
-    return state.view(torch.float64).copy_(spare).mul_(2.0**-53).clamp_(min=SMALLEST)
+    del state  # A chunk of them may be most of a pass's memory.
+    return spare.double().mul_(2.0**-53).clamp_(min=SMALLEST)
 
 
 def _hash(state: Tensor, spare: Tensor) -> None:

@@ -19,7 +19,13 @@ from lrd import belief_ops, nucleus
 from lrd.beliefs import Belief, BeliefSummary, entropy, log_beliefs
 from lrd.block_cache import CACHED_POSITIONS, states
 from lrd.canvases import Canvases
-from lrd.commit_rules import choose_tokens, is_any_of, token_confidence, without_tokens
+from lrd.commit_rules import (
+    choose_tokens,
+    gumbel_tokens,
+    is_any_of,
+    token_confidence,
+    without_tokens,
+)
 from lrd.config import DecodingConfig
 from lrd.draws import Draws
 from lrd.models.protocol import DiffusionModel, SplitModel, eos_ids, is_cached, is_split
@@ -81,6 +87,7 @@ def read_block(
     )
     for rows_n, logits_nV in logits_in_chunks(model, config, state, column_BK, rows_N):
         _read(model, config, state, reading, rows_n, logits_nV, draws)
+        del logits_nV
     return reading
 
 
@@ -101,8 +108,10 @@ def logits_in_chunks(
         if config.logits_eos_inf:
             for index in eos_ids(model):
                 logits_nV[:, index] = -torch.inf
-        parts = (_even_parts(x, cached // num_columns) for x in (rows_N[place_n], logits_nV))
+        parts = [_even_parts(x, cached // num_columns) for x in (rows_N[place_n], logits_nV)]
+        del logits_nV  # Or the next ones are made beside them.
         yield from zip(*parts, strict=True)
+        del parts
 
 
 def chunk_elements(model: DiffusionModel, fixed_shapes: bool) -> tuple[int, int]:
@@ -276,9 +285,14 @@ def read_tokens(
     logits, needed where `reads_beliefs_alone`; draws: at these rows, where tokens are drawn."""
     if config.reads_beliefs_alone:
         return belief.token_N, belief.entropy_N, (-belief.log_z_N).exp()
-    uniform_nV = None if draws is None else draws.uniform(rows_n)
-    token_n, log_r_nV = choose_tokens(config, log_beliefs(logits_nV, model.mask_id), uniform_nV)
-    del uniform_nV
+
+    def draw(log_p_nV: Tensor) -> Tensor:
+        assert draws is not None
+        if belief_ops.kernels_apply(model.embedding_table):
+            return belief_ops.draw_tokens(log_p_nV, draws.states(rows_n), config.temperature)
+        return gumbel_tokens(log_p_nV, config.temperature, draws.uniform(rows_n))
+
+    token_n, log_r_nV = choose_tokens(config, log_beliefs(logits_nV, model.mask_id), draw)
     late_ids = [*eos_ids(model)] if config.confidence_eos_eot_inf else []
     if late_ids and model.eot_id is not None:
         late_ids.append(model.eot_id)

@@ -106,18 +106,22 @@ def memory_of(
         cache=S * model.new_cache(0, L).row_bytes if config.caches and is_cached(model) else 0,
         activations=positions * (_forward_bytes(model) + fed_bytes) + (guided - 1) * S * L * D * d,
         chunk=kept
-        + (guided * 2 - 1) * logits * d
-        + beliefs * _belief_bytes(config)
+        + max(
+            (guided * 2 - 1) * logits * d, logits * d + beliefs * _belief_bytes(config, by_kernels)
+        )
         + (logits // V * (MOST_IDS * 4 + D * d + 100) if by_kernels else 0),
         inputs=S * K * D * d * 8,
     )
 
 
-def _belief_bytes(config: DecodingConfig) -> int:
+def _belief_bytes(config: DecodingConfig, by_kernels: bool) -> int:
     """Bytes of one element of a chunk's beliefs: eight float32 tensors in a nucleus's search, or
-    those of a draw in float64, with a sort of what may be drawn."""
+    those of a draw in float64, with a sort of what may be drawn. Kernels search and draw without
+    such tensors."""
     if config.sample_top_p is not None:
         return 64
+    if by_kernels:
+        return 16
     return 32 if config.temperature == 0 else 48
 
 

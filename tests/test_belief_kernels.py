@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +16,13 @@ from helpers.engine import PROMPTS, assert_same, drain, requests
 from helpers.logits import random_logits
 from helpers.triton_interpreter import counted_bytes, mend, needs_interpreter
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lrd
 from lrd import belief_ops
-from lrd.beliefs import Belief
+from lrd.beliefs import EXCLUDED, Belief
+from lrd.commit_rules import gumbel_tokens
+from lrd.draws import Draws
 from lrd.models.checkpoint import LoadedModel
 from lrd.nucleus import nucleus
 from lrd.previous_beliefs import PastBeliefs
@@ -289,3 +297,90 @@ def test_an_engine_decodes_the_same_by_kernels(
         found.append(drain(engine, asked))
     assert_same(found[1], found[0])
     assert max(sample.num_forwards for sample in found[0].values()) > 2
+
+
+@pytest.mark.parametrize("temperature", [0.2, 1.0])
+def test_tokens_are_drawn_with_the_same_numbers(temperature: float) -> None:
+    """Excluded tokens never; log-beliefs of −1e30 stand for them."""
+    n = 40
+    log_p = random_logits(n, SMALL, scale=2.0).log_softmax(-1)
+    log_p[:, ::3] = EXCLUDED
+    made = Draws.of(torch.arange(4), torch.arange(4), torch.arange(10).expand(4, 10), SMALL)
+    rows = torch.arange(n).flip(0)
+    expected = gumbel_tokens(log_p, temperature, made.uniform(rows))
+    found = belief_ops.draw_tokens(log_p, made.states(rows), temperature)
+    assert torch.equal(found, expected)
+    assert len(set(found.tolist())) > 30
+
+
+# What a GPU would be given.
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype"),
+    [
+        (90, "bfloat16"),
+        *(pytest.param(arch, "bfloat16", marks=pytest.mark.slow) for arch in (80, 86, 100)),
+        *(pytest.param(arch, "float32", marks=pytest.mark.slow) for arch in (80, 90)),
+    ],
+)
+def test_kernels_compile_for_a_gpu(arch: int, dtype: str, tmp_path: Path) -> None:
+    """Without a GPU: the kernels as they are launched, down to machine code."""
+    script = Path(__file__).parent / "helpers" / "compile_kernels.py"
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(script.parents[2]), str(script.parents[1])])
+    done = subprocess.run(
+        [sys.executable, str(script), str(arch), dtype],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)) == 5
+
+
+def test_pretended_tensors_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors without values the operations give shapes and dtypes, with no kernel at hand."""
+    monkeypatch.setattr(belief_ops, "_kernels", lambda: pytest.fail("a kernel was asked for"))
+    n, V, D = 6, LLADA, 32
+    for where in (FakeTensorMode(), torch.device("meta")):
+        with where:
+            device = "cuda" if isinstance(where, FakeTensorMode) else "meta"
+            logits = torch.empty(n, V, dtype=torch.bfloat16, device=device)
+            past = (
+                torch.empty(9, V, dtype=torch.float16, device=device),
+                torch.empty(9, device=device),
+            )
+            rows = torch.empty(n, dtype=torch.long, device=device)
+            table = torch.empty(V, D, dtype=torch.bfloat16, device=device)
+            found, kl, nuclei = belief_ops.read(logits, MASK, 0.9, past, rows, None)
+            mixed = belief_ops.expected_embedding(logits, nuclei, table, MASK)
+            tokens = belief_ops.draw_tokens(logits.float(), rows, 0.5)
+        assert mixed.shape == (n, D)
+        assert mixed.dtype == table.dtype
+        assert kl.shape == found.entropy_N.shape == (n,)
+        assert found.token_N.dtype == tokens.dtype == torch.long
+        assert {x.device.type for x in (mixed, kl, tokens, found.token_N)} == {device}
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "dtypes", "expected"),
+    [
+        ("auto", "cpu", (torch.bfloat16, torch.bfloat16), False),
+        ("auto", "meta", (torch.bfloat16, torch.bfloat16), True),
+        ("off", "meta", (torch.bfloat16, torch.bfloat16), False),
+        ("on", "cpu", (torch.float32, torch.float32), True),
+        ("on", "cpu", (torch.bfloat16, torch.float32), False),
+        ("on", "cpu", (torch.float64, torch.float64), False),
+    ],
+)
+def test_where_kernels_apply(
+    mode: str,
+    device: str,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(belief_ops.SWITCH, mode)
+    table, logits = (torch.empty(2, 2, dtype=dtype, device=device) for dtype in dtypes)
+    assert belief_ops.kernels_apply(table, logits) == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from lrd.commit_rules import (
     choose_commits,
     choose_tokens,
     cut,
+    gumbel_tokens,
     scheduled_quota,
     tempered,
     token_confidence,
@@ -64,7 +66,8 @@ def test_draws_follow_the_tempered_cut_distribution() -> None:
     uniform = torch.rand(
         1, num_draws, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
-    tokens, _ = choose_tokens(config, log_p.expand(1, num_draws, 5), uniform)
+    draw = partial(gumbel_tokens, temperature=temperature, uniform_BKV=uniform)
+    tokens, _ = choose_tokens(config, log_p.expand(1, num_draws, 5), draw)
     counts = Counter(tokens.flatten().tolist())
     weights = [p ** (1 / temperature) for p in (0.4, 0.3, 0.15)]
     assert set(counts) == {0, 1, 2}
@@ -81,7 +84,8 @@ def test_confidence_is_read_from_the_belief_or_from_what_is_drawn() -> None:
         config = lrd.DecodingConfig(
             temperature=0.5, sample_top_k=2, confidence_source=source, confidence="probability"
         )
-        token, log_r = choose_tokens(config, log_p, uniform)
+        draw = partial(gumbel_tokens, temperature=0.5, uniform_BKV=uniform)
+        token, log_r = choose_tokens(config, log_p, draw)
         assert token.tolist() == [[0]]
         assert token_confidence(config, log_r, token).item() == pytest.approx(expected)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from pathlib import Path
@@ -13,7 +14,11 @@ from helpers.engine import cramped
 from helpers.live_bytes import LiveBytes
 
 import lrd
+from jobs.bench.gpu import MODELS
 from lrd import memory
+from lrd.belief_ops import SWITCH
+from lrd.canvases import Canvases
+from lrd.decoding import step
 from lrd.models.checkpoint import LoadedModel
 from lrd.models.transformer import Transformer, TransformerConfig
 
@@ -125,6 +130,43 @@ def test_with_a_cache_the_formula_is_within_a_tenth(
         for _ in range(3):
             engine.step()
     assert 0.9 <= live.peak / need.beside_weights <= 1.1, (live.peak, need)
+
+
+GPU_SETTINGS: list[dict[str, Any]] = [
+    *({}, {"temperature": 0.7}, {"temperature": 0.7, "sample_top_p": 0.9}),
+    *({"confidence": "margin"}, {"cfg_scale": 1.0}, {"r_f": 0.0}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "mode"),
+    [
+        *(("llada-8b", settings, "auto") for settings in GPU_SETTINGS),
+        *(("dream-7b", settings, "auto") for settings in GPU_SETTINGS),
+        *(("dream-7b", settings, "off") for settings in GPU_SETTINGS[:2]),
+    ],
+    ids=str,
+)
+def test_on_a_gpu_a_pass_takes_what_the_formula_says(
+    name: str, settings: dict[str, Any], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the true vocabulary, on the meta device, where a pass has a GPU's chunks."""
+    monkeypatch.setenv(SWITCH, mode)
+    narrow = {"num_layers": 1, "width": 512, "num_heads": 4, "num_kv_heads": 4, "mlp_width": 64}
+    shape = dataclasses.replace(MODELS[name], **narrow)
+    with torch.device("meta"):
+        transformer = Transformer(shape).requires_grad_(False).eval().to(torch.bfloat16)
+    model = LoadedModel(transformer, {"mask_token_id": 0, "eos_token_id": 1}, None)
+    config = lrd.DecodingConfig(gen_length=128, **settings)
+    need = memory.memory_of(model, config, 8, 16)
+    model.transformer.prepare(512, torch.device("meta"))
+    with LiveBytes() as live:
+        state = Canvases.empty(model, config, 16, 136)
+        for row in range(16):
+            state.place(row, [3] * 8, model, config, "left")
+        for _ in range(2):
+            step(model, config, state)
+    assert live.peak <= need.beside_weights <= 1.35 * live.peak, (live.peak, need)
 
 
 def test_of_a_foreign_model_the_table_is_known() -> None:

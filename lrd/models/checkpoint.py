@@ -227,8 +227,11 @@ def _load(
     tensors = TensorNames(family.name, family.tensor_names(transformer.config), family.twins)
     unused = load_weights(transformer, tensors, folder, device, DTYPES[dtype], pack, headers)
     transformer.requires_grad_(False).eval()
-    if device.type == "cuda" and dtype != "int8":
-        transformer.fuse()
+    if device.type == "cuda":
+        # Else the parts of a long sum, such as that over the vocabulary, are added in bfloat16.
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        if dtype != "int8":
+            transformer.fuse()
     with _naming(folder):
         model = LoadedModel(transformer, config, tokenizer, family.eot_token, compile)
     model.unused_tensors = unused
