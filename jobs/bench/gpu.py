@@ -27,6 +27,7 @@ from lrd import DecodingConfig, Engine, Request
 from lrd.config import Compile
 from lrd.memory import memory_of
 from lrd.models.checkpoint import LoadedModel
+from lrd.models.compiled import CHOICES
 from lrd.models.transformer import Transformer, TransformerConfig
 
 MODELS = {
@@ -208,7 +209,7 @@ def main() -> None:
     parser.add_argument("--slots", nargs="+", type=int, default=[1, 8, 16, 32, 64])
     parser.add_argument("--prompt", type=int, default=128, help="tokens of every prompt")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--compile", choices=["none", "compile", "graphs"], default="none")
+    parser.add_argument("--compile", choices=CHOICES, default="none")
     parser.add_argument("--peak-tflops", type=float, help="dense bfloat16 peak of the device")
     args = parser.parse_args()
     if not torch.cuda.is_available():
