@@ -14,6 +14,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,16 +48,20 @@ class Memory:
     cache: int
     """Keys and values that a block cache keeps."""
     activations: int
-    """Of the forward pass, freed before logits are computed."""
+    """Of the forward pass, freed before logits are computed; but CUDA graphs keep them."""
     chunk: int
     """Logits and beliefs of one chunk, and what is kept of all of them."""
     inputs: int
     """The next embeddings of a block."""
+    replayed: bool = False
+    """Whether passes are CUDA graphs."""
 
     @property
     def beside_weights(self) -> int:
-        """The last three are never in memory at the same time."""
-        passing = max(self.activations, self.chunk, self.inputs)
+        """Chunk and inputs are never in memory at the same time; neither are activations, unless
+        CUDA graphs keep them."""
+        passing = max(self.chunk, self.inputs)
+        passing = passing + self.activations if self.replayed else max(passing, self.activations)
         return self.state + self.past + self.cache + passing
 
     @property
@@ -111,6 +116,7 @@ def memory_of(
         )
         + (logits // V * (MOST_IDS * 4 + D * d + 100) if by_kernels else 0),
         inputs=S * K * D * d * 8,
+        replayed=isinstance(model, LoadedModel) and model.transformer.graphs is not None,
     )
 
 
@@ -140,7 +146,7 @@ def _forward_bytes(model: DiffusionModel) -> int:
         shape = model.transformer.config
         head, M = D // shape.num_heads, shape.mlp_width
         kv, r = head * shape.num_kv_heads, 4 if shape.rope_in_float32 else d
-    rotated = (3 * D + 2 * kv) * d + (3 if r == d else 4) * D * r
+    rotated = 3 * (D + kv) * d + (3 if r == d else 4) * D * r
     # Gate and up as sums of int8, in float32 and as what they are cast to.
     summed = 20 * M + 4 * D * d if _sums_int8(model) else 0
     # Cosines, sines and positions are kept throughout.
@@ -183,8 +189,15 @@ def free_bytes(device: torch.device) -> int:
         found = re.search(r"MemAvailable:\s+(\d+) kB", MEMINFO.read_text())
         assert found is not None
         return int(found[1]) * 1024
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
+    held = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+    return torch.cuda.mem_get_info(device)[0] + unused_bytes(held)
+
+
+def unused_bytes(segments: list[dict[str, Any]]) -> int:
+    """What torch holds of a device and may use for any tensor, by its snapshot: without the pools
+    of CUDA graphs, which use theirs at every replay."""
+    shared = (one for one in segments if tuple(one["segment_pool_id"]) == (0, 0))
+    return sum(one["total_size"] - one["allocated_size"] for one in shared)
 
 
 def probe_slots(

@@ -20,6 +20,7 @@ from lrd.belief_ops import SWITCH
 from lrd.canvases import Canvases
 from lrd.decoding import step
 from lrd.models.checkpoint import LoadedModel
+from lrd.models.compiled import Graphs
 from lrd.models.transformer import Transformer, TransformerConfig
 
 BELIEFS = {"num_columns": 4000, "gen_length": 64, "block_length": 32, "prompt": 16}
@@ -225,3 +226,53 @@ def test_free_memory_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert memory.free_bytes(torch.device("cpu")) == 3072
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "none")
     assert memory.free_bytes(torch.device("cpu")) == sys.maxsize
+
+
+def test_cuda_graphs_keep_their_activations() -> None:
+    """So they are there beside a chunk's logits and beliefs."""
+    case = CASES["activations"]
+    model, config = model_of(case, torch.float32), settings_of(case)
+    plain = memory.memory_of(model, config, case["prompt"], 4, fixed_shapes=True)
+    model.transformer.graphs = Graphs()
+    replayed = memory.memory_of(model, config, case["prompt"], 4, fixed_shapes=True)
+    assert min(plain.activations, plain.chunk) > 0
+    assert replayed.beside_weights - plain.beside_weights == min(
+        plain.activations, max(plain.chunk, plain.inputs)
+    )
+
+
+class FakeAllocator:
+    """A device of 100 bytes, of which torch holds segments of (pool, bytes, bytes in use)."""
+
+    def __init__(self, segments: list[tuple[tuple[int, int], int, int]]) -> None:
+        self._segments = segments
+
+    def memory_snapshot(self) -> list[dict[str, Any]]:
+        return [
+            {"segment_pool_id": pool, "total_size": size, "allocated_size": used}
+            for pool, size, used in self._segments
+        ]
+
+    def mem_get_info(self, device: torch.device) -> tuple[int, int]:
+        return 100 - sum(size for _, size, _ in self._segments), 100
+
+
+@pytest.mark.parametrize(
+    ("segments", "free"),
+    [
+        ([], 100),
+        ([((0, 0), 40, 40)], 60),
+        ([((0, 0), 40, 10)], 90),
+        ([((0, 0), 40, 10), ((0, 1), 30, 5)], 60),
+        ([((0, 1), 30, 0), ((3, 0), 20, 20)], 50),
+    ],
+)
+def test_a_graphs_pool_is_not_free(
+    segments: list[tuple[tuple[int, int], int, int]],
+    free: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = FakeAllocator(segments)
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", device.memory_snapshot)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", device.mem_get_info)
+    assert memory.free_bytes(torch.device("cuda")) == free

@@ -79,8 +79,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def rotate_both(
     query_NHE: Tensor, key_NKE: Tensor, cos_N1E: Tensor, sin_N1E: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`rotate` of queries and keys."""
-    return rotate(query_NHE, cos_N1E, sin_N1E), rotate(key_NKE, cos_N1E, sin_N1E)
+    """`rotate` of queries and keys; the keys, which are fewer, go first."""
+    key_NKE = rotate(key_NKE, cos_N1E, sin_N1E)
+    return rotate(query_NHE, cos_N1E, sin_N1E), key_NKE
 
 
 def swiglu(gate_NM: Tensor, up_NM: Tensor) -> Tensor:
