@@ -68,7 +68,6 @@ def read_beliefs_kernel(
     past_ptr,
     past_log_z_ptr,
     rows_ptr,
-    renewed_ptr,
     token_ptr,
     log_z_ptr,
     entropy_ptr,
@@ -80,7 +79,6 @@ def read_beliefs_kernel(
     mask_id,
     top_p,
     reach,
-    has_renewed: tl.constexpr,
     mixes: tl.constexpr,
     shift: tl.constexpr,
     num_ids: tl.constexpr,
@@ -110,9 +108,6 @@ def read_beliefs_kernel(
 
     past_row = tl.load(rows_ptr + n).to(tl.int64)
     past = past_ptr + past_row * num_columns
-    renewed = True
-    if has_renewed:
-        renewed = tl.load(renewed_ptr + n) != 0
     z, z_s = tl.zeros([tile], tl.float32), tl.zeros([tile], tl.float32)
     z_past, z_rounding = tl.zeros([tile], tl.float32), tl.zeros([tile], tl.float32)
     edge_T = _edges(low, high)
@@ -126,7 +121,7 @@ def read_beliefs_kernel(
         e = tl.exp(s)
         before = tl.load(past + at, mask=at < num_columns, other=0.0)
         kept = s.to(before.dtype)
-        tl.store(past + at, kept, mask=(at < num_columns) & renewed)
+        tl.store(past + at, kept, mask=at < num_columns)
         z += e
         z_s += e * s
         z_past += e * before.to(tl.float32)
@@ -143,7 +138,7 @@ def read_beliefs_kernel(
     tl.store(entropy_ptr + n, entropy)
     tl.store(kl_ptr + n, tl.where(kl < 0, 0.0, kl))
     # Of a rounded belief: Σ exp(s + ε) is Z·(1 + Σ p·ε) to the first order.
-    tl.store(past_log_z_ptr + past_row, log_z + tl.sum(z_rounding, 0) / total, mask=renewed)
+    tl.store(past_log_z_ptr + past_row, log_z + tl.sum(z_rounding, 0) / total)
 
     if mixes:
         goal = top_p * total

@@ -23,6 +23,10 @@ from lrd.beliefs import BeliefSummary
 SWITCH = "LRD_KERNELS"
 """Environment variable: `off` computes beliefs on a GPU without Triton, `on` uses the kernels on
 every device, as tests do with Triton's interpreter."""
+MOST_BYTES = 20
+"""Bytes that the kernels move for a bfloat16 logit at most: two readings of it, reading and writing
+what is kept of it, four cuts of the search; the test of the kernels counts them. All readings
+but the first are of a row that was just read, and come from the GPU's cache."""
 MOST_IDS = 1024
 """Tokens of a nucleus that are gathered one by one. Beyond, a row of the dense product costs less
 than reading so many embeddings."""
@@ -72,15 +76,14 @@ def read(
     top_p: float | None,
     past: tuple[Tensor, Tensor],
     rows_n: Tensor,
-    renewed_n: Tensor | None,
 ) -> tuple[BeliefSummary, Tensor, Nuclei]:
     """`Belief.of_logits`, `PastBeliefs.kl_then_keep` and the nuclei of top_p in one reading.
 
-    past: s [R, V] and log Z [R] of the pass before, replaced in place at `rows` where `renewed`.
+    past: s [R, V] and log Z [R] of the pass before, replaced in place at `rows`.
     top_p: None where nothing is mixed. Returns the beliefs' numbers, KL [n] and the nuclei.
     """
     token_n, log_z_n, entropy_n, kl_n, *nuclei = read_beliefs(
-        logits_nV, *past, rows_n, renewed_n, mask_id, -1.0 if top_p is None else top_p
+        logits_nV, *past, rows_n, mask_id, -1.0 if top_p is None else top_p
     )
     return BeliefSummary(log_z_n, token_n, entropy_n), kl_n, Nuclei(*nuclei)
 
@@ -100,13 +103,12 @@ def read_beliefs(
     s_RV: Tensor,
     log_z_R: Tensor,
     rows_n: Tensor,
-    renewed_n: Tensor | None,
     mask_id: int,
     top_p: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Token, log Z, entropy, KL [n]; ids, extent and scale of `Nuclei`. top_p < 0: no nuclei."""
     n, V = logits_nV.shape
-    found = _empty_beliefs(logits_nV, s_RV, log_z_R, rows_n, renewed_n, mask_id, top_p)
+    found = _empty_beliefs(logits_nV, s_RV, log_z_R, rows_n, mask_id, top_p)
     if n == 0:
         return found
     *_, extent_n3, scale_n2 = found
@@ -117,13 +119,11 @@ def read_beliefs(
         s_RV,
         log_z_R,
         rows_n,
-        renewed_n,
         *found,
         V,
         mask_id,
         max(top_p, 1e-30),
         math.log((1 - top_p) / V) - 1 if searches else 0.0,
-        has_renewed=renewed_n is not None,
         mixes=searches,
         shift=SHIFTS[logits_nV.dtype],
         num_ids=MOST_IDS,
@@ -143,7 +143,6 @@ def _empty_beliefs(
     s_RV: Tensor,
     log_z_R: Tensor,
     rows_n: Tensor,
-    renewed_n: Tensor | None,
     mask_id: int,
     top_p: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -257,7 +257,7 @@ def _read_by_kernels(
     read a few rows at a time."""
     top_p = config.top_p if config.mixes else None
     belief, kl_n, nuclei = belief_ops.read(
-        logits_nV, model.mask_id, top_p, state.past.rows(), rows_n, None
+        logits_nV, model.mask_id, top_p, state.past.rows(), rows_n
     )
     size = len(rows_n) if config.reads_beliefs_alone else GPU_ELEMENTS // logits_nV.shape[1]
     parts = [

@@ -24,7 +24,12 @@ from lrd.config import DecodingConfig
 from lrd.engine import Engine, Request
 from lrd.forward import GPU_ELEMENTS, chunk_elements
 from lrd.models.checkpoint import DTYPES, LoadedModel
-from lrd.models.protocol import DiffusionModel, is_cached, wants_fixed_shapes
+from lrd.models.protocol import (
+    DiffusionModel,
+    is_cached,
+    replays_graphs,
+    wants_fixed_shapes,
+)
 from lrd.models.w8a8 import FORMATS, W8A8Linear
 from lrd.previous_beliefs import EXACT_COLUMNS
 
@@ -116,7 +121,7 @@ def memory_of(
         )
         + (logits // V * (MOST_IDS * 4 + D * d + 100) if by_kernels else 0),
         inputs=S * K * D * d * 8,
-        replayed=isinstance(model, LoadedModel) and model.transformer.graphs is not None,
+        replayed=replays_graphs(model),
     )
 
 

@@ -19,7 +19,7 @@ from lrd.canvases import Canvases, StopReason
 from lrd.config import DecodingConfig, PassRows
 from lrd.decoding import step
 from lrd.full_passes import full_passes
-from lrd.models.protocol import DiffusionModel, is_compiled
+from lrd.models.protocol import DiffusionModel, replays_graphs
 from lrd.sample import Readout, Sample, on_host
 
 PaddingSide = Literal["left", "right"]
@@ -69,8 +69,8 @@ class Slots:
         self._padding_side = padding_side
         self._is_fixed, self._padded = fixed_shapes, padded
         self._all_rows = fixed_shapes and pass_rows == "all"
-        # A compiled model has a graph for every number of positions that it is asked for.
-        self._open_alone = fixed_shapes and not (self._all_rows or is_compiled(model))
+        # There is a graph for every number of positions that the model is asked for.
+        self._open_alone = fixed_shapes and not (self._all_rows or replays_graphs(model))
         self._occupied: list[OccupiedSlot | None] = []
         """Of the first rows; None where a sample has ended since the last pass."""
 
@@ -128,7 +128,7 @@ class Slots:
             return self._num_slots
         if not self._is_fixed:
             return num_busy
-        return few_numbers(num_busy, self._num_slots, is_compiled(self._model))
+        return few_numbers(num_busy, self._num_slots, replays_graphs(self._model))
 
     def _plan(self, part: Canvases) -> None:
         """Set what the host decides of the next pass, from what it has read after the last one."""
@@ -180,10 +180,10 @@ class Slots:
         return rows
 
 
-def few_numbers(num_busy: int, num_slots: int, compiled: bool) -> int:
-    """Rows of a pass for so many busy ones: one of few numbers, so that there are few shapes. For
-    a compiled model fewer, since each is compiled, or captured as a graph."""
-    if compiled:
+def few_numbers(num_busy: int, num_slots: int, graphs: bool) -> int:
+    """Rows of a pass for so many busy ones: one of few numbers, so that there are few shapes. With
+    graphs fewer, since each is captured."""
+    if graphs:
         step = 1 if num_busy <= 2 else 2 if num_busy <= 4 else 4 if num_busy <= 16 else 8
     else:
         step = 1 if num_busy <= 8 else 2 if num_busy <= 32 else 4

@@ -60,7 +60,6 @@ def read(
     logits: Tensor,
     before: Tensor | None = None,
     top_p: float | None = 0.9,
-    renewed: Tensor | None = None,
     rows: Tensor | None = None,
 ) -> Read:
     n, V = logits.shape
@@ -70,8 +69,8 @@ def read(
         past.kl_then_keep(Belief.of_logits(before, MASK), rows)
     kept = tuple(x.clone() for x in past.rows())
     belief, untouched = Belief.of_logits(logits, MASK), logits.clone()
-    kl = past.kl_then_keep(belief, rows, renewed)
-    found, found_kl, nuclei = belief_ops.read(logits, MASK, top_p, kept, rows, renewed)
+    kl = past.kl_then_keep(belief, rows)
+    found, found_kl, nuclei = belief_ops.read(logits, MASK, top_p, kept, rows)
     assert torch.equal(logits.nan_to_num(), untouched.nan_to_num())
     return Read(belief, kl, past.rows(), found, found_kl, kept, nuclei)  # type: ignore[arg-type]
 
@@ -216,15 +215,10 @@ def test_without_a_belief_numbers_are_nan_and_neighbours_are_not(
     assert torch.allclose(found[good].float(), expected[good].float(), atol=2e-2)
 
 
-def test_only_renewed_rows_replace_their_past() -> None:
-    """Rows of the past in any order; a row that sits out a pass still gets its divergence."""
+def test_rows_of_the_past_come_in_any_order() -> None:
     logits, before = random_logits(3, SMALL), random_logits(3, SMALL, seed=1)
-    renewed, rows = torch.tensor([True, False, True]), torch.tensor([4, 0, 2])
-    one = read(logits, before, renewed=renewed, rows=rows)
+    one = read(logits, before, rows=torch.tensor([4, 0, 2]))
     assert_equal_numbers(one, 4e-6)
-    kept = Belief.of_logits(before, MASK).s_NV
-    assert torch.equal(one.found_past[0][0], kept[1])
-    assert not torch.equal(one.found_past[0][4], kept[0])
     assert one.found_past[0][[1, 3]].abs().sum() == 0
 
 
@@ -235,15 +229,14 @@ def test_a_first_pass_has_no_past() -> None:
 def test_no_rows() -> None:
     nothing = torch.zeros(0, SMALL)
     found, kl, nuclei = belief_ops.read(
-        nothing, MASK, 0.9, (torch.zeros(4, SMALL), torch.zeros(4)), torch.zeros(0).long(), None
+        nothing, MASK, 0.9, (torch.zeros(4, SMALL), torch.zeros(4)), torch.zeros(0).long()
     )
     mixed = belief_ops.expected_embedding(nothing, nuclei, torch.zeros(SMALL, 8), MASK)
     assert found.token_N.shape == kl.shape == (0,)
     assert mixed.shape == (0, 8)
 
 
-MOST_BYTES = 20
-"""Bytes that beliefs may move a logit in bfloat16 with a past in float16."""
+MOST_BYTES = belief_ops.MOST_BYTES
 
 
 @pytest.mark.parametrize(
@@ -353,7 +346,7 @@ def test_pretended_tensors_pass_through(monkeypatch: pytest.MonkeyPatch) -> None
             )
             rows = torch.empty(n, dtype=torch.long, device=device)
             table = torch.empty(V, D, dtype=torch.bfloat16, device=device)
-            found, kl, nuclei = belief_ops.read(logits, MASK, 0.9, past, rows, None)
+            found, kl, nuclei = belief_ops.read(logits, MASK, 0.9, past, rows)
             mixed = belief_ops.expected_embedding(logits, nuclei, table, MASK)
             tokens = belief_ops.draw_tokens(logits.float(), rows, 0.5)
         assert mixed.shape == (n, D)

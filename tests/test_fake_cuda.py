@@ -92,11 +92,8 @@ def run(family: str, config: lrd.DecodingConfig, padded: bool) -> Canvases:
     groups = [(torch.arange(size, device=CUDA), columns) for size in (2, 1)]
     for number in range(2):
         state.full_passes = groups if number == 1 and config.caches else []
-        uniform = None
-        if config.temperature:
-            shape = slots, config.block_tokens, COLUMNS
-            uniform = torch.empty(shape, dtype=torch.float64, device=CUDA)
-        decoding.step(model, config, state, uniform)
+        state.num_open = [None, 5][number]
+        decoding.step(model, config, state)
     return state
 
 

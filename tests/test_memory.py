@@ -14,7 +14,7 @@ from helpers.engine import cramped
 from helpers.live_bytes import LiveBytes
 
 import lrd
-from jobs.bench.gpu import MODELS
+from jobs.bench.gpu_models import MODELS
 from lrd import memory
 from lrd.belief_ops import SWITCH
 from lrd.canvases import Canvases

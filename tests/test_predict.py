@@ -9,7 +9,8 @@ import pytest
 from jobs.bench import predict
 from jobs.bench.account import Operation
 from jobs.bench.gpu_models import MODELS
-from jobs.bench.predict import BELIEF_BYTES, DEVICES, GOALS, PROMPT, Device, lockstep, milliseconds
+from jobs.bench.predict import DEVICES, GOALS, PROMPT, Device, lockstep, milliseconds
+from lrd.belief_ops import MOST_BYTES
 
 
 def test_an_operation_takes_the_longer_of_products_and_bytes() -> None:
@@ -36,7 +37,7 @@ def test_a_cached_pass_is_the_mean_over_rows_that_enter_a_block(
         return Counter({Operation("gemm", float(rows * columns), 0): 1})
 
     monkeypatch.setattr(predict, "pass_of", costs)
-    monkeypatch.setattr(predict, "beliefs_of", lambda name, slots, block: Counter())
+    monkeypatch.setattr(predict, "beliefs_of", lambda name, slots, block, way: Counter())
     for slots in (1, 5, 16):
         found = predict.cached_pass("", slots, 640, device, "limit")
         step = slots * predict.BLOCK + slots * 640 / predict.PASSES
@@ -81,12 +82,16 @@ def test_fused_passes_meet_the_goals(name: str) -> None:
 def test_beliefs_in_a_kernel_move_what_is_said() -> None:
     """And the head's products are those of the plain way, without the expected embedding's."""
     elements = 16 * predict.BLOCK * MODELS["llada-8b"].table_rows
-    none, some = (
-        predict.fused_beliefs_of("llada-8b", 16, predict.BLOCK, x) for x in (0, BELIEF_BYTES)
+    plain, fused = (
+        predict.beliefs_of("llada-8b", 16, predict.BLOCK, way) for way in ("eager", "fused")
     )
-    moved = [sum(n * one.moved for one, n in found.items()) for found in (none, some)]
-    assert moved[1] - moved[0] == pytest.approx(BELIEF_BYTES * elements)
-    assert predict.flops(some, "gemm") == 2 * elements * MODELS["llada-8b"].width
+    moved = [
+        sum(n * one.moved for one, n in found.items() if one.kind == "other") / elements
+        for found in (plain, fused)
+    ]
+    assert moved[0] > 900
+    assert MOST_BYTES <= moved[1] <= MOST_BYTES + 8
+    assert predict.flops(fused, "gemm") == 2 * elements * MODELS["llada-8b"].width
 
 
 @pytest.mark.parametrize("words", [["--slots", "0"], ["--page", "none/such.md"]])

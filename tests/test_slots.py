@@ -61,7 +61,7 @@ def test_all_slots_are_computed_where_that_is_asked_for(num_slots: int, model: L
 
 
 @pytest.mark.parametrize(
-    ("num_slots", "compiled", "numbers"),
+    ("num_slots", "graphs", "numbers"),
     [
         (1, False, {1}),
         (3, True, {1, 2, 3}),
@@ -71,12 +71,10 @@ def test_all_slots_are_computed_where_that_is_asked_for(num_slots: int, model: L
         (40, False, {*range(1, 9), *range(10, 33, 2), 36, 40}),
     ],
 )
-def test_numbers_of_rows_are_few_and_near(
-    num_slots: int, compiled: bool, numbers: set[int]
-) -> None:
-    found = {busy: few_numbers(busy, num_slots, compiled) for busy in range(1, num_slots + 1)}
+def test_numbers_of_rows_are_few_and_near(num_slots: int, graphs: bool, numbers: set[int]) -> None:
+    found = {busy: few_numbers(busy, num_slots, graphs) for busy in range(1, num_slots + 1)}
     assert set(found.values()) == numbers
-    assert all(busy <= rows <= (1.6 if compiled else 1.2) * busy for busy, rows in found.items())
+    assert all(busy <= rows <= (1.6 if graphs else 1.2) * busy for busy, rows in found.items())
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

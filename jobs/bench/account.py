@@ -9,11 +9,13 @@ one too, which moves what `DECLARED` says, else its inputs and outputs once.
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from jobs.bench.peers import blocks_of
-from lrd import decoding
+from lrd import belief_ops, decoding
 from lrd.canvases import Canvases
 from lrd.config import DecodingConfig
 from lrd.models.checkpoint import LoadedModel
@@ -29,7 +31,8 @@ from lrd.models.kv_cache import Window
 from lrd.models.transformer import EAGER, Pointwise, Transformer, TransformerConfig
 
 Way = Literal["eager", "fused"]
-"""How element-wise work of the layers runs: one kernel an operation, or one a function."""
+"""How element-wise work of the layers and beliefs run: one kernel an operation, or those that this
+project has for a GPU."""
 PassKind = Literal["plain", "full", "block"]
 """A pass without a cache, one that fills the cache, and one that feeds a block alone."""
 
@@ -41,7 +44,12 @@ SYNCS = frozenset(
     ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2")
 )
 """Operations that wait for the device, since the host needs a value or a shape from it."""
-DECLARED: dict[str, Callable[[Sequence[Any], Any], float]] = {}
+GATHERED = 64
+"""Tokens of a nucleus whose embeddings are gathered: an assumption, sizes depend on values."""
+DECLARED: dict[str, Callable[[Sequence[Any], Any], float]] = {
+    "lrd::read_beliefs": lambda args, out: belief_ops.MOST_BYTES / 2 * args[0].nbytes,
+    "lrd::mix_nuclei": lambda args, out: (GATHERED + 1) * out.nbytes,
+}
 """Name of an operation of ours, `lrd::…` → bytes that it moves, of its arguments and results."""
 
 
@@ -183,8 +191,9 @@ def counting(transformer: Transformer, way: Way = "eager") -> Iterator[Account]:
     for block in blocks:
         block.attend = account.attend
     transformer.use(account.pointwise(way))
+    kernels = {belief_ops.SWITCH: "on" if way == "fused" else "off"}
     try:
-        with torch.no_grad(), account:
+        with mock.patch.dict(os.environ, kernels), torch.no_grad(), account:
             yield account
     finally:
         transformer.use(before[1])
@@ -231,24 +240,26 @@ def counted_step(
     state = Canvases.empty(model, config, slots, prompt + config.gen_length, True)
     for row in range(slots):
         state.place(row, [2] * prompt, model, config, "left")
-    with torch.no_grad():
+    with counting(model.transformer, way):
         decoding.step(model, config, state)  # Allocates what is kept of the beliefs.
     with counting(model.transformer, way) as account:
         decoding.step(model, config, state)
     return account
 
 
-def counted_beliefs(model: LoadedModel, config: DecodingConfig, slots: int) -> Operations:
+def counted_beliefs(
+    model: LoadedModel, config: DecodingConfig, slots: int, way: Way = "eager"
+) -> Operations:
     """Head, beliefs, mixing and commits: a step of one block without its layers.
 
     config: of one block, whose gen_length is the block's.
     """
     K = config.gen_length
-    step = counted_step(model, config, slots, 1)
+    step = counted_step(model, config, slots, 1, way)
     table_VD = model.embedding_table
     embeds = torch.empty(slots, K + 1, table_VD.shape[1], dtype=table_VD.dtype, device="meta")
     mask = torch.empty(slots, K + 1, dtype=torch.long, device="meta")
     at = (torch.arange(slots)[:, None] * (K + 1) + torch.arange(1, K + 1)).flatten()
-    with counting(model.transformer) as layers:
+    with counting(model.transformer, way) as layers:
         model.hidden(embeds, mask, at.to("meta"))
     return Counter(step.operations) - Counter(layers.operations)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Literal
 
 from jobs.bench.account import (
+    GATHERED,
     Operation,
     Operations,
     PassKind,
@@ -35,10 +36,10 @@ from jobs.bench.account import (
     model_of,
 )
 from jobs.bench.gpu_models import MODELS
-from jobs.bench.step import BASELINE, REFINED
+from jobs.bench.step import REFINED
 from jobs.output import OK, Parser, command
 from jobs.tiny.comparison_page import fill
-from lrd import DecodingConfig
+from lrd.belief_ops import MOST_BYTES
 from lrd.block_cache import FULL_POSITIONS
 from lrd.full_passes import powers_of_two
 from lrd.models.checkpoint import LoadedModel
@@ -47,9 +48,6 @@ from pipeline.markdown import table
 PROMPT, BLOCK, PASSES = 128, 32, 10
 Bound = Literal["eager", "fused", "limit"]
 BOUNDS: tuple[Bound, ...] = ("eager", "limit")
-BELIEF_BYTES = 20.0
-"""Bytes that a fused kernel of the beliefs moves for a position and column of the logits, with the
-gather of a nucleus's embeddings."""
 GOALS = {"llada-8b": (240.0, 45.0), "dream-7b": (250.0, 45.0)}
 """Milliseconds a pass of 16 slots and 512 positions on an H100, without and with the dual cache."""
 WHOLE_CANVAS = {"llada-8b": False, "dream-7b": True}
@@ -94,26 +92,10 @@ def pass_of(name: str, rows: int, length: int, kind: PassKind, way: Way = "eager
 
 
 @cache
-def beliefs_of(name: str, slots: int, block: int = BLOCK) -> Operations:
+def beliefs_of(name: str, slots: int, block: int = BLOCK, way: Way = "eager") -> Operations:
     """What a step of latent refinement does beside the layers."""
-    return counted_beliefs(shaped(name), _one_block(REFINED, block), slots)
-
-
-@cache
-def fused_beliefs_of(name: str, slots: int, block: int, num_bytes: float) -> Operations:
-    """The same where each chunk's beliefs are one kernel that moves so many bytes a position and
-    column: the head and what else a step without refinement does that does not touch logits."""
-    plain = counted_beliefs(shaped(name), _one_block(BASELINE, block), slots)
-    num_chunks = sum(number for one, number in plain.items() if one.kind == "gemm")
-    elements = slots * block * MODELS[name].table_rows
-    logits = 2 * elements / num_chunks
-    kept = {one: n for one, n in plain.items() if one.is_dense or one.moved < logits}
-    kernel = Operation("other", 0, num_bytes * elements / num_chunks)
-    return Counter(kept) + Counter({kernel: num_chunks})
-
-
-def _one_block(config: DecodingConfig, block: int) -> DecodingConfig:
-    return config.model_copy(update={"gen_length": block, "block_length": block})
+    config = REFINED.model_copy(update={"gen_length": block, "block_length": block})
+    return counted_beliefs(shaped(name), config, slots, way)
 
 
 # Milliseconds.
@@ -143,10 +125,9 @@ def plain_pass(
     device: Device,
     bound: Bound,
     block: int = BLOCK,
-    belief_bytes: float = BELIEF_BYTES,
 ) -> float:
     """Milliseconds of a pass of all slots without a cache."""
-    beliefs = _beliefs(name, slots, bound, block, belief_bytes)
+    beliefs = beliefs_of(name, slots, block, _way(bound))
     return milliseconds(pass_of(name, slots, length, "plain", _way(bound)) + beliefs, device, bound)
 
 
@@ -156,7 +137,6 @@ def cached_pass(
     length: int,
     device: Device,
     bound: Bound,
-    belief_bytes: float = BELIEF_BYTES,
 ) -> float:
     """The same with the dual cache, for as many decoding passes of every slot.
 
@@ -165,7 +145,7 @@ def cached_pass(
     """
     way = _way(bound)
     short = pass_of(name, slots, length, "block", way)
-    short = short + _beliefs(name, slots, bound, BLOCK, belief_bytes)
+    short = short + beliefs_of(name, slots, BLOCK, way)
     share = 1 / PASSES
     step = 0.0
     for entering in range(slots + 1):
@@ -178,13 +158,7 @@ def cached_pass(
 
 
 def _way(bound: Bound) -> Way:
-    return "fused" if bound == "fused" else "eager"
-
-
-def _beliefs(name: str, slots: int, bound: Bound, block: int, belief_bytes: float) -> Operations:
-    if bound == "fused":
-        return fused_beliefs_of(name, slots, block, belief_bytes)
-    return beliefs_of(name, slots, block)
+    return "eager" if bound == "eager" else "fused"
 
 
 def fits(name: str, slots: int, length: int, device: Device) -> bool:
@@ -207,7 +181,7 @@ def lockstep(slots: int, rows_of_passes: Mapping[int, int] = MEASURED_PASSES) ->
 # The page.
 
 
-def fused_table(device: Device, belief_bytes: float, slots: int = 16, gen_length: int = 512) -> str:
+def fused_table(device: Device, slots: int = 16, gen_length: int = 512) -> str:
     """Milliseconds of a pass before and after fusing, beside the goals."""
     head = ["model", "cache", "block", "eager", "fused", "goal", "products", "attention"]
     head += ["element-wise", "kernels: eager", "fused"]
@@ -218,7 +192,7 @@ def fused_table(device: Device, belief_bytes: float, slots: int = 16, gen_length
         both: list[Bound] = ["eager", "fused"]
         counted = [
             pass_of(name, slots, length, "plain", _way(bound))
-            + _beliefs(name, slots, bound, block, belief_bytes)
+            + beliefs_of(name, slots, block, _way(bound))
             for bound in both
         ]
         parts = {
@@ -234,7 +208,7 @@ def fused_table(device: Device, belief_bytes: float, slots: int = 16, gen_length
             ]
             + [f"{one.total():,}" for one in counted]
         )
-        dual = [cached_pass(name, slots, length, device, bound, belief_bytes) for bound in both]
+        dual = [cached_pass(name, slots, length, device, bound) for bound in both]
         rows.append(
             [name, "dual", str(BLOCK), *(f"{ms:.0f}" for ms in dual), f"≤ {dual_goal:.0f}"]
             + [""] * 5
@@ -312,8 +286,9 @@ def blocks(args: argparse.Namespace) -> dict[str, str]:
         f"{PASSES} passes a block, bfloat16, latent refinement (r_f 0.15)."
     }
     found["fused"] = (
-        f"{devices[0].name}; fused beliefs move {args.belief_bytes:g} bytes for each position and "
-        f"column of the logits.\n\n{fused_table(devices[0], args.belief_bytes)}"
+        f"{devices[0].name}; the beliefs' kernel moves {MOST_BYTES} bytes for each position and "
+        f"column of the logits, its bound, and a nucleus is counted as {GATHERED} tokens."
+        f"\n\n{fused_table(devices[0])}"
     )
     parts = [f"### {d.name}\n\n{gain_table(d, args.slots, args.gen_lengths)}" for d in devices]
     found["gain"] = "\n\n".join(parts)
@@ -349,12 +324,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--devices", nargs="+", choices=names, default=names)
     made.add_argument("--slots", nargs="+", type=int, default=[1, 8, 32, 64])
     made.add_argument("--gen-lengths", nargs="+", type=int, default=[256, 512, 1024])
-    made.add_argument(
-        "--belief-bytes",
-        type=float,
-        default=BELIEF_BYTES,
-        help="that fused beliefs move for each position and column [%(default)g]",
-    )
     made.add_argument("--page", metavar="PAGE.md", help="whose marked blocks are filled [stdout]")
     return made
 

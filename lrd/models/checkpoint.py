@@ -91,6 +91,11 @@ class LoadedModel:
         """Tensors of the files that are not needed, since they repeat others."""
 
     @property
+    def replays_graphs(self) -> bool:
+        """Whether each shape of a pass is captured once and replayed."""
+        return self.transformer.graphs is not None
+
+    @property
     def embedding_table(self) -> Tensor:
         return self.transformer.embedding.weight
 

@@ -116,15 +116,14 @@ def eos_ids(model: DiffusionModel) -> tuple[int, ...]:
 
 
 def wants_fixed_shapes(model: DiffusionModel) -> bool:
-    """Whether every pass should have the same shapes: on devices other than the CPU, where reading
-    a tensor waits for the device, and for a model that is compiled for its shapes.
-    """
-    return model.embedding_table.device.type != "cpu" or is_compiled(model)
+    """Whether passes should have few shapes and read nothing on the host: on devices other than the
+    CPU, where reading a tensor waits for the device, and for a model that is compiled."""
+    return model.embedding_table.device.type != "cpu" or bool(getattr(model, "compiled", False))
 
 
-def is_compiled(model: DiffusionModel) -> bool:
-    """Whether the model's passes are compiled for their shapes."""
-    return bool(getattr(model, "compiled", False))
+def replays_graphs(model: DiffusionModel) -> bool:
+    """Whether each shape of a pass is captured as a graph, so that there should be very few."""
+    return bool(getattr(model, "replays_graphs", False))
 
 
 def is_split(model: DiffusionModel) -> TypeGuard[SplitModel]:

@@ -53,7 +53,7 @@ def launches(dtype: torch.dtype, shared_memory: int) -> list[tuple[Any, ...]]:
     belief_ops.product_tiles = lambda dtype, _: tiles(dtype, shared_memory)  # type: ignore[assignment]
     logits, past = torch.zeros(n, V, dtype=dtype), torch.zeros(n, V, dtype=torch.float16)
     rows, top_p = torch.arange(n), DecodingConfig().top_p
-    *_, nuclei = belief_ops.read(logits, 0, top_p, (past, torch.zeros(n)), rows, rows > 1)
+    *_, nuclei = belief_ops.read(logits, 0, top_p, (past, torch.zeros(n)), rows)
     belief_ops.expected_embedding(logits, nuclei, torch.zeros(V, D, dtype=dtype), 0)
     belief_ops.draw_tokens(torch.zeros(n, V), rows, 0.7)
     assert {kernel.__name__ for kernel, *_ in found} == set(names)
