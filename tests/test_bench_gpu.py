@@ -59,6 +59,7 @@ SAYS: dict[str, set[str]] = {
     "syncs": {"waits", "setting"},
     "steps": {"hidden_ms", "hidden_mask_ms", "lrd_over_baseline", "formula_gib", "tokens_per_s"},
     "caches": {"block_ms", "full_ms", "gain_at_10_passes_a_block"},
+    "beliefs": {"skipped"},
     "rows": {"bits_equal", "canvas_equal"},
     "profile": {"kernels", "top"},
     "compile": {"first_s", "eager_ms", "relative_error"},

@@ -8,9 +8,10 @@ Random weights at the shapes of LLaDA-8B and Dream-7B. Stages, each in a process
 held to its time: machine (rates of products, copies, attention), golden (the originals' records,
 where the tests and pytest are there), syncs (nothing in a pass waits for the device), steps
 (forward pass, MFU, LRD step against baseline step, memory against the formula), caches (dual
-block cache), rows (what a result depends on), profile (kernels), compile, graphs. Every
-measurement is printed as one JSON line as soon as it is there, and appended to --out; the last
-line is one JSON object with the settings and how each stage ended. Needs neither ray nor datasets.
+block cache), beliefs (the kernels against the plain functions), rows (what a result depends on),
+profile (kernels), compile, graphs. Every measurement is printed as one JSON line as soon as it is
+there, and appended to --out; the last line is one JSON object with the settings and how each stage
+ended. Needs neither ray nor datasets.
 """
 
 from __future__ import annotations

@@ -35,11 +35,13 @@ from jobs.bench.gpu_models import (
     small,
 )
 from jobs.bench.step import BASELINE, REFINED
-from lrd import DecodingConfig, Engine, Request, slots
+from lrd import DecodingConfig, Engine, Request, belief_ops, nucleus, slots
+from lrd.beliefs import Belief
 from lrd.config import PASS_ROWS, Compile, PassRows
 from lrd.decoding import step
 from lrd.memory import memory_of
 from lrd.models.checkpoint import LoadedModel
+from lrd.previous_beliefs import PastBeliefs
 
 ROOT = Path(__file__).parents[2]
 CACHED_BLOCK = 32
@@ -375,6 +377,51 @@ def _cached_case(bench: Bench, name: str, model: LoadedModel, gen: int, num_slot
     }
 
 
+def beliefs(bench: Bench) -> Iterator[Found]:
+    """The beliefs' kernels against the plain functions: equality, time and bytes a second."""
+    if bench.small:
+        yield {"skipped": "kernels run on a GPU; tests run them in Triton's interpreter"}
+        return
+    for name in MODELS:
+        yield {"model": name, **_belief_case(bench, MODELS[name].table_rows, MODELS[name].width)}
+
+
+def _belief_case(bench: Bench, V: int, D: int, n: int = 512) -> Found:
+    """Of n rows of random logits, whose nuclei hold some hundred tokens."""
+    generator = torch.Generator(bench.device).manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=bench.device)
+
+    before_nV, logits_nV = (5 * random(n, V)).bfloat16(), (5 * random(n, V)).bfloat16()
+    table_VD, rows_n = random(V, D).bfloat16(), torch.arange(n, device=bench.device)
+    past = PastBeliefs(1, n, V, table_VD.device)
+    past.kl_then_keep(Belief.of_logits(before_nV, 0), rows_n)
+    s_nV, log_z_n = (x.clone() for x in past.rows())
+    belief = Belief.of_logits(logits_nV, 0)
+    kl_n = past.kl_then_keep(belief, rows_n)
+    plain_nD = nucleus.expected_embedding(belief.p_NV, belief.token_N, 0.9, table_VD, True)
+    found, found_kl_n, nuclei = belief_ops.read(logits_nV, 0, 0.9, (s_nV, log_z_n), rows_n)
+    scratch_nV = logits_nV.clone()
+    mixed_nD = belief_ops.expected_embedding(scratch_nV, nuclei, table_VD, 0)
+    read_ms = bench.milliseconds(
+        lambda: belief_ops.read(logits_nV, 0, 0.9, (s_nV, log_z_n), rows_n)
+    )
+    mix_ms = bench.milliseconds(
+        lambda: belief_ops.expected_embedding(scratch_nV, nuclei, table_VD, 0)
+    )
+    return {
+        "tokens_equal": bool((found.token_N == belief.token_N).all()),
+        "entropy_gap": float((found.entropy_N - belief.entropy_N).abs().max()),
+        "kl_gap": float((found_kl_n - kl_n).abs().max()),
+        "embedding_gap": float((mixed_nD - plain_nD).float().norm() / plain_nD.float().norm()),
+        "nucleus_tokens": float(nuclei.extent_n3[:, 0].float().mean()),
+        "read_ms": read_ms,
+        "tb_per_s": 8 * logits_nV.numel() / read_ms / 1e9,
+        "mix_ms": mix_ms,
+    }
+
+
 def rows(bench: Bench) -> Iterator[Found]:
     """Whether a row's result depends on its slot, its neighbours and how many they are."""
     gen, prompt = (16, 8) if bench.small else (64, 128)
@@ -503,9 +550,9 @@ def _compiled(bench: Bench, how: Compile) -> Iterator[Found]:
 def _compile_cases(bench: Bench, name: str, how: Compile) -> Iterator[Found]:
     gen, block = (32, 16) if bench.small else (512, CACHED_BLOCK)
     prompt = _prompt(bench)
-    plain, model = bench.model(name), bench.model(name, how)
+    plain, model = bench.model(name, "eager"), bench.model(name, how)
     for num_slots in (2,) if bench.small else (16, 1):
-        for cache in ("none", "dual"):
+        for cache in ("dual",) if bench.small else ("none", "dual"):
             if bench.late:
                 return
             config = REFINED.model_copy(
@@ -547,9 +594,10 @@ STAGES: dict[str, tuple[Callable[[Bench], Iterator[Found]], float]] = {
     "machine": (machine, 25),
     "golden": (golden, 85),
     "syncs": (syncs, 20),
-    "steps": (steps, 95),
-    "caches": (caches, 60),
-    "rows": (rows, 35),
+    "steps": (steps, 90),
+    "caches": (caches, 55),
+    "beliefs": (beliefs, 15),
+    "rows": (rows, 30),
     "profile": (profile, 35),
     "compile": (compiled, 60),
     "graphs": (graphs, 45),
