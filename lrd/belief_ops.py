@@ -9,6 +9,7 @@ Legend: n rows of a chunk, R rows of the past, V columns, D width, k candidates.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 import os
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ import torch
 from torch import Tensor
 
 from lrd.beliefs import BeliefSummary
+from lrd.models.c_compiler import refuse_without_compiler
+
+LOG = logging.getLogger(__name__)
 
 SWITCH = "LRD_KERNELS"
 """Environment variable: `off` computes beliefs on a GPU without Triton, `on` uses the kernels on
@@ -49,13 +53,23 @@ def kernels_apply(table_VD: Tensor, logits_nV: Tensor | None = None) -> bool:
         return False
     mode, device = os.environ.get(SWITCH, "auto"), table_VD.device.type
     if mode == "auto":
-        return device == "meta" or (device == "cuda" and _has_triton())
+        return device == "meta" or (device == "cuda" and _can_build())
     return mode == "on"
 
 
 @cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _can_build() -> bool:
+    """Whether this machine can build the kernels; where not, one warning says what is missing."""
+    try:
+        if importlib.util.find_spec("triton") is None:
+            raise ValueError("triton is not installed (pip install triton)")
+        refuse_without_compiler()
+    except ValueError as error:
+        LOG.warning(
+            "beliefs are computed without kernels, and a step may take twice as long: %s", error
+        )
+        return False
+    return True
 
 
 @dataclass(slots=True)

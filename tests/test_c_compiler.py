@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lrd import DecodingConfig
+from lrd import DecodingConfig, belief_ops
 from lrd.models import c_compiler
 from lrd.models.c_compiler import refuse_without_compiler
 from pipeline.replicas import replica
@@ -69,3 +69,22 @@ def test_what_is_lacking_is_named_with_the_fix(
     assert "--compile none" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not loaded
+
+
+@pytest.mark.parametrize("what", LACKING)
+def test_beliefs_go_without_kernels_where_they_cannot_be_built(
+    what: str, machine: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CC", "")
+    monkeypatch.delenv("CC")
+    belief_ops._can_build.cache_clear()
+    take_away, words = LACKING[what]
+    take_away(machine)
+    try:
+        assert not belief_ops._can_build()
+        assert not belief_ops._can_build()
+    finally:
+        belief_ops._can_build.cache_clear()
+    (record,) = caplog.records
+    assert words in record.message
+    assert "beliefs are computed without kernels" in record.message

@@ -13,8 +13,11 @@ COMPILERS = ("gcc", "clang")
 """Where the environment variable CC names none, as in `triton/runtime/build.py`."""
 
 
-def refuse_without_compiler() -> None:
-    """Raises ValueError, in one line with the fix, where there is no C compiler or no Python.h."""
+def refuse_without_compiler(otherwise: str = "") -> None:
+    """Raises ValueError, in one line with the fix, where there is no C compiler or no Python.h.
+
+    otherwise: another way out, at the end of that line.
+    """
     named = os.environ.get("CC")
     if not any(map(shutil.which, [named] if named else COMPILERS)):
         what = f"CC names {named!r}, which is not there" if named else "there is no C compiler"
@@ -24,7 +27,7 @@ def refuse_without_compiler() -> None:
         return
     raise ValueError(
         f"{what}, and kernels are built by one at run time; install it (apt-get install gcc "
-        "libc6-dev python3-dev), or decode with --compile none"
+        f"libc6-dev python3-dev){otherwise}"
     )
 
 

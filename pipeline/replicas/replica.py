@@ -99,8 +99,8 @@ class Replica:
         uris.take_over(settings.servers)
         faults.at("replica.start", f"{self._name} on {self._node}")
         torch.set_num_threads(settings.threads)
-        if settings.device == "cuda" and settings.compile != "none":
-            refuse_without_compiler()
+        if settings.device == "cuda" and settings.compile in ("compile", "graphs"):
+            refuse_without_compiler(", or decode with --compile none")
         model = node_folder(local_model(settings.model))
         self._model = load_model(
             model, settings.device, settings.dtype, settings.revision, settings.compile
