@@ -49,6 +49,8 @@ class Canvases:
     """Token ids; [MASK] where open."""
     commit_step_BG: Tensor
     """1-based pass that committed a position; 0 while open, and where EOS filled the rest."""
+    confidence_BG: Tensor
+    """Probability of a committed token in the pass that committed it; 0 elsewhere."""
     stop_B: Tensor
     """StopReason."""
     block_B: Tensor
@@ -132,6 +134,7 @@ class Canvases:
             seed_B=integers(B),
             canvas_BG=integers(B, config.gen_length, fill=model.mask_id),
             commit_step_BG=integers(B, config.gen_length),
+            confidence_BG=floats(B, config.gen_length),
             stop_B=integers(B, fill=StopReason.COMPLETE),
             block_B=integers(B),
             pass_in_block_B=integers(B),
@@ -186,6 +189,7 @@ class Canvases:
         self.canvas_BG[row] = model.mask_id
         for counter in (
             self.commit_step_BG,
+            self.confidence_BG,
             self.block_B,
             self.pass_in_block_B,
             self.phase_steps_B,

@@ -55,7 +55,7 @@ def step(
     commit_BK = (commit_BK | stop_B[:, None]) & decoding_B[:, None] & open_BK
     ids_BK = torch.where(commit_BK, reading.token_BK, ids_BK)
     still_open_BK = open_BK & ~commit_BK
-    write_commits(state, ids_BK, commit_BK, position_BK)
+    write_commits(state, reading, ids_BK, commit_BK, position_BK)
     record_pass(state, divergence_B2[:, 1], entropy_BK, open_BK, running_B, stop_B)
     next_BKD = next_inputs(model, config, state, reading, ids_BK, still_open_BK)
     write_inputs(state, next_BKD, column_BK, running_B)
@@ -140,13 +140,19 @@ def name_commits(
     return choose_commits(config, reading.doubt_BK, reading.confidence_BK, open_BK, quota_B)
 
 
-def write_commits(state: Canvases, ids_BK: Tensor, commit_BK: Tensor, position_BK: Tensor) -> None:
-    """Tokens into the canvas, and the number of the pass that committed them."""
+def write_commits(
+    state: Canvases, reading: Reading, ids_BK: Tensor, commit_BK: Tensor, position_BK: Tensor
+) -> None:
+    """Tokens into the canvas, the number of the pass that committed them, and how probable they
+    were then."""
     num_forwards_B = state.refine_steps_B + state.decode_steps_B
     state.canvas_BG.scatter_(1, position_BK, ids_BK)
-    commit_step_BK = state.commit_step_BG.gather(1, position_BK)
-    commit_step_BK = torch.where(commit_BK, num_forwards_B[:, None], commit_step_BK)
-    state.commit_step_BG.scatter_(1, position_BK, commit_step_BK)
+    for written_BG, value_BK in (
+        (state.commit_step_BG, num_forwards_B[:, None]),
+        (state.confidence_BG, reading.probability_BK),
+    ):
+        kept_BK = written_BG.gather(1, position_BK)
+        written_BG.scatter_(1, position_BK, torch.where(commit_BK, value_BK, kept_BK))
 
 
 def record_pass(

@@ -54,6 +54,8 @@ class Reading:
     doubt_BK: Tensor
     """Entropy of the probabilities that confidence is read from."""
     confidence_BK: Tensor
+    probability_BK: Tensor
+    """Of the token, by the belief."""
     expected_BKD: Tensor | None
     """Σ_v p̄(v)·e_v; None where nothing is mixed."""
 
@@ -82,7 +84,8 @@ def read_block(
 
     floats = torch.float32
     reading = Reading(
-        *(zeros(floats), zeros(floats), zeros(torch.long), zeros(floats), zeros(floats)),
+        *(zeros(floats), zeros(floats), zeros(torch.long)),
+        *(zeros(floats), zeros(floats), zeros(floats)),
         zeros(table.dtype, table.shape[1]) if config.mixes else None,
     )
     for rows_n, logits_nV in logits_in_chunks(model, config, state, column_BK, rows_N):
@@ -213,7 +216,7 @@ def _read(
     for field_BK, value_n in zip(
         (
             *(reading.entropy_BK, reading.kl_BK),
-            *(reading.token_BK, reading.doubt_BK, reading.confidence_BK),
+            *(reading.token_BK, reading.doubt_BK, reading.confidence_BK, reading.probability_BK),
         ),
         numbers,
         strict=True,
@@ -233,7 +236,8 @@ def _read_plainly(
     logits_nV: Tensor,
     draws: Draws | None,
 ) -> tuple[Tensor | None, ...]:
-    """Entropy, KL, token, doubt, confidence [n] and expected embedding [n, D] of some rows."""
+    """Entropy, KL, token, doubt, confidence, probability [n] and expected embedding [n, D] of some
+    rows."""
     belief = Belief.of_logits(logits_nV, model.mask_id)
     chosen = read_tokens(model, config, belief, logits_nV, rows_n, draws)
     kl_n = state.past.kl_then_keep(belief, rows_n)
@@ -280,11 +284,13 @@ def read_tokens(
     logits_nV: Tensor,
     rows_n: Tensor,
     draws: Draws | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Each position's token, and the doubt and confidence [n] that order commits. belief: of these
-    logits, needed where `reads_beliefs_alone`; draws: at these rows, where tokens are drawn."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Each position's token, the doubt and confidence [n] that order commits, and the token's
+    probability. belief: of these logits, needed where `reads_beliefs_alone`; draws: at these rows,
+    where tokens are drawn."""
     if config.reads_beliefs_alone:
-        return belief.token_N, belief.entropy_N, (-belief.log_z_N).exp()
+        probability_n = (-belief.log_z_N).exp()
+        return belief.token_N, belief.entropy_N, probability_n, probability_n
 
     def draw(log_p_nV: Tensor) -> Tensor:
         assert draws is not None
@@ -292,7 +298,9 @@ def read_tokens(
             return belief_ops.draw_tokens(log_p_nV, draws.states(rows_n), config.temperature)
         return gumbel_tokens(log_p_nV, config.temperature, draws.uniform(rows_n))
 
-    token_n, log_r_nV = choose_tokens(config, log_beliefs(logits_nV, model.mask_id), draw)
+    log_p_nV = log_beliefs(logits_nV, model.mask_id)
+    token_n, log_r_nV = choose_tokens(config, log_p_nV, draw)
+    probability_n = log_p_nV.gather(-1, token_n[:, None])[:, 0].exp()
     late_ids = [*eos_ids(model)] if config.confidence_eos_eot_inf else []
     if late_ids and model.eot_id is not None:
         late_ids.append(model.eot_id)
@@ -304,4 +312,4 @@ def read_tokens(
         late_n = is_any_of(token_n, late_ids)
         doubt_n = doubt_n.masked_fill(late_n, LAST)
         confidence_n = confidence_n.masked_fill(late_n, -LAST)
-    return token_n, doubt_n, confidence_n
+    return token_n, doubt_n, confidence_n, probability_n

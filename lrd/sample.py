@@ -25,6 +25,9 @@ class Sample:
     """Tokens before the first EOS: the paper's effective tokens."""
     commit_step: list[int]
     """1-based pass that committed each position; 0 where none did and EOS filled the rest."""
+    token_confidence: list[float | None]
+    """Probability of each position's token in the pass that committed it; None behind the first
+    EOS, and where no pass committed it."""
     num_forwards: int
     refine_steps: int
     decode_steps: int
@@ -81,6 +84,12 @@ class Readout:
             text=text,
             num_output_tokens=length,
             commit_step=of["commit_step_BG"],
+            token_confidence=[
+                p if step and n <= length else None
+                for n, (p, step) in enumerate(
+                    zip(of["confidence_BG"], of["commit_step_BG"], strict=True)
+                )
+            ],
             num_forwards=num_forwards,
             refine_steps=of["refine_steps_B"],
             decode_steps=of["decode_steps_B"],

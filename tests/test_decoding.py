@@ -130,6 +130,14 @@ def outcomes(setting: str, model_name: str) -> list[Outcome]:
     ]
 
 
+def confidences(sample: lrd.Sample, expected: Outcome) -> list[float | None]:
+    """Up to the first EOS; none where EOS filled the rest."""
+    return [
+        p if step and n <= sample.num_output_tokens else None
+        for n, (p, step) in enumerate(zip(expected.confidence, expected.commit_step, strict=True))
+    ]
+
+
 @pytest.mark.parametrize("model_name", MODELS)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_matches_the_plain_decoder(setting: str, model_name: str) -> None:
@@ -151,6 +159,7 @@ def test_matches_the_plain_decoder(setting: str, model_name: str) -> None:
         for name in ("kl_trace", "entropy_trace", "max_entropy_at_stop", "mean_mix_weight"):
             approximately = pytest.approx(getattr(expected, name), abs=2e-4, nan_ok=True)
             assert getattr(sample, name) == approximately, name
+        assert sample.token_confidence == pytest.approx(confidences(sample, expected), abs=2e-4)
         assert sample.num_forwards == expected.refine_steps + expected.decode_steps
         assert len(sample.kl_trace) == sample.num_forwards <= config.max_forwards
 

@@ -161,6 +161,7 @@ class TimedEngine:
             text="4+3=7",
             num_output_tokens=0,
             commit_step=[1] * self._gen_length,
+            token_confidence=[0.9, *[None] * (self._gen_length - 1)],
             num_forwards=num_forwards,
             refine_steps=0,
             decode_steps=num_forwards,

@@ -71,7 +71,7 @@ def assert_same(samples: dict[Any, lrd.Sample], expected: dict[Any, lrd.Sample])
     for key, sample in samples.items():
         for field in dataclasses.fields(lrd.Sample):
             value, other = getattr(sample, field.name), getattr(expected[key], field.name)
-            if field.name in ("kl_trace", "entropy_trace"):
+            if field.name in ("kl_trace", "entropy_trace", "token_confidence"):
                 assert value == pytest.approx(other, abs=1e-4, nan_ok=True), field.name
             elif field.name in ("mean_mix_weight", "max_entropy_at_stop"):
                 assert value == pytest.approx(other, abs=1e-4), field.name

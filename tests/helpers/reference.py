@@ -29,6 +29,7 @@ class Outcome:
 
     canvas: list[int]
     commit_step: list[int]
+    confidence: list[float]
     refine_steps: int = 0
     decode_steps: int = 0
     blocks: int = 0
@@ -126,7 +127,7 @@ def decode_one(
     table: list[Vector] = model.embedding_table.tolist()
     canvas: list[int | None] = [None] * G
     vectors = [table[mask_id]] * G
-    o = Outcome(canvas=[], commit_step=[0] * G)
+    o = Outcome(canvas=[], commit_step=[0] * G, confidence=[0.0] * G)
     exactly_k = isinstance(c.refinement, int)
     refines = exactly_k or c.max_refine_steps > 0
     mixes = c.r_f > 0 and c.top_p > 0
@@ -218,6 +219,7 @@ def decode_one(
                 canvas[i] = token[i]
                 vectors[i] = table[token[i]]
                 o.commit_step[i] = o.refine_steps + o.decode_steps
+                o.confidence[i] = p[i][token[i]]
             feed_back(p)
             refining = refines and c.refinement not in ("initial", "first")
 
