@@ -96,6 +96,10 @@ class Operation:
         return max(self.flops / rates.get(self.kind, math.inf), self.moved / device.copy)
 
 
+BELIEF_BYTES = 20
+"""What the kernels of `lrd/belief_kernels.py` move a logit at most, in bfloat16."""
+NUCLEUS = 128
+"""Tokens of a nucleus, as assumed: most beliefs of trained models have fewer."""
 FREE = frozenset(("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty"))
 """Operations that move nothing, beside views."""
 GATHERS = frozenset(("index", "embedding", "gather", "index_select"))
@@ -133,6 +137,11 @@ def operation(name: str, args: Any, kwargs: dict[str, Any], out: Any) -> Operati
     if name in ("mm", "addmm", "bmm"):
         left = args[1] if name == "addmm" else args[0]
         return Operation("gemm", 2 * outs[0].numel() * left.shape[-1], touched([*ins, *outs]))
+    if name == "read_beliefs":
+        return Operation("other", 0, BELIEF_BYTES * args[0].numel())
+    if name == "mix_nuclei":
+        embedding = args[1].shape[1] * args[1].element_size()
+        return Operation("other", 0, args[0].shape[0] * embedding * (NUCLEUS + 1))
     if name in GATHERS:
         return Operation("other", 0, 2 * touched(outs) + touched(ins[1:]))
     if name in SCATTERS:
