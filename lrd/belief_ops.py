@@ -42,7 +42,11 @@ def kernels_apply(table_VD: Tensor, logits_nV: Tensor | None = None) -> bool:
     """Whether kernels compute the beliefs of a model with this embedding table, or of these of its
     logits. A table on `meta` stands for one on a GPU."""
     logits_dtype = table_VD.dtype if logits_nV is None else logits_nV.dtype
-    if table_VD.dtype not in SHIFTS or logits_dtype != table_VD.dtype:
+    if (
+        table_VD.dtype not in SHIFTS
+        or logits_dtype != table_VD.dtype
+        or not table_VD.is_contiguous()
+    ):
         return False
     mode, device = os.environ.get(SWITCH, "auto"), table_VD.device.type
     if mode == "auto":
@@ -176,7 +180,7 @@ def mix_nuclei(
     expected_nD = _empty_expected(logits_nV, table_VD, ids_nk, extent_n3, scale_n2, mask_id)
     if n == 0:
         return expected_nD
-    kernels, k = _kernels(), ids_nk.shape[1]
+    kernels, k, logits_nV = _kernels(), ids_nk.shape[1], logits_nV.contiguous()
     with _on_device_of(logits_nV):
         kernels.mix_few_kernel[(n, -(-D // MIXED_WIDTH))](
             *(logits_nV, table_VD, ids_nk, extent_n3, scale_n2, expected_nD, V, D),
