@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import math
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -49,7 +50,11 @@ def kernels_apply(table_VD: Tensor, logits_nV: Tensor | None = None) -> bool:
     """Whether kernels compute the beliefs of a model with this embedding table, or of these of its
     logits. A table on `meta` stands for one on a GPU."""
     logits_dtype = table_VD.dtype if logits_nV is None else logits_nV.dtype
-    if table_VD.dtype not in SHIFTS or logits_dtype != table_VD.dtype:
+    if (
+        table_VD.dtype not in SHIFTS
+        or logits_dtype != table_VD.dtype
+        or not table_VD.is_contiguous()
+    ):
         return False
     mode, device = os.environ.get(SWITCH, "auto"), table_VD.device.type
     if mode == "auto":
@@ -128,24 +133,25 @@ def read_beliefs(
     *_, extent_n3, scale_n2 = found
     # The whole of a belief needs no search, and a sum may round to 1 before the last token.
     searches = 0 <= top_p < 1
-    _kernels().read_beliefs_kernel[(n,)](
-        logits_nV.contiguous(),
-        s_RV,
-        log_z_R,
-        rows_n,
-        *found,
-        V,
-        mask_id,
-        max(top_p, 1e-30),
-        math.log((1 - top_p) / V) - 1 if searches else 0.0,
-        mixes=searches,
-        shift=SHIFTS[logits_nV.dtype],
-        num_ids=MOST_IDS,
-        tile=TILE,
-        wide=WIDE,
-        stages=STAGES,
-        num_warps=8,
-    )
+    with _on_device_of(logits_nV):
+        _kernels().read_beliefs_kernel[(n,)](
+            logits_nV.contiguous(),
+            s_RV,
+            log_z_R,
+            rows_n,
+            *found,
+            V,
+            mask_id,
+            max(top_p, 1e-30),
+            math.log((1 - top_p) / V) - 1 if searches else 0.0,
+            mixes=searches,
+            shift=SHIFTS[logits_nV.dtype],
+            num_ids=MOST_IDS,
+            tile=TILE,
+            wide=WIDE,
+            stages=STAGES,
+            num_warps=8,
+        )
     if top_p >= 1:  # More than are gathered.
         extent_n3[:, 0], extent_n3[:, 1], extent_n3[:, 2] = max(V, MOST_IDS + 1), -(2**31), V
         scale_n2[:, 1] = found[1].exp()
@@ -187,40 +193,42 @@ def mix_nuclei(
     expected_nD = _empty_expected(logits_nV, table_VD, ids_nk, extent_n3, scale_n2, mask_id)
     if n == 0:
         return expected_nD
-    kernels, k = _kernels(), ids_nk.shape[1]
-    kernels.mix_few_kernel[(n, -(-D // MIXED_WIDTH))](
-        *(logits_nV, table_VD, ids_nk, extent_n3, scale_n2, expected_nD, V, D),
-        num_ids=k,
-        tile_ids=MIXED_IDS,
-        tile=MIXED_WIDTH,
-        num_warps=4,
-    )
-    write_weights(logits_nV, Nuclei(ids_nk, extent_n3, scale_n2), mask_id)
-    order_n = extent_n3[:, 0].argsort(descending=True)
-    shared = _shared_memory(table_VD.device) if table_VD.is_cuda else LARGE_SHARED_MEMORY
-    rows, width, tile, stages, warps = product_tiles(table_VD.dtype, shared)
-    kernels.mix_many_kernel[(-(-n // rows), -(-D // width))](
-        *(logits_nV, table_VD, order_n, extent_n3, expected_nD, n, V, D),
-        num_ids=k,
-        tile_rows=rows,
-        tile_width=width,
-        tile=tile,
-        num_stages=stages,
-        num_warps=warps,
-    )
+    kernels, k, logits_nV = _kernels(), ids_nk.shape[1], logits_nV.contiguous()
+    with _on_device_of(logits_nV):
+        kernels.mix_few_kernel[(n, -(-D // MIXED_WIDTH))](
+            *(logits_nV, table_VD, ids_nk, extent_n3, scale_n2, expected_nD, V, D),
+            num_ids=k,
+            tile_ids=MIXED_IDS,
+            tile=MIXED_WIDTH,
+            num_warps=4,
+        )
+        write_weights(logits_nV, Nuclei(ids_nk, extent_n3, scale_n2), mask_id)
+        order_n = extent_n3[:, 0].argsort(descending=True)
+        shared = _shared_memory(table_VD.device) if table_VD.is_cuda else LARGE_SHARED_MEMORY
+        rows, width, tile, stages, warps = product_tiles(table_VD.dtype, shared)
+        kernels.mix_many_kernel[(-(-n // rows), -(-D // width))](
+            *(logits_nV, table_VD, order_n, extent_n3, expected_nD, n, V, D),
+            num_ids=k,
+            tile_rows=rows,
+            tile_width=width,
+            tile=tile,
+            num_stages=stages,
+            num_warps=warps,
+        )
     return expected_nD
 
 
 def write_weights(logits_nV: Tensor, nuclei: Nuclei, mask_id: int) -> None:
     """p̄ in place of the logits of rows whose nuclei are not gathered."""
-    _kernels().write_weights_kernel[(len(logits_nV),)](
-        *(logits_nV, nuclei.extent_n3, nuclei.scale_n2, logits_nV.shape[1], mask_id),
-        shift=SHIFTS[logits_nV.dtype],
-        num_ids=nuclei.ids_nk.shape[1],
-        tile=WIDE,
-        stages=STAGES,
-        num_warps=8,
-    )
+    with _on_device_of(logits_nV):
+        _kernels().write_weights_kernel[(len(logits_nV),)](
+            *(logits_nV, nuclei.extent_n3, nuclei.scale_n2, logits_nV.shape[1], mask_id),
+            shift=SHIFTS[logits_nV.dtype],
+            num_ids=nuclei.ids_nk.shape[1],
+            tile=WIDE,
+            stages=STAGES,
+            num_warps=8,
+        )
 
 
 def draw_tokens(log_p_nV: Tensor, states_n: Tensor, temperature: float) -> Tensor:
@@ -234,7 +242,9 @@ def draw(log_p_nV: Tensor, states_n: Tensor, temperature: float) -> Tensor:
     """See `draw_tokens`."""
     n, V = log_p_nV.shape
     token_n = _empty_tokens(log_p_nV, states_n, temperature)
-    if n:
+    if n == 0:
+        return token_n
+    with _on_device_of(log_p_nV):
         _kernels().draw_tokens_kernel[(n,)](
             *(log_p_nV.contiguous(), states_n.contiguous(), token_n, temperature, V),
             tile=TILE,
@@ -267,6 +277,11 @@ def _kernels() -> ModuleType:
     from lrd import belief_kernels
 
     return belief_kernels
+
+
+def _on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device, which need not be a tensor's."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def product_tiles(dtype: torch.dtype, shared_memory: int) -> tuple[int, int, int, int, int]:

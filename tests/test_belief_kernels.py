@@ -226,6 +226,17 @@ def test_a_first_pass_has_no_past() -> None:
     assert_equal_numbers(read(random_logits(3, SMALL)), 4e-6)
 
 
+def test_logits_may_be_a_part_of_wider_rows() -> None:
+    """As of a head that pads its columns."""
+    padded = random_logits(3, SMALL + 8, scale=3.0)
+    logits = padded[:, :SMALL]
+    one = read(logits, random_logits(3, SMALL, seed=1))
+    assert_equal_numbers(one, 4e-6)
+    table = torch.randn(SMALL, 8, generator=torch.Generator().manual_seed(0))
+    found = belief_ops.expected_embedding(logits, one.nuclei, table, MASK)
+    assert torch.allclose(found, nucleus(one.belief.p_NV, 0.9) @ table, atol=1e-5)
+
+
 def test_no_rows() -> None:
     nothing = torch.zeros(0, SMALL)
     found, kl, nuclei = belief_ops.read(

@@ -63,7 +63,8 @@ def test_what_is_kept_is_not_decoded_again(
     kept = json.loads((tmp_path / "out/soft-feedback/fast.json").read_text())
     config = DecodingConfig.preset("fast", gen_length=32, **COMMON)
     right, forwards = measure(load_model("tiny"), distinct(6, 11), config)
-    assert (sum(kept["outcomes"]["correct"]), kept["decoding"]) == (right, config.model_dump())
+    assert sum(kept["outcomes"]["correct"]) == right
+    assert kept["decoding"] == config.model_dump(exclude=config.unrecorded)
     assert f"| {forwards:.2f} |" in first
 
     def refuse(*given: Any) -> Any:

@@ -17,7 +17,7 @@ from helpers.synthetic_run import write_run
 
 from lrd import DecodingConfig, rounding
 from lrd.rounding import computed_by
-from lrd.sample import Readout
+from lrd.sample import on_host
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
 from pipeline.output.run_records import Event
@@ -189,9 +189,17 @@ def test_a_host_that_waits_for_a_pass_sleeps(monkeypatch: pytest.MonkeyPatch) ->
 
         def record(self, stream: Any) -> None: ...
 
+        def synchronize(self) -> None: ...
+
+    class OnGpu:
+        is_cuda, device = True, "cuda"
+
+        def to(self, device: str, non_blocking: bool) -> str:
+            assert non_blocking
+            return device
+
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    on_gpu = SimpleNamespace(is_cuda=True, device="cuda")
-    state: Any = SimpleNamespace(outcomes=lambda: {}.items(), stop_B=on_gpu)
-    Readout(state, copied=True)
-    assert made == [{"blocking": True}]
+    found: Any = on_host(OnGpu(), OnGpu())  # type: ignore[arg-type]
+    assert found == ["cpu", "cpu"]
+    assert made == [{"blocking": True}], "one wait for all"
