@@ -82,6 +82,7 @@ def generate(
         device=placement.device,
         dtype=placement.dtype,
         decoding=config.decoding,
+        columns=config.columns,
         slots=config.slots,
         threads=max(1, int(placement.resources["num_cpus"])),
         compile=config.compile,

@@ -2,7 +2,8 @@
 
 The rows in a replica's slots at its death are suspects, unless its node was lost. A group of
 suspects is decoded by a replica that holds no other row. Each death halves the group, until the
-row that causes it is in a group of one.
+row that causes it is in a group of one. Where that row is one of several samples of a prompt, the
+other samples that are suspects are quarantined with it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from pipeline.rows import Prompt, Result
+from pipeline.rows import Prompt, Result, prompt_id
 
 MAX_FAILED_STARTS = 3
 """Failed starts after which the run stops, while no replica has ever been up."""
@@ -67,6 +68,8 @@ class Suspects:
         self._max_attempts = max_attempts
         self._undecided: list[Death] = []
         self._groups: deque[list[Prompt]] = deque()
+        self._poison: dict[str, str] = {}
+        """Prompts of which a sample was quarantined, by `prompt_id`, and the reason."""
 
     def __len__(self) -> int:
         return sum(map(len, self._groups))
@@ -87,8 +90,9 @@ class Suspects:
                 undecided.append(death)
             else:
                 verdict.blamed.append(death)
-                verdict.given_up += [(p, death.reason) for p in self._suspect(death)]
+                self._suspect(death)
         self._undecided = undecided
+        verdict.given_up = self._take_poison()
         return verdict
 
     def take(self) -> list[Prompt]:
@@ -100,20 +104,31 @@ class Suspects:
         if group:
             self._groups.appendleft(list(group))
 
-    def _suspect(self, death: Death) -> list[Prompt]:
-        """Form new groups of a death's rows; the row to quarantine, if there is one."""
+    def _suspect(self, death: Death) -> None:
+        """Form new groups of a death's rows. A prompt is poison where one was alone too often."""
         begun = [replace(prompt, suspect=True) for prompt in death.begun]
         if death.alone:
             (prompt,) = begun
             prompt = replace(prompt, deaths_alone=prompt.deaths_alone + 1)
             if prompt.deaths_alone >= self._max_attempts:
-                return [prompt]
+                self._poison[prompt_id(prompt.row_id)] = death.reason
             begun = [prompt]
         for bucket in dict.fromkeys(prompt.bucket for prompt in begun):
             group = [prompt for prompt in begun if prompt.bucket == bucket]
             half = len(group) // 2
             self._groups += [part for part in (group[:half], group[half:]) if part]
-        return []
+
+    def _take_poison(self) -> list[tuple[Prompt, str]]:
+        """Take the rows of poison prompts out of the groups; these rows and the reasons. Samples of
+        a prompt kill alike: trying each alone would take as many deaths again for every one."""
+        found: list[Prompt] = []
+        groups = []
+        for group in self._groups:
+            is_poison = [prompt_id(prompt.row_id) in self._poison for prompt in group]
+            found += [prompt for prompt, bad in zip(group, is_poison, strict=True) if bad]
+            groups.append([p for p, bad in zip(group, is_poison, strict=True) if not bad])
+        self._groups = deque(group for group in groups if group)
+        return [(prompt, self._poison[prompt_id(prompt.row_id)]) for prompt in found]
 
 
 class RunStoppedError(Exception):

@@ -15,6 +15,7 @@ from lrd.config import Compile
 from lrd.engine import row_seed
 from lrd.memory import probe_slots
 from pipeline import faults
+from pipeline.config import Columns
 from pipeline.replicas.pass_loop import PassLoop, SlotEngine
 from pipeline.rows import Key, Prompt, Report, Result
 from pipeline.storage import uris
@@ -38,6 +39,7 @@ class ReplicaSettings:
     decoding: DecodingConfig
     slots: int
     threads: int
+    columns: Columns = "full"
     compile: Compile = "none"
     memory_share: float = 1.0
     """This replica's share of the device's free memory."""
@@ -154,6 +156,7 @@ class Replica:
         samples = [item for item in items if isinstance(item, Sample)]
         return Report.of(
             [Result.of_sample(s, self._prompts.pop(s.key), replica=self._name) for s in samples],
+            self._settings.columns,
             finished=[sample.key for sample in samples],
             returned=returned,
             events=[item for item in items if isinstance(item, str)],
