@@ -160,6 +160,7 @@ def _row(
     num_full = sum(_starts(phases))
     values = {
         "row_id": name,
+        "sample": 0,
         "status": "ok",
         "output_text": text,
         "output_token_ids": ids,
