@@ -97,7 +97,7 @@ def _input(files: list[InputFile], found: Forecast) -> list[str]:
         )
     lines.append(
         f"refused   {found.refused.total()} rows cannot be decoded and will be failed rows"
-        + (f", {found.num_samples} each" if found.num_samples > 1 else "")
+        + (f", {found.num_samples} each" if found.refused and found.num_samples > 1 else "")
     )
     lines += [f"  {count:9d}  {reason}" for reason, count in found.refused.most_common()]
     return lines

@@ -26,7 +26,7 @@ from pipeline.replicas.deaths import Limits, RunStoppedError, Suspects, quaranti
 from pipeline.replicas.fleet import Fleet
 from pipeline.replicas.handle import ReplicaHandle
 from pipeline.replicas.replica import SLOTS_AHEAD
-from pipeline.rows import Prompt, Report, results_batch
+from pipeline.rows import Prompt, Report, reported_schema, results_batch
 
 TICK_SECONDS = 0.5
 PROGRESS_SECONDS = 0.1
@@ -235,7 +235,8 @@ class Driver:
     def _quarantine(self, prompt: Prompt, reason: str) -> None:
         result = quarantined(prompt, reason)
         self._ledger.event("row quarantined", row=prompt.row_id, error=result.error)
-        self._take(prompt.shard, results_batch([result]))
+        schema = reported_schema(self._config.columns)
+        self._take(prompt.shard, results_batch([result], schema))
 
     # Storing.
 

@@ -51,11 +51,17 @@ class Prompt:
     """Whether it was in a slot at a death that no lost node explains. Suspects are tried apart
     from other rows."""
     deaths_alone: int = 0
-    """Deaths of replicas that held no other row, and that no lost node explains."""
+    """Deaths of replicas that held no other row (but samples of the same prompt), and that no lost
+    node explains."""
 
     @property
     def row_id(self) -> str:
         return row_id(self.shard, self.index, self.sample)
+
+    @property
+    def row(self) -> tuple[int, int]:
+        """The prompt row, the same for all its samples."""
+        return self.shard, self.index
 
 
 def column(kind: pa.DataType, meaning: str, *, level: Columns) -> Any:

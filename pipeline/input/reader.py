@@ -18,7 +18,15 @@ from pipeline.input.buckets import bucket_of, choose_lengths, fitting
 from pipeline.input.prompt_shards import PromptShards
 from pipeline.input.prompt_text import texts
 from pipeline.output.open_shard import OpenShard
-from pipeline.rows import InputFile, Layout, Prompt, Result, results_batch, row_id
+from pipeline.rows import (
+    InputFile,
+    Layout,
+    Prompt,
+    Result,
+    reported_schema,
+    results_batch,
+    row_id,
+)
 
 MAX_BUCKETS = 6
 """Most buckets. Fewer mean more padding; with more, buckets often cannot fill a batch."""
@@ -36,7 +44,7 @@ class ReadShard:
     prompts: list[Prompt]
     """Prompts without a stored result: every sample of a row, then those of the next."""
     failed: pa.RecordBatch
-    """Results of rows that cannot be decoded."""
+    """Results of rows that cannot be decoded, as a replica reports them."""
 
 
 class Reader:
@@ -102,7 +110,8 @@ class Reader:
             owed = [n for n, samples in enumerate(missing) if samples]
             for n, ids in zip(owed, self._encode([some[n] for n in owed]), strict=True):
                 self._sort_in(shard.number, first + n, missing[n], ids, prompts, failed)
-        return ReadShard(shard, prompts, results_batch(failed))
+        schema = reported_schema(self._config.columns)
+        return ReadShard(shard, prompts, results_batch(failed, schema))
 
     def _sort_in(
         self,

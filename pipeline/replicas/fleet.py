@@ -171,7 +171,7 @@ class Fleet:
             # reported yet stand first here, and as many rows behind the cut were in slots.
             begun=in_flight[: self._settings.slots],
             untouched=in_flight[self._settings.slots :],
-            alone=len(in_flight) == 1,
+            alone=len({prompt.row for prompt in in_flight}) == 1,
             node=replica.node,
             failed_start=_is_failed_start(replica, error),
             decide_at=now + DOUBT_SECONDS if unreachable else now,
