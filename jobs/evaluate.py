@@ -89,10 +89,12 @@ def describe(result: Evaluation) -> str:
     if result.num_failed:
         lines.append(f"{result.num_failed} failed rows, counted as wrong")
     if result.mean_forwards is not None:
+        positions = ""
+        if result.mean_positions is not None:
+            positions = f"; positions computed per row: {result.mean_positions:,.0f} mean"
         lines.append(
             f"effective tokens per row: {result.mean_output_tokens:.1f} mean; "
-            f"forwards per row: {result.mean_forwards:.1f} mean; "
-            f"positions computed per row: {result.mean_positions:,.0f} mean"
+            f"forwards per row: {result.mean_forwards:.1f} mean{positions}"
         )
     lines.append(f"stop reasons: {output.counts(result.stop_reasons)}")
     if result.wrong:

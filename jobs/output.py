@@ -455,11 +455,13 @@ def closing_lines(summary: Summary, output: str, seconds: float) -> list[str]:
 
     num_ok = summary.num_rows - summary.num_failed
     lines = [f"{summary.num_rows} rows, {summary.num_failed} failed, {seconds:.1f} s"]
+    positions = ""
+    if num_ok and summary.num_positions is not None:
+        positions = f"positions computed per row: {summary.num_positions / num_ok:,.0f} mean; "
     if num_ok:
         lines += [
             f"forwards per row: {summary.num_forwards / num_ok:.1f} mean; "
-            f"positions computed per row: {summary.num_positions / num_ok:,.0f} mean; "
-            f"effective tokens per row: {summary.num_output_tokens / num_ok:.1f} mean",
+            f"{positions}effective tokens per row: {summary.num_output_tokens / num_ok:.1f} mean",
             f"stop reasons: {counts(summary.stop_reasons)}",
         ]
     if summary.canvases_per_forward is not None:

@@ -81,6 +81,11 @@ def _tell_shards(num_shards: int) -> Callable[[int], None]:
 
 def _input(files: list[InputFile], found: Forecast) -> list[str]:
     lines = [f"input     {found.num_rows} rows in {len(files)} shards"]
+    if found.num_samples > 1:
+        lines[0] += (
+            f" × {found.num_samples} samples = {found.num_rows * found.num_samples} rows to "
+            "decode; the figures below are of prompts"
+        )
     lines += [f"  {file.num_rows:9d}  {file.name}" for file in files[:SHARDS_LISTED]]
     if len(files) > SHARDS_LISTED:
         rows = [file.num_rows for file in files[SHARDS_LISTED:]]
@@ -92,6 +97,7 @@ def _input(files: list[InputFile], found: Forecast) -> list[str]:
         )
     lines.append(
         f"refused   {found.refused.total()} rows cannot be decoded and will be failed rows"
+        + (f", {found.num_samples} each" if found.refused and found.num_samples > 1 else "")
     )
     lines += [f"  {count:9d}  {reason}" for reason, count in found.refused.most_common()]
     return lines

@@ -19,7 +19,8 @@ from pipeline.config import RunConfig
 JOB = "lrd retry-failed"
 FIXED = {
     *("output", "decoding", "dtype", "compile"),
-    *("prompt_column", "prompt_format", "system_prompt", "truncation"),
+    *("prompt_column", "prompt_format", "system_prompt", "truncation", "allow_special_tokens"),
+    *("num_samples", "columns"),
 }
 """Settings that the fingerprint has by value. Input and model are in it by their contents, so they
 may be at another path now."""

@@ -82,6 +82,9 @@ def _rows(state: RunState) -> str:
         f"{state.num_failed} failed, {left} left; "
         f"{state.num_whole} of {len(state.shards)} shards written"
     )
+    if state.num_samples > 1:
+        num_prompts = state.num_rows // state.num_samples
+        line += f"; {num_prompts} prompts × {state.num_samples} samples"
     if state.whole and state.num_failed:
         line += "; lrd retry-failed decodes the failed rows again"
     return line

@@ -32,6 +32,8 @@ SAID = {"revision", "dtype", "prompt_column", "prompt_format", "system_prompt", 
 """Settings of a run that `best.toml` repeats where they were given."""
 GRID: dict[str, tuple[float, ...]] = {"r_f": (0.15, 0.3), "tau_decode": (0.1, 0.01, 0.001)}
 """What is swept where no values are given."""
+OWN_FLAGS = {"decoding", "num_samples", "columns"}
+"""Settings of a run that are not the user's: every problem is decoded once, with all columns."""
 NEAR = 1.5
 """The second plot: settings of at most so many times the forwards of the front's last."""
 
@@ -90,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["fast", "paper"],
         help="presets to measure as they are; `baseline` takes one pass per token [fast paper]",
     )
-    add_model_flags(parser.add_argument_group("run"), RunConfig, exclude={"decoding"})
+    add_model_flags(parser.add_argument_group("run"), RunConfig, exclude=OWN_FLAGS)
     swept = {*SWEPT, *FIELDS}
     add_model_flags(parser.add_argument_group("decoding"), DecodingConfig, exclude=swept)
 

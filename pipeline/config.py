@@ -13,7 +13,11 @@ from lrd.config import Compile, DecodingConfig, PassRows, PromptFormat, Truncati
 MAX_SLOTS = 65_536
 MAX_REPLICAS = 100_000
 MAX_SHARDS = 100_000
+MAX_SAMPLES = 10_000
 """Larger numbers are slips of the hand, which would fill memory before anything is decoded."""
+
+Columns = Literal["minimal", "standard", "full"]
+"""Which result columns are written; `pipeline.rows.Result` names the level of each."""
 
 
 class RunConfig(BaseModel):
@@ -38,6 +42,18 @@ class RunConfig(BaseModel):
     )
     truncation: Truncation = Field(
         "fail", description="prompt too long for the model: fail the row, or keep its last tokens"
+    )
+    num_samples: int = Field(
+        1,
+        ge=1,
+        le=MAX_SAMPLES,
+        description="rows for each prompt, each drawn with a seed of its own; above 1 needs a "
+        "temperature above 0",
+    )
+    columns: Columns = Field(
+        "full",
+        description="result columns. minimal: answer, counts, errors; standard: all but traces "
+        "and lists of tokens; full: all",
     )
     model: str = Field(
         "tiny", description="checkpoint folder or its URI, hub id, tiny or tiny_sheets"
@@ -125,6 +141,15 @@ class RunConfig(BaseModel):
         if not value.strip():
             raise ValueError("is empty; name a folder, a file or a URI")
         return value
+
+    @model_validator(mode="after")
+    def _check_samples(self) -> Self:
+        if self.num_samples > 1 and self.decoding.temperature == 0:
+            raise ValueError(
+                f"num_samples {self.num_samples} at temperature 0 would give every prompt the same "
+                "answer so many times; set temperature above 0, or drop num_samples"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_placement(self) -> Self:

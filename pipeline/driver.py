@@ -34,7 +34,7 @@ from pipeline.replicas.deaths import Limits, RunStoppedError, Suspects, quaranti
 from pipeline.replicas.fleet import Fleet, room_error
 from pipeline.replicas.handle import ReplicaHandle
 from pipeline.replicas.replica import SLOTS_AHEAD
-from pipeline.rows import Prompt, Report, results_batch
+from pipeline.rows import Prompt, Report, reported_schema, results_batch
 
 TICK_SECONDS = 0.5
 PROGRESS_SECONDS = 0.1
@@ -62,7 +62,7 @@ class Driver:
         self._suspects = Suspects(config.max_attempts)
         self._stopping = False
         self._limits = Limits(config.max_restarts, config.start_seconds)
-        owed_rows = sum(ledger.plan.files[number].num_rows for number in self._owed)
+        owed_rows = sum(map(ledger.plan.num_rows_of, self._owed))
         self._tracker = ProgressTracker(ledger.plan.num_rows, ledger.plan.num_rows - owed_rows)
         self._metrics = RunMetrics()
         self._environments = environments(ledger.earlier)
@@ -120,7 +120,7 @@ class Driver:
             self._owed.popleft()
             shard = found.shard
             self._ledger.open(shard)
-            self._tracker.shard_read(shard.prompts.num_rows, shard.num_done, found.prompts)
+            self._tracker.shard_read(shard.num_rows, shard.num_done, found.prompts)
             self._take(shard.number, found.failed)
             self._buckets.add(found.prompts)
 
@@ -233,10 +233,12 @@ class Driver:
             by_shard.setdefault(prompt.shard, []).append(position)
         for shard, positions in by_shard.items():
             rows = results if len(by_shard) == 1 else results.take(pa.array(positions, pa.int64()))
-            self._take(shard, rows, [prompts[position].index for position in positions])
+            place = self._ledger.plan.layout.position
+            finished = [prompts[position] for position in positions]
+            self._take(shard, rows, [place(prompt.index, prompt.sample) for prompt in finished])
 
-    def _take(self, shard: int, results: pa.RecordBatch, indices: list[int] | None = None) -> None:
-        new = self._ledger.add(shard, results, indices)
+    def _take(self, shard: int, results: pa.RecordBatch, places: list[int] | None = None) -> None:
+        new = self._ledger.add(shard, results, places)
         self._tracker.rows_done(new)
         self._metrics.rows(new)
         record_rows(shard, new)
@@ -270,7 +272,8 @@ class Driver:
     def _quarantine(self, prompt: Prompt, reason: str) -> None:
         result = quarantined(prompt, reason)
         self._ledger.event("row quarantined", row=prompt.row_id, error=result.error)
-        self._take(prompt.shard, results_batch([result]))
+        schema = reported_schema(self._config.columns)
+        self._take(prompt.shard, results_batch([result], schema))
 
     # Storing.
 

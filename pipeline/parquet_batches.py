@@ -66,8 +66,8 @@ def read_table(
 
 
 def rows_at(table: pa.Table, rows: Sequence[int]) -> pa.Table:
-    """These rows of a table, ascending. By slices, as Arrow's `take` and `filter` do not support
-    string views."""
+    """These rows of a table, in this order; a row may come again. By slices, as Arrow's `take` and
+    `filter` do not support string views."""
     parts, first = [], 0
     for n, row in enumerate(rows, start=1):
         if n == len(rows) or rows[n] != row + 1:

@@ -15,10 +15,14 @@ from pipeline.config import RunConfig
 from pipeline.input import input_files, prompt_shards
 from pipeline.input.prompt_shards import PromptShards
 from pipeline.output.other_readers import cannot_open
-from pipeline.rows import InputFile
+from pipeline.rows import InputFile, Layout
 from pipeline.storage.model_files import local_model
 from pipeline.storage.storage import Storage, refused_as_settings
 from pipeline.storage.uri_secrets import refuse_secret
+
+MANY_ROWS = 500_000
+"""A result shard of more rows, because of its samples, is worth a note: at 256 tokens it takes the
+driver over a gigabyte."""
 
 
 def package_version() -> str:
@@ -37,6 +41,8 @@ class Checked:
     output: Storage
     face: Any
     """The model without weights: tokenizer, positions, special ids."""
+    num_samples: int = 1
+    """Result rows of each prompt."""
 
     @property
     def files(self) -> list[InputFile]:
@@ -46,7 +52,15 @@ class Checked:
     @property
     def notes(self) -> list[str]:
         """Warnings to show before anything is decoded, a line each."""
-        return [*self.inputs.notes(), *cannot_open(self.inputs.schema)]
+        notes = [*self.inputs.notes(), *cannot_open(self.inputs.schema)]
+        largest = max(self.files, key=lambda file: file.num_rows, default=None)
+        if self.num_samples > 1 and largest and largest.num_rows * self.num_samples > MANY_ROWS:
+            notes.append(
+                f"{largest.name}: {largest.num_rows} prompts × {self.num_samples} samples make a "
+                f"shard of {largest.num_rows * self.num_samples} rows, which the driver has in "
+                "memory until all are finished; `lrd prepare --rows-per-shard` makes smaller shards"
+            )
+        return notes
 
 
 @refused_as_settings()
@@ -76,7 +90,7 @@ def check(config: RunConfig) -> Checked:
             f"gen_length {config.decoding.gen_length} leaves no room for a prompt in the "
             f"model's {face.max_length} positions"
         )
-    return Checked(inputs, output, face)
+    return Checked(inputs, output, face, config.num_samples)
 
 
 def refuse_secrets(config: RunConfig) -> None:
@@ -105,6 +119,7 @@ def fingerprint_of(
         "decoding": config.decoding.model_dump(exclude=config.decoding.unrecorded),
         "prompts": config.model_dump(include=prompts),
         "input": {file.name: file.sha256 for file in files},
+        **Layout(config.num_samples, config.columns).facts,
     }
 
 

@@ -1,18 +1,23 @@
 """The dataclasses that travel between the driver and a replica: prompts there, results back.
 
 `Result` is the one place where a column of the result dataset is written down: its name, Arrow
-type and meaning. The schema, the dataset card and the README's table are made from it.
+type, meaning and level. The schemas, the dataset card and the README's table are made from it.
+`Layout` says which rows and columns a run's result shards have; `row_id` makes a row's id and
+`split_id` takes it apart.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, get_args
 
 import pyarrow as pa
+
+from pipeline.config import Columns
 
 if TYPE_CHECKING:
     from lrd import Sample
@@ -30,30 +35,43 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One input row, tokenised: from the driver to a replica."""
+    """One sample of an input row, tokenised: from the driver to a replica."""
 
     shard: int
     index: int
-    """Row number in its shard."""
+    """Row number in its prompt shard."""
     token_ids: list[int]
+    """One list for all samples of the row."""
     bucket: int
     """Prompt tokens that its slot has room for."""
+    sample: int | None = None
+    """Which of the row's samples, from 0; None where a row has one."""
     begun: int = 0
     """Replicas that ended while it was in one of their slots, whatever the cause."""
     suspect: bool = False
     """Whether it was in a slot at a death that no lost node explains. Suspects are tried apart
     from other rows."""
     deaths_alone: int = 0
-    """Deaths of replicas that held no other row, and that no lost node explains."""
+    """Deaths of replicas that held no other row (but samples of the same prompt), and that no lost
+    node explains."""
 
     @property
     def row_id(self) -> str:
-        return row_id(self.shard, self.index)
+        return row_id(self.shard, self.index, self.sample)
+
+    @property
+    def row(self) -> tuple[int, int]:
+        """The prompt row, the same for all its samples."""
+        return self.shard, self.index
 
 
-def column(kind: pa.DataType, meaning: str) -> Any:
-    """A field of `Result` with the Arrow type and the meaning of its column; None by default."""
-    return field(default=None, metadata={"type": kind, "meaning": meaning})
+def column(kind: pa.DataType, meaning: str, *, level: Columns) -> Any:
+    """A field of `Result` with the Arrow type and the meaning of its column; None by default.
+
+    level: the least `--columns` that keeps it: `minimal` for what every run keeps, `standard` for
+    other scalars, `full` for traces and lists of tokens.
+    """
+    return field(default=None, metadata={"type": kind, "meaning": meaning, "level": level})
 
 
 INTS, FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -63,57 +81,91 @@ INTS, FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
 class Result:
     """One output row without the input's columns; None where a failed row has no value."""
 
-    row_id: str = column(pa.string(), "shard and row number; ids sort in the input's order")
-    status: str = column(pa.string(), "ok, or failed")
-    error: str | None = column(pa.string(), "why a row failed")
-    output_text: str | None = column(pa.string(), "the answer, up to the first EOS")
-    output_token_ids: list[int] | None = column(INTS, "the whole canvas, `gen_length` ids")
+    row_id: str = column(
+        pa.string(),
+        "shard and row number of its prompt, and its sample where there are several; ids sort "
+        "in the order of the rows",
+        level="minimal",
+    )
+    sample: int = column(pa.int32(), "which of the prompt row's samples, from 0", level="minimal")
+    status: str = column(pa.string(), "ok, or failed", level="minimal")
+    error: str | None = column(pa.string(), "why a row failed", level="minimal")
+    output_text: str | None = column(
+        pa.string(), "the answer, up to the first EOS", level="minimal"
+    )
+    output_token_ids: list[int] | None = column(
+        INTS, "the whole canvas, `gen_length` ids", level="full"
+    )
     num_output_tokens: int | None = column(
-        pa.int32(), "tokens before the first EOS: the paper's effective tokens"
+        pa.int32(), "tokens before the first EOS: the paper's effective tokens", level="minimal"
     )
     num_prompt_tokens: int | None = column(
-        pa.int32(), "tokens of the prompt with its template, as decoded"
+        pa.int32(), "tokens of the prompt with its template, as decoded", level="standard"
     )
-    num_forwards: int | None = column(pa.int32(), "forward passes: `refine_steps` + `decode_steps`")
-    refine_steps: int | None = column(pa.int32(), "passes that only refined beliefs (phase 1)")
-    decode_steps: int | None = column(pa.int32(), "passes that committed tokens (phase 2)")
+    num_forwards: int | None = column(
+        pa.int32(), "forward passes: `refine_steps` + `decode_steps`", level="minimal"
+    )
+    refine_steps: int | None = column(
+        pa.int32(), "passes that only refined beliefs (phase 1)", level="standard"
+    )
+    decode_steps: int | None = column(
+        pa.int32(), "passes that committed tokens (phase 2)", level="standard"
+    )
     full_passes: int | None = column(
         pa.int32(),
         "passes that went through prompt and canvas; the others computed their block alone",
+        level="standard",
     )
     positions_computed: int | None = column(
         pa.int64(),
         "positions that went through the model, over all passes; padding is not counted",
+        level="standard",
     )
-    blocks: int | None = column(pa.int32(), "blocks that were decoded")
+    blocks: int | None = column(pa.int32(), "blocks that were decoded", level="standard")
     stop_reason: str = column(
-        pa.string(), "complete, converged (early stop), eos (filled behind an EOS) or failed"
+        pa.string(),
+        "complete, converged (early stop), eos (filled behind an EOS) or failed",
+        level="minimal",
     )
     open_at_stop: int | None = column(
-        pa.int32(), "positions that an early stop committed while they were still open"
+        pa.int32(),
+        "positions that an early stop committed while they were still open",
+        level="standard",
     )
     max_entropy_at_stop: float | None = column(
-        pa.float32(), "largest entropy among those positions, nats; 0 where there were none"
+        pa.float32(),
+        "largest entropy among those positions, nats; 0 where there were none",
+        level="standard",
     )
     refine_converged: bool | None = column(
-        pa.bool_(), "whether every refinement phase converged before `max_refine_steps`"
+        pa.bool_(),
+        "whether every refinement phase converged before `max_refine_steps`",
+        level="standard",
     )
     kl_trace: list[float | None] | None = column(
-        FLOATS, "D_t of Eq. 6 a pass, nats; null in a block's first"
+        FLOATS, "D_t of Eq. 6 a pass, nats; null in a block's first", level="full"
     )
     entropy_trace: list[float] | None = column(
-        FLOATS, "mean entropy of the open positions a pass, nats"
+        FLOATS, "mean entropy of the open positions a pass, nats", level="full"
     )
     commit_step: list[int] | None = column(
-        INTS, "the pass that committed each canvas position; 0 where EOS filled the rest"
+        INTS,
+        "the pass that committed each canvas position; 0 where EOS filled the rest",
+        level="full",
     )
-    mean_mix_weight: float | None = column(pa.float32(), "mean weight α of the soft embeddings")
-    bucket: int | None = column(pa.int32(), "prompt tokens that the row's slot held")
+    mean_mix_weight: float | None = column(
+        pa.float32(), "mean weight α of the soft embeddings", level="standard"
+    )
+    bucket: int | None = column(
+        pa.int32(), "prompt tokens that the row's slot held", level="standard"
+    )
     seconds: float | None = column(
-        pa.float32(), "wall time in its slot, shared with the slot's neighbours"
+        pa.float32(), "wall time in its slot, shared with the slot's neighbours", level="standard"
     )
-    replica: str | None = column(pa.string(), "which replica decoded it")
-    attempts: int = column(pa.int32(), "times it got a slot; 0 where it never could")
+    replica: str | None = column(pa.string(), "which replica decoded it", level="standard")
+    attempts: int = column(
+        pa.int32(), "times it got a slot; 0 where it never could", level="standard"
+    )
 
     @classmethod
     def of_sample(cls, sample: Sample, prompt: Prompt, *, replica: str) -> Result:
@@ -134,6 +186,7 @@ class Result:
             }
         return cls(
             row_id=prompt.row_id,
+            sample=prompt.sample or 0,
             error=sample.error,
             num_prompt_tokens=len(prompt.token_ids),
             num_forwards=sample.num_forwards,
@@ -165,6 +218,7 @@ class Result:
         """The row of a prompt that could not be decoded."""
         return cls(
             row_id=row_id,
+            sample=split_id(row_id)[2] or 0,
             status="failed",
             error=error,
             num_prompt_tokens=num_prompt_tokens,
@@ -176,15 +230,85 @@ class Result:
 
 COLUMNS: tuple[Field[Any], ...] = fields(Result)
 RESULT_SCHEMA = pa.schema([(column.name, column.metadata["type"]) for column in COLUMNS])
-"""The columns that a run adds to the input's, in order."""
+"""The columns that a run adds to the input's, in order, at the level `full`."""
 MEANINGS: dict[str, str] = {column.name: column.metadata["meaning"] for column in COLUMNS}
+LEVELS: tuple[Columns, ...] = get_args(Columns)
+"""Values of `--columns`; each keeps the columns of those before it."""
+COUNTED_LIVE = ("bucket", "seconds", "replica")
+"""What the driver's progress and metrics need of a finished row. A replica reports these at every
+level; the driver stores them where the level keeps them."""
 
 
-def results_batch(results: Sequence[Result]) -> pa.RecordBatch:
-    """Results as rows of `RESULT_SCHEMA`."""
-    rows = [{name: getattr(result, name) for name in MEANINGS} for result in results]
+@cache
+def kept_schema(columns: Columns) -> pa.Schema:
+    """The columns that a run at this level writes, in order."""
+    return pa.schema([RESULT_SCHEMA.field(c.name) for c in COLUMNS if _keeps(columns, c)])
+
+
+@cache
+def reported_schema(columns: Columns) -> pa.Schema:
+    """The columns of a replica's reports at this level: those kept, and `COUNTED_LIVE`."""
+    names = [c.name for c in COLUMNS if _keeps(columns, c) or c.name in COUNTED_LIVE]
+    return pa.schema([RESULT_SCHEMA.field(name) for name in names])
+
+
+def _keeps(columns: Columns, column: Field[Any]) -> bool:
+    return LEVELS.index(column.metadata["level"]) <= LEVELS.index(columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which rows and columns the result shards of a run have.
+
+    A prompt shard of R rows gives a result shard of R · num_samples: all samples of its first row
+    in order, then those of the second.
+    """
+
+    num_samples: int = 1
+    columns: Columns = "full"
+
+    @classmethod
+    def of(cls, fingerprint: Mapping[str, Any]) -> Layout:
+        """The layout of a run with this fingerprint. Raises ValueError for impossible values."""
+        num_samples, columns = fingerprint.get("num_samples", 1), fingerprint.get("columns", "full")
+        if type(num_samples) is not int or num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples!r}; expected a number of at least 1")
+        if columns not in LEVELS:
+            raise ValueError(f"columns is {columns!r}; expected {', '.join(LEVELS)}")
+        return cls(num_samples, columns)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Its entries in a fingerprint: what is not the default, so that the fingerprint of a run
+        without these settings is that of versions that had none."""
+        found = {"num_samples": self.num_samples, "columns": self.columns}
+        return {name: value for name, value in found.items() if value != getattr(Layout(), name)}
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The result columns."""
+        return kept_schema(self.columns)
+
+    @property
+    def samples(self) -> Sequence[int | None]:
+        """`Prompt.sample` of each sample of a row."""
+        return (None,) if self.num_samples == 1 else range(self.num_samples)
+
+    def position(self, index: int, sample: int | None) -> int:
+        """Row number in the result shard of a prompt row's sample."""
+        return index * self.num_samples + (sample or 0)
+
+    def row_id(self, shard: int, position: int) -> str:
+        """The id of a result shard's row."""
+        index, sample = divmod(position, self.num_samples)
+        return row_id(shard, index, self.samples[sample])
+
+
+def results_batch(results: Sequence[Result], schema: pa.Schema = RESULT_SCHEMA) -> pa.RecordBatch:
+    """Results as rows of a schema, which has columns of `RESULT_SCHEMA`."""
+    rows = [{name: getattr(result, name) for name in schema.names} for result in results]
     # One conversion for all columns: column by column one row takes three times as long.
-    return pa.RecordBatch.from_struct_array(pa.array(rows, pa.struct(list(RESULT_SCHEMA))))
+    return pa.RecordBatch.from_struct_array(pa.array(rows, pa.struct(list(schema))))
 
 
 Key = tuple[int, int]
@@ -207,8 +331,8 @@ class Report:
 
     finished: list[Key]
     content: bytes
-    """The finished rows in that order, as one Arrow message of `RESULT_SCHEMA`: Ray would take
-    2 ms to pickle and get a table of one row, a message takes 0.1 ms."""
+    """The finished rows in that order, as one Arrow message of `reported_schema(columns)`: Ray
+    would take 2 ms to pickle and get a table of one row, a message takes 0.1 ms."""
     returned: list[Key]
     """Rows that a draining replica has not begun and will not."""
     events: list[str]
@@ -221,25 +345,30 @@ class Report:
     """Canvases that went through the model in these passes, those of free slots too."""
     phase: Phase = Phase.DECODING
     """What the replica's passes are doing now."""
+    columns: Columns = "full"
 
     @classmethod
-    def of(cls, results: Sequence[Result], **values: Any) -> Report:
+    def of(cls, results: Sequence[Result], columns: Columns = "full", **values: Any) -> Report:
         """A report of these finished rows."""
-        content = results_batch(results).serialize().to_pybytes() if results else b""
-        return cls(content=content, **values)
+        content = b""
+        if results:
+            content = results_batch(results, reported_schema(columns)).serialize().to_pybytes()
+        return cls(content=content, columns=columns, **values)
 
     def rows(self) -> pa.RecordBatch:
         """The finished rows, read in place."""
-        return pa.ipc.read_record_batch(self.content, RESULT_SCHEMA)
+        return pa.ipc.read_record_batch(self.content, reported_schema(self.columns))
 
 
-def row_id(shard: int, index: int) -> str:
-    """A row's name in the whole run: shard and row number, `00003-00000042`.
+def row_id(shard: int, index: int, sample: int | None = None) -> str:
+    """A row's name in the whole run: shard and row number of its prompt, `00003-00000042`; where
+    prompts have several samples, also which one it is, `00003-00000042-2`.
 
-    Names sort as text in the input's order: a number of more digits than these begins with a
-    letter, `a` for one more, `b` for two (`a123456-00000042`).
+    Names sort as text in the order of the result shards: a number of more digits than these begins
+    with a letter, `a` for one more, `b` for two (`a123456-00000042`, `00003-00000042-a17`).
     """
-    return f"{_sortable(shard, 5)}-{_sortable(index, 8)}"
+    name = f"{_sortable(shard, 5)}-{_sortable(index, 8)}"
+    return name if sample is None else f"{name}-{_sortable(sample, 1)}"
 
 
 def _sortable(number: int, width: int) -> str:
@@ -248,6 +377,12 @@ def _sortable(number: int, width: int) -> str:
     return f"{chr(ord('a') + more - 1)}{digits}" if more else digits
 
 
-def row_index(row_id: str) -> int:
-    """The row number inside its shard."""
-    return int(row_id.partition("-")[2].lstrip("abcdefgh"))
+def split_id(row_id: str) -> tuple[int, int, int | None]:
+    """Shard, row number and sample (None where it names none) of a row's id."""
+    shard, index, *sample = (int(part.lstrip("abcdefgh")) for part in row_id.split("-"))
+    return shard, index, sample[0] if sample else None
+
+
+def prompt_id(row_id: str) -> str:
+    """A row's id without its sample: the same for all samples of a prompt."""
+    return "-".join(row_id.split("-")[:2])

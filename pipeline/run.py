@@ -137,6 +137,7 @@ def _replica_settings(config: RunConfig, placement: Placement) -> ReplicaSetting
         device=placement.device,
         dtype=placement.dtype,
         decoding=config.decoding,
+        columns=config.columns,
         slots=config.slots,
         threads=max(1, int(placement.resources["num_cpus"])),
         compile=config.compile,

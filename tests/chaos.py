@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=5000)
     parser.add_argument("--shards", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--num-samples", type=int, default=1, help="of each row, drawn")
     parser.add_argument("--limit", type=float, default=2400, help="seconds")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -198,10 +199,12 @@ def main() -> None:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         try:
             nodes = [cluster.add_node(num_cpus=1) for _ in range(NODES)]
-            calm = Run(folder / "in", folder / "calm", cluster.address, folder / "calm.log")
+            flags = ["--num-samples", str(args.num_samples)]
+            flags += ["--temperature", "2"] if args.num_samples > 1 else []
+            calm = Run(folder / "in", folder / "calm", cluster.address, folder / "calm.log", *flags)
             calm.finish([])
             print(f"undisturbed run: {time.monotonic() - began:.0f} s", file=sys.stderr)
-            run = Run(folder / "in", folder / "out", cluster.address, folder / "out.log")
+            run = Run(folder / "in", folder / "out", cluster.address, folder / "out.log", *flags)
             chaos = Chaos(run, cluster, nodes, args.seed)
             chaos.go_on(args.kills, began + args.limit)
             run.finish([])
@@ -209,15 +212,16 @@ def main() -> None:
             cluster.shutdown()
         lost, duplicated, identical = compare(folder / "out", folder / "calm")
         placed = run.placed.read_text().splitlines()
-        recomputed = len(placed) - len(set(placed))
+        num_rows = args.rows * args.num_samples
+        recomputed = len(placed) - num_rows
     kills = {kind: chaos.kills[kind] for kind in WEIGHTS}
     for kind, count in kills.items():
         print(f"{kind:8} killed {count} times")
-    print(f"rows recomputed / rows: {recomputed} / {args.rows} = {recomputed / args.rows:.3f}")
+    print(f"rows recomputed / rows: {recomputed} / {num_rows} = {recomputed / num_rows:.3f}")
     print(f"wall time: {time.monotonic() - began:.0f} s")
     result = {
         "kills": kills,
-        "rows": args.rows,
+        "rows": num_rows,
         "rows_recomputed": recomputed,
         "lost": lost,
         "duplicated": duplicated,

@@ -51,6 +51,14 @@ def test_a_dozen_kills_change_no_bit() -> None:
     judge(chaos("--kills", "12", "--rows", "600", "--shards", "12", "--seed", "3"), 10)
 
 
+@pytest.mark.timeout(400)
+def test_kills_among_samples_change_no_bit() -> None:
+    words = ("--kills", "4", "--rows", "40", "--shards", "4", "--num-samples", "4", "--seed", "5")
+    found = chaos(*words)
+    judge(found, 2)
+    assert found["rows"] == 160
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_hundred_kills_change_no_bit() -> None:

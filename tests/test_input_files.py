@@ -23,7 +23,7 @@ from pipeline.input.input_files import find
 from pipeline.inspection.verify import Verification
 from pipeline.output.run_folder import Commit, commit_name, read_commits, shard_name, shard_stem
 from pipeline.preflight import check, fingerprint_of
-from pipeline.rows import row_id, row_index
+from pipeline.rows import row_id, split_id
 from pipeline.storage.storage import Storage
 
 
@@ -292,7 +292,7 @@ def test_rows_sort_as_their_numbers_do() -> None:
     names = [row_id(*place) for place in places]
     assert names == sorted(names)
     assert len(set(names)) == len(names)
-    assert [row_index(name) for name in names] == [index for _, index in places]
+    assert [split_id(name) for name in names] == [(*place, None) for place in places]
     assert row_id(7, 42) == "00007-00000042"
 
 

@@ -87,13 +87,13 @@ def add(ledger: Ledger, *results: Result) -> int:
 
 
 def rows_of(shard: OpenShard) -> list[int]:
-    return [index for index in range(shard.prompts.num_rows) if shard.has(index)]
+    return [index for index in range(shard.prompts.num_rows) if not shard.missing(index)]
 
 
 def finish(place: Place, ledger: Ledger, number: int = 0, text: str = "four") -> None:
     shard = opened(place, ledger, number)
     for index in range(3):
-        if not shard.has(index):
+        if shard.missing(index):
             add(ledger, result(number, index, text))
     assert ledger.commit_complete() == 1
 

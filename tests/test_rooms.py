@@ -49,7 +49,8 @@ def reached_from(path: Path) -> dict[str, list[str]]:
 
 
 MAY_IMPORT = {
-    "rows": ("lrd",),
+    # The levels of columns are a setting.
+    "rows": ("lrd", "pipeline.config"),
     "config": ("lrd",),
     # The patterns of a checkpoint's files are lrd's.
     "storage": ("pipeline.faults", "pipeline.storage", "lrd.models.hub", "lrd.models.registry"),

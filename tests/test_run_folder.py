@@ -184,7 +184,7 @@ def test_a_file_of_others_among_segments_keeps_no_row_from_going_on(
     made.begin()
     assert made.ledger.owed() == [0, 1, 2]
     shard = made.open_shard(1)
-    assert [shard.has(index) for index in range(4)] == [True, False, True, False]
+    assert [not shard.missing(index) for index in range(4)] == [True, False, True, False]
     made.whole().end()
     assert all(not found.wrong for found in Verification(made.storage).findings())
     assert made.begin().ledger.owed() == []

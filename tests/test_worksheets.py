@@ -231,7 +231,7 @@ def test_the_command_counts_problems_and_sheets(
         row = Result.failed(row_id(0, index), "too long")
         rows.append(row if text is None else _decoded(row, text))
     shard = pa.table({"prompt": ["?"] * 5, "answer": answers})
-    content = result_shards.shard_bytes(shard, results_batch(rows), {})
+    content = result_shards.shard_bytes(shard, pa.Table.from_batches([results_batch(rows)]), {})
     Storage(str(tmp_path / "out")).write("data/train-00000-of-00001.parquet", content)
     for words in ([], ["--output", str(tmp_path / "elsewhere" / "s.parquet")]):
         parser = argparse.ArgumentParser()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import tempfile
 import time
 from itertools import cycle, islice
@@ -29,6 +30,7 @@ from pipeline import run
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
 from pipeline.observe.eta import Progress
+from pipeline.rows import LEVELS
 
 FORWARDS = Path(__file__).parents[1] / "benchmarks" / "forwards.csv"
 
@@ -87,17 +89,24 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             replicas=args.replicas,
             cpus_per_replica=args.cpus_per_replica,
             slots=args.slots,
-            decoding=DecodingConfig.preset("fast", gen_length=args.gen_length),
+            num_samples=args.num_samples,
+            columns=args.columns,
+            decoding=DecodingConfig.preset(
+                "fast", gen_length=args.gen_length, temperature=float(args.num_samples > 1)
+            ),
         )
         began, cpu = time.monotonic(), time.process_time()
         summary = run.generate(config, watch, drivers.append, actors=actors)
         seconds, cpu = time.monotonic() - began, time.process_time() - cpu
-        assert (summary.num_rows, summary.num_failed) == (args.rows, 0)
+        num_rows = args.rows * args.num_samples
+        assert (summary.num_rows, summary.num_failed) == (num_rows, 0)
         found = [json.loads(path.read_text()) for path in (folder / "reports").iterdir()]
     occupied = sum(fact["slot_seconds"] for fact in found)
     available = sum(fact["seconds"] for fact in found) * args.slots * args.share
     return {
         "rows": args.rows,
+        "num_samples": args.num_samples,
+        "columns": args.columns,
         "replicas": args.replicas,
         "processes": -(-args.replicas // args.share),
         "slots": args.slots,
@@ -106,8 +115,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "rows_per_second": round(watch.rows_per_second, 1),
         "driver_cores": round(cpu / seconds, 3),
-        "driver_cpu_us_per_row": round(1e6 * cpu / args.rows, 1),
+        "driver_cpu_us_per_row": round(1e6 * cpu / num_rows, 1),
         "busy": round(occupied / available, 4) if available else None,
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "memory_mib": {rows: round(size / 2**20) for rows, size in _few(watch.memory)},
     }
 
@@ -123,6 +133,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--rows-a-shard", type=int, default=5000)
+    parser.add_argument("--num-samples", type=int, default=1, help="of each row")
+    parser.add_argument("--columns", choices=LEVELS, default="full")
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--share", type=int, default=1, help="simulated replicas a process")
     parser.add_argument("--cpus-per-replica", type=float, default=0.02)

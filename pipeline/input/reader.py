@@ -18,7 +18,15 @@ from pipeline.input.buckets import bucket_of, choose_lengths, fitting
 from pipeline.input.prompt_shards import PromptShards
 from pipeline.input.prompt_text import texts
 from pipeline.output.open_shard import OpenShard
-from pipeline.rows import InputFile, Prompt, Result, results_batch, row_id
+from pipeline.rows import (
+    InputFile,
+    Layout,
+    Prompt,
+    Result,
+    reported_schema,
+    results_batch,
+    row_id,
+)
 
 MAX_BUCKETS = 6
 """Most buckets. Fewer mean more padding; with more, buckets often cannot fill a batch."""
@@ -34,9 +42,9 @@ class ReadShard:
 
     shard: OpenShard
     prompts: list[Prompt]
-    """Prompts without a stored result."""
+    """Prompts without a stored result: every sample of a row, then those of the next."""
     failed: pa.RecordBatch
-    """Results of rows that cannot be decoded."""
+    """Results of rows that cannot be decoded, as a replica reports them."""
 
 
 class Reader:
@@ -81,7 +89,8 @@ class Reader:
         Raises ValueError where the file has changed since the run was planned.
         """
         planned = self._files[number]
-        shard = OpenShard(number, self._inputs.read(planned.name))
+        layout = Layout(self._config.num_samples, self._config.columns)
+        shard = OpenShard(number, self._inputs.read(planned.name), layout)
         if shard.prompts.num_rows != planned.num_rows:
             raise ValueError(
                 f"{self._inputs.storage.path(planned.name)}: has {shard.prompts.num_rows} rows, "
@@ -91,22 +100,24 @@ class Reader:
         return self.encode(shard)
 
     def encode(self, shard: OpenShard) -> ReadShard:
-        """Tokenise the prompts of a shard that have no result yet."""
-        number = shard.number
+        """Tokenise the prompts of a shard that have no result yet, each once for all samples."""
         column = shard.prompts[self._config.prompt_column]
         prompts: list[Prompt] = []
         failed: list[Result] = []
         for first in range(0, len(column), ROWS_AT_A_TIME):
             some = texts(column[first : first + ROWS_AT_A_TIME])
-            owed = [n for n in range(len(some)) if not shard.has(first + n)]
+            missing = [shard.missing(first + n) for n in range(len(some))]
+            owed = [n for n, samples in enumerate(missing) if samples]
             for n, ids in zip(owed, self._encode([some[n] for n in owed]), strict=True):
-                self._sort_in(number, first + n, ids, prompts, failed)
-        return ReadShard(shard, prompts, results_batch(failed))
+                self._sort_in(shard.number, first + n, missing[n], ids, prompts, failed)
+        schema = reported_schema(self._config.columns)
+        return ReadShard(shard, prompts, results_batch(failed, schema))
 
     def _sort_in(
         self,
         number: int,
         index: int,
+        samples: Sequence[int | None],
         ids: list[int] | ValueError,
         prompts: list[Prompt],
         failed: list[Result],
@@ -118,11 +129,11 @@ class Reader:
             num_tokens = len(ids)
             ids = fit_prompt(ids, self._max_tokens, self._config.truncation)
         except ValueError as error:
-            name = row_id(number, index)
-            failed.append(Result.failed(name, str(error), num_prompt_tokens=num_tokens))
+            names = [row_id(number, index, sample) for sample in samples]
+            failed += [Result.failed(n, str(error), num_prompt_tokens=num_tokens) for n in names]
             return
         bucket = fitting(len(ids), self.lengths) or bucket_of(len(ids), self._max_tokens)
-        prompts.append(Prompt(number, index, ids, bucket))
+        prompts += [Prompt(number, index, ids, bucket, sample) for sample in samples]
 
     def _encode(self, prompts: Sequence[str | ValueError | None]) -> list[list[int] | ValueError]:
         found = [_without_text(prompt) for prompt in prompts]

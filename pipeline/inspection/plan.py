@@ -36,9 +36,11 @@ class Forecast:
     """Lengths and buckets of the prompts that were read, and the reasons why rows will fail."""
 
     num_rows: int
-    """Of the whole input."""
+    """Of the whole input, like all figures here: prompts, however many samples each has."""
+    num_samples: int = 1
+    """Result rows of each prompt."""
     num_seen: int = 0
-    """Rows that were tokenised: all, or a sample."""
+    """Rows that were tokenised: all, or the first of each shard."""
     lengths: Counter[int] = field(default_factory=Counter)
     """Prompts by their number of tokens, as they will be decoded."""
     refused: Counter[str] = field(default_factory=Counter)
@@ -64,7 +66,7 @@ def forecast(
 
     on_shard: called with the number of every shard that has been read.
     """
-    found = Forecast(sum(file.num_rows for file in run.files))
+    found = Forecast(sum(file.num_rows for file in run.files), config.num_samples)
     reader = Reader(config, run.inputs, run.files, run.face, run.face.max_length)
     for number, file in enumerate(run.files):
         prompts = run.inputs.read(file.name, [config.prompt_column], sample)
@@ -103,7 +105,7 @@ def check_output(run: Checked, config: RunConfig, dtype: str) -> Inspector | Non
 
 
 def rows_left(found: Forecast, inspector: Inspector | None) -> dict[int, float]:
-    """Rows still to be decoded, by bucket, for the whole input.
+    """Result rows still to be decoded, by bucket, for the whole input.
 
     A shard that was sampled, or of which some rows are done, counts by its share.
     """
@@ -111,7 +113,7 @@ def rows_left(found: Forecast, inspector: Inspector | None) -> dict[int, float]:
     if inspector is not None:
         states = inspector.snapshot().shards
         shares = [1 - s.num_done / s.num_rows if s.num_rows else 0.0 for s in states]
-    scale = found.num_rows / found.num_seen if found.num_seen else 0.0
+    scale = found.num_samples * found.num_rows / found.num_seen if found.num_seen else 0.0
     left: dict[int, float] = dict.fromkeys(found.buckets, 0.0)
     for share, by_bucket in zip(shares, found.shards, strict=True):
         for bucket, count in by_bucket.items():
@@ -157,9 +159,12 @@ def duration_of(
     if source is None:
         return "unknown: nothing was decoded with these settings yet; --like OUT takes a run's pace"
     pace = pace_of(Storage(source))
+    manifest = read_manifest(Storage(source))
+    if pace is None and "seconds" not in manifest.layout.schema.names:
+        return f"unknown: {source} keeps {manifest.layout.columns} columns, without seconds"
     if pace is None:
         return f"unknown: {source} has decoded no row yet"
-    there = read_manifest(Storage(source)).settings["decoding"]
+    there = manifest.settings["decoding"]
     return Duration(
         seconds=seconds_for(left, pace, config.replicas),
         num_rows=num_left,

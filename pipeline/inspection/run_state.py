@@ -25,6 +25,7 @@ class ShardState:
     """whole: written. retried: written, and its failed rows are being decoded again. open: some of
     its rows are in segments. waiting: none of it is on storage."""
     num_rows: int
+    """Samples of its prompts."""
     num_done: int
     num_failed: int
     """Of those done."""
@@ -58,6 +59,8 @@ class RunState:
     uri: str
     created: str
     settings: dict[str, Any]
+    num_samples: int
+    """Rows of each prompt."""
     shards: list[ShardState]
     num_forwards: int
     """Of the rows in whole shards."""

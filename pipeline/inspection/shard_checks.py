@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.rows import RESULT_SCHEMA, row_id
+from pipeline.output.result_shards import repeated
+from pipeline.rows import Layout
 
 ROWS_NAMED = 3
 """Rows of a shard that are named for the same finding; the others are counted."""
@@ -23,11 +24,24 @@ class Expected:
     """What a shard was planned to hold."""
 
     number: int
-    num_rows: int
+    num_prompts: int
     input_name: str
     fingerprint: dict[str, Any]
     prompts: pa.Table | None
     """The input's rows; None where they cannot be read or have changed."""
+
+    @property
+    def layout(self) -> Layout:
+        """Which rows and columns it has."""
+        return Layout.of(self.fingerprint)
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_prompts * self.layout.num_samples
+
+    def row_id(self, row: int) -> str:
+        """The id of one of its rows."""
+        return self.layout.row_id(self.number, row)
 
     @property
     def gen_length(self) -> int | None:
@@ -67,7 +81,7 @@ class ShardCheck:
         self._check_groups(file)
 
     def _found(self, what: str, row: int | None = None) -> None:
-        name = None if row is None else row_id(self.expected.number, row)
+        name = None if row is None else self.expected.row_id(row)
         self.findings.append((name, what))
 
     def _check_footer(self, footer: dict[bytes, bytes]) -> None:
@@ -85,9 +99,10 @@ class ShardCheck:
 
     def _check_schema(self, schema: pa.Schema) -> bool:
         """Whether the file has the input's columns, then the results', each with its type."""
-        before = len(schema) - len(RESULT_SCHEMA)
+        results = self.expected.layout.schema
+        before = len(schema) - len(results)
         fields = list(schema)
-        wanted = list(RESULT_SCHEMA)
+        wanted = list(results)
         if self.expected.prompts is not None:
             wanted = [*self.expected.prompts.schema, *wanted]
             before = 0
@@ -102,7 +117,7 @@ class ShardCheck:
         return False
 
     def _check_row_ids(self, found: list[str | None]) -> None:
-        expected = [row_id(self.expected.number, n) for n in range(self.expected.num_rows)]
+        expected = list(map(self.expected.row_id, range(self.expected.num_rows)))
         if found == expected:
             return
         counts = Counter(found)
@@ -140,12 +155,15 @@ class ShardCheck:
 
     def _wrong_rows(self, rows: pa.Table, first: int) -> Iterator[tuple[str, list[int]]]:
         yield from contradictions(rows, self.expected.gen_length)
+        num_samples = self.expected.layout.num_samples
+        samples = [row % num_samples for row in range(first, first + rows.num_rows)]
+        wrong = pc.not_equal(rows["sample"].fill_null(-1), pa.array(samples, pa.int32()))
+        yield "its sample is not that of its row", pc.indices_nonzero(wrong).to_pylist()
         prompts = self.expected.prompts
-        if prompts is not None:
-            part = prompts.slice(first, rows.num_rows)
-            if part.num_rows == rows.num_rows:
-                found = list(_differing(part, rows.select(prompts.column_names)))
-                yield "its input columns are not the input's row", found
+        if prompts is not None and first + rows.num_rows <= self.expected.num_rows:
+            part = repeated(prompts, first, rows.num_rows, num_samples)
+            found = list(_differing(part, rows.select(prompts.column_names)))
+            yield "its input columns are not the input's row", found
 
     def _name_rows(self, rows: list[int], what: str) -> None:
         for row in rows[:ROWS_NAMED]:
@@ -155,28 +173,34 @@ class ShardCheck:
 
 
 def contradictions(rows: pa.Table, gen_length: int | None) -> Iterator[tuple[str, list[int]]]:
-    """Values in result rows that contradict each other, and the indices of those rows."""
+    """Values in result rows that contradict each other, and the indices of those rows. Columns that
+    the run does not keep are not checked."""
+    there = set(rows.column_names)
     failed, ok = (pc.equal(rows["status"], word).fill_null(False) for word in ("failed", "ok"))
     no_error = pc.is_null(rows["error"])
-    no_output = pc.or_(pc.is_null(rows["output_text"]), pc.is_null(rows["output_token_ids"]))
+    no_output = pc.is_null(rows["output_text"])
+    if "output_token_ids" in there:
+        no_output = pc.or_(no_output, pc.is_null(rows["output_token_ids"]))
     passes = rows["num_forwards"].fill_null(0)
     rules = {
         "its status is neither ok nor failed": pc.invert(pc.or_(failed, ok)),
         "is failed without an error": pc.and_(failed, no_error),
         "is ok with an error": pc.and_(ok, pc.invert(no_error)),
         "is ok without an output": pc.and_(ok, no_output),
-        "its full_passes are more than its num_forwards": pc.and_(
-            ok, pc.greater(rows["full_passes"].fill_null(0), passes)
-        ),
         "is failed with an output": pc.and_(failed, pc.is_valid(rows["output_text"])),
     }
-    for name in ("kl_trace", "entropy_trace"):
-        differs = pc.not_equal(_lengths(rows[name]), passes)
-        rules[f"its {name} has not num_forwards values"] = pc.and_(ok, differs)
+    if "full_passes" in there:
+        more = pc.greater(rows["full_passes"].fill_null(0), passes)
+        rules["its full_passes are more than its num_forwards"] = pc.and_(ok, more)
+    lengths: dict[str, tuple[str, Any]] = dict.fromkeys(
+        ("kl_trace", "entropy_trace"), ("num_forwards", passes)
+    )
     if gen_length is not None:
-        for name in ("commit_step", "output_token_ids"):
-            differs = pc.not_equal(_lengths(rows[name]), gen_length)
-            rules[f"its {name} has not gen_length values"] = pc.and_(ok, differs)
+        lengths |= dict.fromkeys(("commit_step", "output_token_ids"), ("gen_length", gen_length))
+    for name in [name for name in lengths if name in there]:
+        of, length = lengths[name]
+        differs = pc.not_equal(_lengths(rows[name]), length)
+        rules[f"its {name} has not {of} values"] = pc.and_(ok, differs)
     for what, mask in rules.items():
         indices = pc.indices_nonzero(mask).to_pylist()
         if indices:

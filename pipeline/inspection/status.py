@@ -84,6 +84,7 @@ class Inspector:
             uri=self._output.uri,
             created=self._manifest.created,
             settings=self._manifest.settings,
+            num_samples=self._manifest.layout.num_samples,
             shards=shards,
             num_forwards=sum(commit.num_forwards for commit in commits.values()),
             driver=driver,
@@ -94,10 +95,11 @@ class Inspector:
     def _shard(
         self, number: int, file: InputFile, commit: Commit | None, segments: list[pa.Table]
     ) -> ShardState:
+        num_rows = file.num_rows * self._manifest.layout.num_samples
         if commit is None:
             num_done, num_failed = _tally(segments)
             state: Literal["open", "waiting"] = "open" if segments else "waiting"
-            return ShardState(number, state, file.num_rows, num_done, num_failed)
+            return ShardState(number, state, num_rows, num_done, num_failed)
         num_failed = commit.failed
         if segments and num_failed:
             name = shard_name(number, len(self.files))
@@ -105,9 +107,8 @@ class Inspector:
             _, num_failed = _tally([*([] if own is None else [own]), *segments])
         # Segments of a shard without failures were left by a driver that died at its commit.
         retried = bool(segments and commit.failed)
-        return ShardState(
-            number, "retried" if retried else "whole", file.num_rows, file.num_rows, num_failed
-        )
+        word: Literal["retried", "whole"] = "retried" if retried else "whole"
+        return ShardState(number, word, num_rows, num_rows, num_failed)
 
     def _read_segments(self) -> dict[int, list[pa.Table]]:
         """Row ids and statuses of the segments, by shard."""
@@ -170,7 +171,7 @@ def _refreshed(before: dict[Any, Any], found: dict[str, Stamp], read: Any) -> di
 
 
 def _read_statuses(output: Storage, name: str) -> pa.Table | None:
-    """Row ids and statuses of a segment or shard, two neighbouring columns that need one read;
+    """Row ids and statuses of a segment or shard, neighbouring columns that need one read;
     None where it cannot be read, no rows where it has vanished."""
     columns = ["row_id", "status"]
     try:

@@ -22,6 +22,7 @@ from pipeline.output.run_folder import (
     DATA,
     DRIVER,
     EVENTS,
+    MANIFEST,
     SEGMENTS,
     UnreadableError,
     commit_name,
@@ -35,7 +36,7 @@ from pipeline.output.run_folder import (
     shard_name,
 )
 from pipeline.output.run_records import Commit
-from pipeline.rows import row_id
+from pipeline.rows import RESULT_SCHEMA
 from pipeline.storage.storage import PARTIAL, Storage
 
 SHARDS_AT_A_TIME = 4
@@ -83,6 +84,7 @@ class Verification:
         self._output, self._inputs = output, inputs
         manifest = read_manifest(output)
         self.files, self._fingerprint = manifest.files, manifest.fingerprint
+        self._layout = manifest.layout
         names = [file.name for file in self.files]
         self._planned = None if inputs is None else PlannedPrompts(inputs, names)
         self.num_unfinished = self.num_rows = self.num_failed = 0
@@ -213,7 +215,13 @@ class Verification:
                 yield Finding(name, None, "is not a shard of this run", fix)
 
     def _notes(self) -> Iterator[Finding]:
-        """Notes on files that cannot be read and on which no row depends."""
+        """Notes on columns that are not kept, and on files that cannot be read and on which no row
+        depends."""
+        absent = [name for name in RESULT_SCHEMA.names if name not in self._layout.schema.names]
+        if absent:
+            what = f"the run keeps {self._layout.columns} columns alone"
+            fix = f"not checked: {', '.join(absent)}"
+            yield Finding(MANIFEST, None, what, fix, wrong=False)
         try:
             read_lease(self._output)
         except UnreadableError as error:
@@ -240,7 +248,8 @@ class Verification:
                 yield Finding(name, None, what, fix, wrong=False)
                 continue
             try:
-                rows = result_shards.results_in(self._output.read(name))
+                content = self._output.read(name)
+                rows = result_shards.results_in(content, self._layout.schema)
             except FileNotFoundError:
                 continue  # Its shard was written meanwhile.
             except (pa.ArrowException, OSError) as error:
@@ -253,8 +262,9 @@ class Verification:
     def _check_segment(self, name: str, rows: pa.Table) -> Iterator[Finding]:
         fix = "delete it; the same lrd generate command decodes its rows again"
         number, _ = numbers_in(name)
-        num_rows = self.files[number].num_rows if number < len(self.files) else 0
-        own = {row_id(number, index) for index in range(num_rows)}
+        num_prompts = self.files[number].num_rows if number < len(self.files) else 0
+        num_rows = num_prompts * self._layout.num_samples
+        own = {self._layout.row_id(number, row) for row in range(num_rows)}
         foreign = [found for found in rows["row_id"].to_pylist() if found not in own]
         if foreign:
             yield Finding(name, str(foreign[0]), "is not of this shard", fix)

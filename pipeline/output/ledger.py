@@ -40,7 +40,7 @@ from pipeline.output.run_folder import (
     shard_name,
 )
 from pipeline.output.run_records import Commit, Event, Manifest
-from pipeline.rows import InputFile
+from pipeline.rows import InputFile, Layout
 from pipeline.storage.storage import RUN, Storage
 
 READS_AT_A_TIME = 8
@@ -58,8 +58,17 @@ class Plan:
     """The run's whole configuration, for the record."""
 
     @property
+    def layout(self) -> Layout:
+        return Layout.of(self.fingerprint)
+
+    @property
     def num_rows(self) -> int:
-        return sum(file.num_rows for file in self.files)
+        """Result rows."""
+        return sum(map(self.num_rows_of, range(len(self.files))))
+
+    def num_rows_of(self, shard: int) -> int:
+        """Rows of a result shard."""
+        return self.files[shard].num_rows * self.layout.num_samples
 
 
 class Ledger:
@@ -89,7 +98,8 @@ class Ledger:
                     f"{output.uri}: is not empty and holds no run; name a new --output"
                 )
             return
-        differences = list(_differences(read_manifest(output).fingerprint, plan.fingerprint))
+        before = read_manifest(output).fingerprint
+        differences = list(_differences(_with_layout(before), _with_layout(plan.fingerprint)))
         if differences:
             raise ValueError(
                 f"{output.uri}: holds another run; {'; '.join(differences)}. Name another "
@@ -164,11 +174,12 @@ class Ledger:
         number = shard.number
         if number in self._commits:
             name = shard_name(number, len(self.plan.files))
-            _restore(shard, _good(result_shards.results_in(self.output.read(name))))
+            stored = result_shards.results_in(self.output.read(name), shard.layout.schema)
+            _restore(shard, _good(stored))
         for name in segment_files(self.output, number):
             shard.num_segments = max(shard.num_segments, numbers_in(name)[1])
             try:
-                results = result_shards.results_in(self.output.read(name))
+                results = result_shards.results_in(self.output.read(name), shard.layout.schema)
             except pa.ArrowException as error:
                 self.event("segment damaged", segment=name, error=str(error))
                 continue
@@ -182,10 +193,10 @@ class Ledger:
         self.shards[shard.number] = shard
 
     def add(
-        self, number: int, results: pa.RecordBatch, indices: Sequence[int] | None = None
+        self, number: int, results: pa.RecordBatch, positions: Sequence[int] | None = None
     ) -> pa.RecordBatch:
         """Take finished rows, as `OpenShard.add` does; returns those that are new."""
-        return self.shards[number].add(results, indices)
+        return self.shards[number].add(results, positions)
 
     def flush(self) -> None:
         """Write the events and finished rows that are not on storage yet."""
@@ -214,12 +225,12 @@ class Ledger:
         return len(complete)
 
     def _commit(self, shard: OpenShard) -> None:
-        results = shard.whole()
+        results = shard.results()
         provenance = {
             "lrd.fingerprint": json.dumps(self.plan.fingerprint),
             "lrd.input": self.plan.files[shard.number].name,
         }
-        content = result_shards.shard_bytes(shard.prompts, results, provenance)
+        content = result_shards.shard_bytes(shard.prompts, results, provenance, shard.layout)
         before = self._commits.get(shard.number)
         commit = Commit(
             sha256=hashlib.sha256(content).hexdigest(),
@@ -249,6 +260,11 @@ def _restore(shard: OpenShard, results: pa.Table) -> None:
 
 def _good(results: pa.Table) -> pa.Table:
     return results.filter(pc.equal(results["status"], "ok"))
+
+
+def _with_layout(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """The fingerprint with the entries that it leaves out where they are the default."""
+    return {**asdict(Layout()), **fingerprint}
 
 
 def _now() -> datetime:

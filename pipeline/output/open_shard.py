@@ -10,17 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline.rows import RESULT_SCHEMA, row_index
+from pipeline.rows import Layout, split_id
 
 
 @dataclass(slots=True)
 class OpenShard:
-    """One prompt shard and its results so far."""
+    """One prompt shard and its results so far.
+
+    Its prompts are here once, however many samples they have.
+    """
 
     number: int
     prompts: pa.Table
+    layout: Layout = field(default_factory=Layout)
     num_segments: int = 0
     _done: bytearray = field(init=False)
     _num_done: int = 0
@@ -28,7 +31,12 @@ class OpenShard:
     _unflushed: list[pa.RecordBatch] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._done = bytearray(self.prompts.num_rows)
+        self._done = bytearray(self.prompts.num_rows * self.layout.num_samples)
+
+    @property
+    def num_rows(self) -> int:
+        """Results that it will have."""
+        return len(self._done)
 
     @property
     def num_done(self) -> int:
@@ -36,32 +44,44 @@ class OpenShard:
 
     @property
     def complete(self) -> bool:
-        return self._num_done == len(self._done)
+        return self._num_done == self.num_rows
 
-    def has(self, index: int) -> bool:
-        """Whether the row's result has arrived."""
-        return bool(self._done[index])
+    def missing(self, index: int) -> list[int | None]:
+        """The samples of a prompt row whose results have not arrived, as `Prompt.sample`."""
+        first = self.layout.position(index, None)
+        return [s for n, s in enumerate(self.layout.samples, first) if not self._done[n]]
 
     def add(
-        self, results: pa.RecordBatch, indices: Sequence[int] | None = None, *, stored: bool = False
+        self,
+        results: pa.RecordBatch,
+        positions: Sequence[int] | None = None,
+        *,
+        stored: bool = False,
     ) -> pa.RecordBatch:
-        """Take results of `RESULT_SCHEMA`; returns those that are new. A row's first result stays.
+        """Take results with at least the layout's columns; returns those that are new, with all
+        their columns. A row's first result stays.
 
-        indices: their row numbers in the shard; None: as their ids say. stored: they come from
-        storage and need no flush.
+        positions: their row numbers in the result shard; None: as their ids say. stored: they come
+        from storage and need no flush.
         """
-        if indices is None:
-            indices = [row_index(row_id) for row_id in results["row_id"].to_pylist()]
+        if positions is None:
+            positions = [
+                self.layout.position(*split_id(row_id)[1:])
+                for row_id in results["row_id"].to_pylist()
+            ]
         new = []
-        for position, index in enumerate(indices):
-            if not self._done[index]:
-                self._done[index] = 1
-                new.append(position)
+        for n, position in enumerate(positions):
+            if not self._done[position]:
+                self._done[position] = 1
+                new.append(n)
         if len(new) < results.num_rows:
             results = results.take(pa.array(new, pa.int64()))
         if new:
             self._num_done += len(new)
-            (self._stored if stored else self._unflushed).append(results)
+            kept = results
+            if results.num_columns > len(self.layout.schema):
+                kept = results.select(self.layout.schema.names)
+            (self._stored if stored else self._unflushed).append(kept)
         return results
 
     def unflushed(self) -> pa.Table | None:
@@ -74,9 +94,7 @@ class OpenShard:
         self._stored += pa.Table.from_batches(self._unflushed).combine_chunks().to_batches()
         self._unflushed.clear()
 
-    def whole(self) -> pa.Table:
-        """All results in row order."""
+    def results(self) -> pa.Table:
+        """All results, in the order of their arrival; no copy."""
         assert self.complete
-        results = pa.Table.from_batches([*self._stored, *self._unflushed], RESULT_SCHEMA)
-        # Row ids of a shard sort as their numbers do.
-        return results.take(pc.sort_indices(results["row_id"])).combine_chunks()
+        return pa.Table.from_batches([*self._stored, *self._unflushed], self.layout.schema)

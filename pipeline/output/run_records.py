@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from pipeline.rows import InputFile
+from pipeline.rows import InputFile, Layout
 from pipeline.storage.storage import Storage
 
 
@@ -26,16 +26,31 @@ def _with(**kinds: type) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _with_layout(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """Checks the entries of a fingerprint from which its layout is read."""
+    Layout.of(fingerprint)
+    return fingerprint
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """What a run was started with."""
 
     created: str
-    fingerprint: Annotated[dict[str, Any], _with(model=str, dtype=str, decoding=dict)]
+    fingerprint: Annotated[
+        dict[str, Any],
+        _with(model=str, dtype=str, decoding=dict),
+        AfterValidator(_with_layout),
+    ]
     """All that results depend on."""
     settings: Annotated[dict[str, Any], _with(model=str, input=str, decoding=dict)]
     files: list[InputFile]
     """The prompt shards, in order; each gives one result shard."""
+
+    @property
+    def layout(self) -> Layout:
+        """Which rows and columns its result shards have."""
+        return Layout.of(self.fingerprint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +130,12 @@ class Run:
 
     @property
     def num_planned_rows(self) -> int:
-        return sum(file.num_rows for file in self.manifest.files)
+        num_prompts = sum(file.num_rows for file in self.manifest.files)
+        return num_prompts * self.manifest.layout.num_samples
+
+    @property
+    def layout(self) -> Layout:
+        return self.manifest.layout
 
     @property
     def settings(self) -> dict[str, Any]:

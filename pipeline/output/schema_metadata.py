@@ -8,28 +8,26 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.rows import RESULT_SCHEMA
 
-
-def with_results(metadata: Mapping[bytes, bytes] | None) -> dict[bytes, bytes]:
-    """Schema metadata for the input's columns together with those of `RESULT_SCHEMA`; entries that
-    cannot be parsed are dropped."""
+def with_results(metadata: Mapping[bytes, bytes] | None, results: pa.Schema) -> dict[bytes, bytes]:
+    """Schema metadata for the input's columns together with those of `results`; entries that cannot
+    be parsed are dropped."""
     found = dict(metadata or {})
     for key, change in ((b"huggingface", _datasets), (b"pandas", _pandas)):
         if key in found:
             try:
-                found[key] = change(found[key])
+                found[key] = change(found[key], results)
             except (ValueError, KeyError, TypeError, AttributeError):
                 del found[key]
     return found
 
 
-def _datasets(content: bytes) -> bytes:
+def _datasets(content: bytes, results: pa.Schema) -> bytes:
     """Add the features of the result columns: some versions of `datasets` refuse columns that are
     not listed."""
     found = json.loads(content)
-    results = {field.name: _feature(field.type) for field in RESULT_SCHEMA}
-    found["info"]["features"] = {**found["info"]["features"], **results}
+    features = {field.name: _feature(field.type) for field in results}
+    found["info"]["features"] = {**found["info"]["features"], **features}
     return json.dumps(found).encode()
 
 
@@ -40,7 +38,7 @@ def _feature(kind: pa.DataType) -> Any:
     return {"dtype": names.get(kind, str(kind)), "_type": "Value"}
 
 
-def _pandas(content: bytes) -> bytes:
+def _pandas(content: bytes, results: pa.Schema) -> bytes:
     """Say that column labels are strings, where the input's were integers or tuples: pandas would
     convert the results' names too."""
     found = json.loads(content)

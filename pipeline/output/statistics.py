@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,15 +28,15 @@ COUNTED = (
     *("status", "error", "stop_reason", "num_forwards", "full_passes", "positions_computed"),
     *("num_output_tokens", "max_entropy_at_stop", "seconds"),
 )
-"""Columns that `Counts.add` needs."""
+"""Columns that `Counts.add` counts; where the run does not keep one, its figure is None."""
 SLOT_COLUMNS = ("bucket", "num_forwards", "num_prompt_tokens", "seconds", "replica")
-"""Columns that `SlotCounts.add` needs."""
+"""Columns that `SlotCounts.add` counts; nothing where the run does not keep them."""
 
 
 @dataclass(slots=True)
 class Counts:
     """Totals over result rows. Forwards, positions, tokens and seconds are those of rows that are
-    ok."""
+    ok; None where the run does not keep their column."""
 
     num_rows: int = 0
     num_failed: int = 0
@@ -45,14 +46,14 @@ class Counts:
     """How rows stopped; a row that failed stopped as `failed`."""
     num_forwards: int = 0
     most_forwards: int = 0
-    num_full_passes: int = 0
+    num_full_passes: int | None = 0
     """Forwards that went through prompt and canvas."""
-    num_positions: int = 0
+    num_positions: int | None = 0
     """Positions that went through the model."""
     num_output_tokens: int = 0
-    num_unsure_stops: int = 0
+    num_unsure_stops: int | None = 0
     """Early stops with an open position above `UNSURE_ENTROPY`."""
-    seconds: float = 0.0
+    seconds: float | None = 0.0
     """Sum of the rows' time in slots."""
     most_reasons: int | None = None
     """Most distinct `errors` that are kept; further ones count as `OTHER`. None: no limit."""
@@ -68,7 +69,7 @@ class Counts:
         return Counter(found)
 
     def add(self, rows: pa.RecordBatch | pa.Table) -> None:
-        """Count rows that have the columns `COUNTED`."""
+        """Count rows that have the columns `COUNTED` which the run keeps."""
         is_ok = pc.equal(rows["status"], "ok")
         ok, failed = rows.filter(is_ok), rows.filter(pc.invert(is_ok))
         self.num_rows += rows.num_rows
@@ -78,11 +79,16 @@ class Counts:
         self.all_stops.update(occurrences(rows["stop_reason"]))
         self.num_forwards += total(ok["num_forwards"])
         self.most_forwards = max(self.most_forwards, pc.max(ok["num_forwards"]).as_py() or 0)
-        self.num_full_passes += total(ok["full_passes"])
-        self.num_positions += total(ok["positions_computed"])
         self.num_output_tokens += total(ok["num_output_tokens"])
-        self.num_unsure_stops += total(pc.greater(ok["max_entropy_at_stop"], UNSURE_ENTROPY))
-        self.seconds += total(ok["seconds"])
+        self.num_full_passes = _plus(self.num_full_passes, ok, "full_passes")
+        self.num_positions = _plus(self.num_positions, ok, "positions_computed")
+        self.seconds = _plus(self.seconds, ok, "seconds")
+        self.num_unsure_stops = _plus(
+            self.num_unsure_stops,
+            ok,
+            "max_entropy_at_stop",
+            lambda column: pc.greater(column, UNSURE_ENTROPY),
+        )
 
     def _reason(self, error: str) -> str:
         reason = reason_of(error)
@@ -109,7 +115,9 @@ class SlotCounts:
     replicas: Counter[str] = field(default_factory=Counter)
 
     def add(self, rows: pa.RecordBatch | pa.Table) -> None:
-        """Count rows that have the columns `SLOT_COLUMNS`."""
+        """Count rows that have the columns `SLOT_COLUMNS`; others are not counted."""
+        if not set(SLOT_COLUMNS) <= set(rows.schema.names):
+            return
         self.replicas.update(occurrences(rows["replica"]))
         decoded = pc.and_(pc.is_valid(rows["bucket"]), pc.is_valid(rows["num_forwards"]))
         columns = ["bucket", "num_prompt_tokens", "seconds"]
@@ -142,6 +150,18 @@ def occurrences(column: pa.Array | pa.ChunkedArray) -> dict[Any, int]:
     return {entry["values"]: entry["counts"] for entry in found.to_pylist()}
 
 
+def _plus(
+    before: Any,
+    rows: pa.RecordBatch | pa.Table,
+    name: str,
+    change: Callable[[Any], Any] = lambda column: column,
+) -> Any:
+    """`before` and the sum of a column, changed if wanted; None where rows have no such column."""
+    if before is None or name not in rows.schema.names:
+        return None
+    return before + total(change(rows[name]))
+
+
 def total(column: pa.Array | pa.ChunkedArray) -> Any:
     """The sum of a column, 0 where it has no value."""
     return pc.sum(column).as_py() or 0
@@ -156,11 +176,11 @@ class Summary:
     errors: dict[str, int]
     """Reasons of failed rows with their numbers as N, most frequent first."""
     num_forwards: int
-    num_positions: int
-    """Positions that went through the model."""
+    num_positions: int | None
+    """Positions that went through the model; None where the run does not keep them."""
     num_output_tokens: int
     stop_reasons: dict[str, int]
-    num_unsure_stops: int
+    num_unsure_stops: int | None
     canvases_computed: int | None
     """Canvases that went through the model, those of free slots and of lost passes too; None where
     a driver did not record it."""

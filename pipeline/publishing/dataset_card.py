@@ -16,7 +16,7 @@ import pyarrow as pa
 import yaml
 
 from pipeline.markdown import code, escaped, table
-from pipeline.rows import MEANINGS
+from pipeline.rows import MEANINGS, Layout
 
 PAPER = "[Latent Refinement Decoding](https://arxiv.org/abs/2510.11052)"
 TAGS = ("synthetic", "diffusion-language-model", "latent-refinement-decoding")
@@ -71,8 +71,8 @@ class Facts:
     num_forwards: int
     """Of the rows that are ok, like the figures below it."""
     most_forwards: int
-    num_positions: int
-    """Positions that went through the model."""
+    num_positions: int | None
+    """Positions that went through the model; None where the run does not keep them."""
     num_output_tokens: int
     stop_reasons: dict[str, int]
     errors: dict[str, int]
@@ -155,7 +155,8 @@ def _statistics(facts: Facts) -> Iterator[tuple[object, ...]]:
     if facts.num_ok:
         yield "forwards a row, mean", f"{facts.num_forwards / facts.num_ok:.1f}"
         yield "forwards a row, most", facts.most_forwards
-        yield "positions computed a row, mean", f"{facts.num_positions / facts.num_ok:,.0f}"
+        if facts.num_positions is not None:
+            yield "positions computed a row, mean", f"{facts.num_positions / facts.num_ok:,.0f}"
         yield "tokens a row before EOS, mean", f"{facts.num_output_tokens / facts.num_ok:.1f}"
         yield "such tokens a forward", f"{facts.num_output_tokens / max(1, facts.num_forwards):.2f}"
         for reason, count in facts.stop_reasons.items():
@@ -195,6 +196,7 @@ def _settings(
     yield "model", code(_last_part(settings.get("model", "unknown")))
     yield "dtype", code(fingerprint.get("dtype", "unknown"))
     chosen = {name: settings.get(name) for name in PROMPT_SETTINGS}
+    chosen |= Layout.of(fingerprint).facts
     for name, value in {**chosen, **fingerprint.get("decoding", {})}.items():
         yield code(name), code(value if isinstance(value, str) else json.dumps(value))
 

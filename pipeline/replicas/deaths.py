@@ -2,7 +2,8 @@
 
 The rows in a replica's slots at its death are suspects, unless its node was lost. A group of
 suspects is decoded by a replica that holds no other row. Each death halves the group, until the
-row that causes it is in a group of one.
+row that causes it is in a group of one. Samples of one prompt kill alike, so they stay together:
+where rows have several, a group of one is the samples of one prompt.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Death:
     untouched: list[Prompt]
     """Rows that it held and that had no slot yet."""
     alone: bool
-    """Whether it held one row and no other."""
+    """Whether it held samples of one prompt row and nothing else."""
     node: str | None
     failed_start: bool
     decide_at: float
@@ -42,17 +43,19 @@ class Verdict:
     freed: list[Prompt] = field(default_factory=list)
     """Rows that go back to be decoded as if nothing had happened."""
     given_up: list[tuple[Prompt, str]] = field(default_factory=list)
-    """Rows to quarantine: alone at too many deaths. With the last reason."""
+    """Rows to quarantine: alone at too many deaths, or samples of the same prompt as such a row.
+    With the last reason."""
     blamed: list[Death] = field(default_factory=list)
     """Deaths that no lost node explains."""
 
 
 def quarantined(prompt: Prompt, reason: str) -> Result:
     """The failed result of a row that is quarantined."""
+    alone = "this row" if prompt.sample is None else "samples of this prompt"
     return Result.failed(
         prompt.row_id,
         f"{prompt.begun} replicas died with this row in a slot, {prompt.deaths_alone} of them "
-        f"with this row alone; the last: {reason}",
+        f"with {alone} alone; the last: {reason}",
         num_prompt_tokens=len(prompt.token_ids),
         bucket=prompt.bucket,
         attempts=prompt.begun,
@@ -67,6 +70,9 @@ class Suspects:
         self._max_attempts = max_attempts
         self._undecided: list[Death] = []
         self._groups: deque[list[Prompt]] = deque()
+        self._poison: set[tuple[int, int]] = set()
+        """Prompts (shard, index) of which samples were quarantined. Others of their samples are at
+        the first death with them in a slot."""
 
     def __len__(self) -> int:
         return sum(map(len, self._groups))
@@ -101,19 +107,20 @@ class Suspects:
             self._groups.appendleft(list(group))
 
     def _suspect(self, death: Death) -> list[Prompt]:
-        """Form new groups of a death's rows; the row to quarantine, if there is one."""
-        begun = [replace(prompt, suspect=True) for prompt in death.begun]
-        if death.alone:
-            (prompt,) = begun
-            prompt = replace(prompt, deaths_alone=prompt.deaths_alone + 1)
-            if prompt.deaths_alone >= self._max_attempts:
-                return [prompt]
-            begun = [prompt]
-        for bucket in dict.fromkeys(prompt.bucket for prompt in begun):
-            group = [prompt for prompt in begun if prompt.bucket == bucket]
-            half = len(group) // 2
-            self._groups += [part for part in (group[:half], group[half:]) if part]
-        return []
+        """Form new groups of a death's rows; the rows to quarantine."""
+        begun = [
+            replace(prompt, suspect=True, deaths_alone=prompt.deaths_alone + death.alone)
+            for prompt in death.begun
+        ]
+        self._poison |= {p.row for p in begun if p.deaths_alone >= self._max_attempts}
+        others = [prompt for prompt in begun if prompt.row not in self._poison]
+        for bucket in dict.fromkeys(prompt.bucket for prompt in others):
+            group = [prompt for prompt in others if prompt.bucket == bucket]
+            rows = list(dict.fromkeys(prompt.row for prompt in group))
+            first = set(rows[: len(rows) // 2])
+            halves = [p for p in group if p.row in first], [p for p in group if p.row not in first]
+            self._groups += [half for half in halves if half]
+        return [prompt for prompt in begun if prompt.row in self._poison]
 
 
 class RunStoppedError(Exception):

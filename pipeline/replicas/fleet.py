@@ -206,7 +206,7 @@ class Fleet:
             # reported yet stand first here, and as many rows behind the cut were in slots.
             begun=in_flight[:num_begun],
             untouched=in_flight[num_begun:],
-            alone=len(in_flight) == 1 and num_begun > 0,
+            alone=len({prompt.row for prompt in in_flight}) == 1 and num_begun > 0,
             node=replica.node,
             failed_start=_is_failed_start(replica, error),
             decide_at=now + DOUBT_SECONDS if unreachable else now,

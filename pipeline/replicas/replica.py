@@ -17,6 +17,7 @@ from lrd.memory import probe_slots
 from lrd.models.c_compiler import refuse_without_compiler
 from lrd.rounding import computed_by
 from pipeline import faults
+from pipeline.config import Columns
 from pipeline.replicas.pass_loop import PassLoop, SlotEngine
 from pipeline.rows import Key, Prompt, Report, Result
 from pipeline.storage import uris
@@ -40,6 +41,7 @@ class ReplicaSettings:
     decoding: DecodingConfig
     slots: int
     threads: int
+    columns: Columns = "full"
     compile: Compile = "none"
     pass_rows: PassRows = "busy"
     memory_share: float = 1.0
@@ -171,6 +173,7 @@ class Replica:
         samples = [item for item in items if isinstance(item, Sample)]
         return Report.of(
             [Result.of_sample(s, self._prompts.pop(s.key), replica=self._name) for s in samples],
+            self._settings.columns,
             finished=[sample.key for sample in samples],
             returned=returned,
             events=[item for item in items if isinstance(item, str)],

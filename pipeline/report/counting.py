@@ -16,7 +16,7 @@ from itertools import chain
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.output.result_shards import batches
+from pipeline.output.result_shards import batches, with_nulls
 from pipeline.output.run_records import Run
 from pipeline.output.statistics import (
     COUNTED,
@@ -116,7 +116,9 @@ def count(run: Run, num_viewer_rows: int) -> tuple[ReportCounts, Chosen]:
     for index, shard in enumerate(run.shards):
         num_rows = 0
         for rows in batches(run.output, shard.name, SCALARS):
-            _add(counts, rows)
+            counts.add(rows)
+            counts.slots.add(rows)
+            _add(counts, with_nulls(rows, SCALARS))
             good, bad = _candidates(rows, index, num_rows)
             sampled.offer(good)
             longest.offer(good)
@@ -148,8 +150,7 @@ def _candidates(
 
 
 def _add(counts: ReportCounts, rows: pa.RecordBatch) -> None:
-    counts.add(rows)
-    counts.slots.add(rows)
+    """Count what only the report shows, in rows with the columns `SCALARS`."""
     ok = rows.filter(pc.equal(rows["status"], "ok"))
     for stop in pc.unique(ok["stop_reason"]).to_pylist():
         stopped = ok.filter(pc.equal(ok["stop_reason"], stop))

@@ -18,6 +18,7 @@ from pipeline.report.curves import mean, quantile
 from pipeline.report.machine import padding_share
 from pipeline.report.page import Tile, folded, heading, paragraph, table
 from pipeline.report.timeline import Timeline
+from pipeline.rows import RESULT_SCHEMA
 
 MAX_EVENTS = 200
 """Events that are listed, the latest."""
@@ -50,6 +51,12 @@ def notices(run: Run, counts: ReportCounts) -> Iterator[str]:
             f"{run.num_planned_rows:,} rows are in committed shards, and this report covers only "
             f"these.{last}{_driver(run)} The same lrd generate command continues it."
         )
+    absent = [name for name in RESULT_SCHEMA.names if name not in run.layout.schema.names]
+    if absent:
+        yield (
+            f"This run keeps {run.layout.columns} columns. What this report shows of the others is "
+            f"left out: {', '.join(absent)}."
+        )
     if counts.num_ok == 0:
         yield "No row was decoded, so there are no curves; the reasons are below."
     if counts.num_unsure_stops:
@@ -80,7 +87,9 @@ def _driver(run: Run) -> str:
 def tiles(run: Run, counts: ReportCounts, course: Timeline) -> Iterator[Tile]:
     """The numbers at the top."""
     failed = f"{counts.num_failed:,} failed" if counts.num_failed else "none failed"
-    yield Tile(f"{counts.num_rows:,}", "rows", failed)
+    samples = run.layout.num_samples
+    of_prompts = f"{samples:,} samples a prompt, " if samples > 1 else ""
+    yield Tile(f"{counts.num_rows:,}", "rows", of_prompts + failed)
     if counts.num_ok:
         forwards, tokens = counts.all_forwards, counts.output_tokens
         length = run.decoding.get("gen_length", 0)
@@ -89,12 +98,13 @@ def tiles(run: Run, counts: ReportCounts, course: Timeline) -> Iterator[Tile]:
             "forward passes a row",
             f"median {quantile(forwards, 0.5):,}; one token a pass: {length:,}",
         )
-        yield Tile(
-            f"{counts.num_positions / counts.num_ok:,.0f}",
-            "positions computed a row",
-            f"{counts.num_full_passes / max(1, counts.num_forwards):.0%} of passes went through "
-            "prompt and canvas",
-        )
+        if counts.num_positions is not None and counts.num_full_passes is not None:
+            yield Tile(
+                f"{counts.num_positions / counts.num_ok:,.0f}",
+                "positions computed a row",
+                f"{counts.num_full_passes / max(1, counts.num_forwards):.0%} of passes went "
+                "through prompt and canvas",
+            )
         yield Tile(
             f"{mean(tokens):.1f}",
             "effective tokens a row",
@@ -117,9 +127,15 @@ def _rate(course: Timeline) -> float | None:
     return rows / seconds if seconds and rows else None
 
 
-def outcome(counts: ReportCounts) -> list[str]:
+def outcome(run: Run, counts: ReportCounts) -> list[str]:
     """Stop reasons and failures, an HTML card each."""
-    refined = counts.num_refined / counts.num_ok if counts.num_ok else 0.0
+    refined = ""
+    if counts.num_ok and "refine_converged" in run.layout.schema.names:
+        refined = (
+            f"In {counts.num_refined / counts.num_ok:.1%} of rows every refinement phase ended by "
+            "tau_refine. Mean α of soft embeddings: "
+            f"{counts.mix_weight / counts.num_ok:.3f}."
+        )
     stops = [
         (stop, f"{number:,}", f"{number / counts.num_ok:.1%}", _spread(counts, stop))
         for stop, number in counts.stops.most_common()
@@ -133,10 +149,7 @@ def outcome(counts: ReportCounts) -> list[str]:
         parts.append(
             heading("How rows stopped")
             + table(["stop reason", "rows", "share", "passes: mean, median, max"], stops, (1, 2))
-            + paragraph(
-                f"In {refined:.1%} of rows every refinement phase ended by tau_refine. Mean α of "
-                f"soft embeddings: {counts.mix_weight / counts.num_ok:.3f}."
-            )
+            + paragraph(refined)
         )
     parts.append(
         heading("Failures by reason")

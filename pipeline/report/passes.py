@@ -29,9 +29,12 @@ LEAST_KL = 1e-8
 
 
 def pass_figures(run: Run, counts: ReportCounts, rows: Sequence[Row]) -> list[Figure]:
-    """Figures over passes; rows: the ok rows that curves are drawn from. Empty without any."""
+    """Figures over passes; rows: the ok rows that curves are drawn from. Empty without any; those
+    of traces are left out where the run does not keep them."""
     if not rows:
         return []
+    if "kl_trace" not in run.layout.schema.names:
+        return [_stopped(counts)]
     sampled = (
         f"all {counts.num_ok:,} decoded rows"
         if len(rows) == counts.num_ok

@@ -62,7 +62,9 @@ def make_report(output: Storage, num_viewer_rows: int = 200) -> Report:
     sections = [
         Section("rows", "Sample viewer", body=_viewer(counts, len(shown), tokens)),
         Section("convergence", "Convergence", by_pass[:BESIDE]),
-        Section("outcome", "Rows and passes", [*by_pass[BESIDE:], *by_row], facts.outcome(counts)),
+        Section(
+            "outcome", "Rows and passes", [*by_pass[BESIDE:], *by_row], facts.outcome(run, counts)
+        ),
         Section("machine", "Throughput and slots", by_time, *facts.machine(run, counts, course)),
         Section("settings", "Settings", cards=facts.settings(run)),
     ]

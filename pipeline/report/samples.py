@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.input.prompt_text import texts
-from pipeline.output.result_shards import batches
+from pipeline.output.result_shards import batches, with_nulls
 from pipeline.output.run_records import Run
 from pipeline.parquet_batches import rows_at
 from pipeline.report.counting import RowIndex
@@ -36,7 +36,8 @@ Ints = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One result row. The arrays are empty where a failed row has none."""
+    """One result row. The arrays are empty where a failed row has none, or the run does not keep
+    them."""
 
     facts: dict[str, Any]
     """The scalar columns, and the prompt as `prompt`."""
@@ -79,7 +80,7 @@ def read_rows(run: Run, indices: Iterable[RowIndex]) -> dict[RowIndex, Row]:
         for batch in batches(run.output, name, [prompt, *FACTS, *LISTS], BATCH_ROWS):
             inside = sorted(n for n in numbers if first <= n < first + batch.num_rows)
             if inside:
-                here = pa.Table.from_batches([batch])
+                here = pa.Table.from_batches([with_nulls(batch, [*FACTS, *LISTS])])
                 taken = rows_at(here, [n - first for n in inside])
                 for number, row in zip(inside, _rows(taken, prompt), strict=True):
                     rows[RowIndex(shard, number)] = row

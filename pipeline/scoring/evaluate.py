@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.output.result_shards import opened, parquet_bytes
+from pipeline.output.result_shards import kept_columns, opened, parquet_bytes
 from pipeline.output.run_folder import SCORES, finished_shards
 from pipeline.output.statistics import COUNTED
 from pipeline.rows import RESULT_SCHEMA
@@ -129,11 +129,12 @@ def _answers(
     first = 0
     for name in names:
         with opened(output, name) as parquet:
-            table = parquet.read(columns=[*_RESULTS, "output_text", *columns])
+            kept = kept_columns(parquet, _RESULTS, output.path(name))
+            table = parquet.read(columns=[*kept, "output_text", *columns])
         rows = _readable_rows(table)
         references = pa.array([_written(row.get(reference)) for row in rows], pa.string())
-        kept = table.select(_RESULTS).append_column("reference", references)
-        tables.append(kept.replace_schema_metadata(None))
+        results = table.select(kept).append_column("reference", references)
+        tables.append(results.replace_schema_metadata(None))
         for number, row in enumerate(rows):
             if row["status"] != "ok":
                 continue

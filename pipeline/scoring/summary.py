@@ -28,7 +28,7 @@ class Evaluation:
     """The paper's effective tokens, over decoded rows; None where no row was."""
     mean_forwards: float | None
     mean_positions: float | None
-    """Positions computed a decoded row."""
+    """Positions computed a decoded row; None where no row was, or the run does not keep them."""
     stop_reasons: dict[str, int]
     wrong: dict[str, int]
     """Reasons of wrong rows, details left out, most frequent first."""
@@ -65,7 +65,11 @@ def summarize(
         accuracy_high=high,
         mean_output_tokens=counts.num_output_tokens / counts.num_ok if counts.num_ok else None,
         mean_forwards=counts.num_forwards / counts.num_ok if counts.num_ok else None,
-        mean_positions=counts.num_positions / counts.num_ok if counts.num_ok else None,
+        mean_positions=(
+            counts.num_positions / counts.num_ok
+            if counts.num_ok and counts.num_positions is not None
+            else None
+        ),
         stop_reasons=dict(counts.all_stops.most_common()),
         wrong=dict(Counter(reason.partition(":")[0] for reason in reasons).most_common()),
         num_shards=num_shards,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.output.ledger import Ledger, Plan
 from pipeline.output.open_shard import OpenShard
 from pipeline.output.run_folder import commit_name, shard_name
 from pipeline.output.run_records import Commit
-from pipeline.rows import InputFile, Result, results_batch, row_id
+from pipeline.rows import InputFile, Layout, Result, results_batch, row_id
 from pipeline.storage.storage import Storage
 
 DECODING = {"gen_length": 3}
@@ -27,13 +27,14 @@ FINGERPRINT = {"model": "m", "dtype": "float32", "decoding": DECODING}
 FAILURE = "non-finite logits in pass 1"
 
 
-def good(shard: int, index: int, **changes: Any) -> Result:
-    """An ok row of three passes over three positions."""
-    row = Result.failed(row_id(shard, index), "none", num_prompt_tokens=5, bucket=8, attempts=1)
+def good(shard: int, index: int, part: int | None = None, **changes: Any) -> Result:
+    """An ok row of three passes over three positions. part: which of the prompt's samples."""
+    name = row_id(shard, index, part)
+    row = Result.failed(name, "none", num_prompt_tokens=5, bucket=8, attempts=1)
     values = {
         "status": "ok",
         "error": None,
-        "output_text": f"answer {index}",
+        "output_text": f"answer {index}" if part is None else f"answer {index} {part}",
         "output_token_ids": [4, 5, 6],
         "num_output_tokens": 3,
         "num_forwards": 3,
@@ -47,9 +48,10 @@ def good(shard: int, index: int, **changes: Any) -> Result:
     return replace(row, **{**values, **changes})
 
 
-def bad(shard: int, index: int) -> Result:
+def bad(shard: int, index: int, part: int | None = None) -> Result:
     """A failed row."""
-    return Result.failed(row_id(shard, index), FAILURE, num_prompt_tokens=5, bucket=8, attempts=1)
+    name = row_id(shard, index, part)
+    return Result.failed(name, FAILURE, num_prompt_tokens=5, bucket=8, attempts=1)
 
 
 def begun(
@@ -74,11 +76,13 @@ def begun(
 
 @dataclass
 class MadeRun:
-    """Shards of `num_rows` rows under a folder, and their ledger."""
+    """Shards of `num_rows` prompts under a folder, and their ledger. Rows are named by their
+    numbers in the result shard."""
 
     folder: Path
     num_shards: int = 3
     num_rows: int = 4
+    layout: Layout = field(default_factory=Layout)
     ledger: Any = None
     prompt_column: str = "prompt"
     inputs: Any = None
@@ -86,6 +90,10 @@ class MadeRun:
     @property
     def output(self) -> Path:
         return self.folder / "out"
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return {**FINGERPRINT, **self.layout.facts}
 
     @property
     def storage(self) -> Storage:
@@ -105,13 +113,19 @@ class MadeRun:
         ]
         settings = {"input": str(source), "model": "m", "slots": 2, "decoding": DECODING}
         self.ledger, self.inputs = begun(
-            self.storage, source, prompts, self.prompt_column, lambda files: FINGERPRINT, settings
+            self.storage,
+            source,
+            prompts,
+            self.prompt_column,
+            lambda files: self.fingerprint,
+            settings,
         )
         return self
 
     def open_shard(self, number: int) -> OpenShard:
         """A shard's prompts and what storage has of its results."""
-        shard = OpenShard(number, self.inputs.read(self.ledger.plan.files[number].name))
+        prompts = self.inputs.read(self.ledger.plan.files[number].name)
+        shard = OpenShard(number, prompts, self.layout)
         self.ledger.restore(shard)
         return shard
 
@@ -123,7 +137,11 @@ class MadeRun:
         """Rows of a shard come in and reach storage; a shard that is complete is written."""
         if number not in self.ledger.shards:
             self.ledger.open(self.open_shard(number))
-        results = [bad(number, n) if n in failed else good(number, n) for n in rows]
+        results = []
+        for row in rows:
+            index, part = divmod(row, self.layout.num_samples)
+            make = bad if row in failed else good
+            results.append(make(number, index, self.layout.samples[part]))
         self.ledger.add(number, results_batch(results))
         self.ledger.flush()
         self.ledger.commit_complete()
@@ -131,7 +149,7 @@ class MadeRun:
     def whole(self, failed: Collection[int] = ()) -> MadeRun:
         """All shards, each with these failed rows."""
         for number in range(self.num_shards):
-            self.add(number, range(self.num_rows), failed)
+            self.add(number, range(self.num_rows * self.layout.num_samples), failed)
         return self
 
     def shard(self, number: int) -> Path:
@@ -147,7 +165,7 @@ class MadeRun:
         """Write a shard anew with its record, as a driver that is wrong would."""
         path = self.shard(number)
         footer = {
-            "lrd.fingerprint": json.dumps(FINGERPRINT),
+            "lrd.fingerprint": json.dumps(self.fingerprint),
             "lrd.input": f"{number}.parquet",
             **(provenance or {}),
         }

@@ -31,7 +31,7 @@ from pipeline.output.open_shard import OpenShard
 from pipeline.output.run_folder import EVENTS, shard_name
 from pipeline.output.run_records import Event
 from pipeline.preflight import fingerprint_of
-from pipeline.rows import Result, results_batch, row_id
+from pipeline.rows import Layout, Result, results_batch, split_id
 from pipeline.storage.storage import Storage
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -49,6 +49,7 @@ def write_run(
     failed_every: int = 17,
     seed: int = 0,
     decoding: DecodingConfig = DECODING,
+    layout: Layout = Layout(),  # noqa: B008 (it cannot be changed)
     **changes: Any,
 ) -> pa.Table:
     """Write a run, its prompts beside it; its committed rows, in order.
@@ -64,11 +65,15 @@ def write_run(
     if num_committed == len(shard_rows):
         events.append((SHARD_SECONDS * num_committed, "driver finished"))
     with _quickly():
-        ledger, inputs = _begun(folder, [_prompts(rng, n, changes) for n in shard_rows], decoding)
+        prompts = [_prompts(rng, n, changes) for n in shard_rows]
+        ledger, inputs = _begun(folder, prompts, decoding, layout)
         for number, num_rows in enumerate(shard_rows[:num_committed]):
-            shard = OpenShard(number, inputs.read(ledger.plan.files[number].name))
+            shard = OpenShard(number, inputs.read(ledger.plan.files[number].name), layout)
             ledger.open(shard)
-            rows = [_row(rng, number, n, failed_every, changes) for n in range(num_rows)]
+            rows = [
+                _row(rng, layout.row_id(number, n), n, failed_every, changes)
+                for n in range(num_rows * layout.num_samples)
+            ]
             ledger.add(number, results_batch(rows))
             ledger.commit_complete()
         ledger.end()
@@ -99,7 +104,7 @@ def _quickly() -> Iterator[None]:
 
 
 def _begun(
-    folder: Path, prompts: list[pa.Table], decoding: DecodingConfig
+    folder: Path, prompts: list[pa.Table], decoding: DecodingConfig, layout: Layout
 ) -> tuple[Ledger, PromptShards]:
     source = Path(f"{folder}-prompts")
     config = RunConfig(
@@ -108,6 +113,8 @@ def _begun(
         prompt_column="question",
         replicas=2,
         slots=4,
+        num_samples=layout.num_samples,
+        columns=layout.columns,
         decoding=decoding,
     )
     with patch("pipeline.preflight.fingerprint", lambda model, revision: _tiny()[1]):
@@ -140,9 +147,8 @@ def _prompts(rng: np.random.Generator, num_rows: int, changes: dict[str, Any]) -
 
 
 def _row(
-    rng: np.random.Generator, shard: int, index: int, failed_every: int, changes: dict[str, Any]
+    rng: np.random.Generator, name: str, index: int, failed_every: int, changes: dict[str, Any]
 ) -> Result:
-    name = row_id(shard, index)
     if index % failed_every == failed_every - 1:
         error = f"the prompt has {500 + index} tokens, 448 fit"
         if "error" in changes:
@@ -160,6 +166,7 @@ def _row(
     num_full = sum(_starts(phases))
     values = {
         "row_id": name,
+        "sample": split_id(name)[2] or 0,
         "status": "ok",
         "output_text": text,
         "output_token_ids": ids,

@@ -68,7 +68,7 @@ def measure(output: Storage, task: str) -> Measured:
         high=scored.accuracy_high,
         forwards=scored.mean_forwards,
         tokens=scored.mean_output_tokens,
-        num_unsure=counts.num_unsure_stops,
+        num_unsure=counts.num_unsure_stops or 0,
         pass_ms=_pass_ms(counts),
         seconds=seconds if isinstance(seconds, float) else None,
         why_no_seconds=seconds if isinstance(seconds, str) else None,
@@ -127,4 +127,6 @@ def _began_work(event: Event) -> bool:
 
 
 def _pass_ms(counts: Counts) -> float | None:
-    return 1000 * counts.seconds / counts.num_forwards if counts.num_forwards else None
+    if counts.seconds is None or not counts.num_forwards:
+        return None
+    return 1000 * counts.seconds / counts.num_forwards

@@ -97,11 +97,11 @@ def read_trial(output: Storage, task: str) -> Trial:
         correct=tuple(scores["correct"].to_pylist()),
         forwards=_counts(results["num_forwards"]),
         positions=_counts(results["positions_computed"]),
-        num_unsure=counts.num_unsure_stops,
+        num_unsure=counts.num_unsure_stops or 0,
         num_failed=counts.num_failed,
         config=DecodingConfig(**manifest.settings["decoding"]),
         model_digest=manifest.fingerprint["model"],
-        mean_seconds=counts.seconds / counts.num_ok if counts.num_ok else None,
+        mean_seconds=(counts.seconds or 0.0) / counts.num_ok if counts.num_ok else None,
     )
 
 
