@@ -56,6 +56,20 @@ class Sample:
     seconds: float
     """Wall time in its slot; passes are shared with the other slots."""
 
+    @property
+    def mean_confidence(self) -> float | None:
+        """Over the tokens before the first EOS; None where there are none."""
+        known = self._confidences()
+        return sum(known) / len(known) if known else None
+
+    @property
+    def min_confidence(self) -> float | None:
+        """The least among them."""
+        return min(self._confidences(), default=None)
+
+    def _confidences(self) -> list[float]:
+        return [p for p in self.token_confidence[: self.num_output_tokens] if p is not None]
+
 
 class Readout:
     """Some rows of the canvases, on the host, from which samples are made."""

@@ -153,6 +153,21 @@ class Result:
         "the pass that committed each canvas position; 0 where EOS filled the rest",
         level="full",
     )
+    token_confidence: list[float | None] | None = column(
+        FLOATS,
+        "probability of each position's token in the pass that committed it; null behind the "
+        "first EOS, and where EOS filled the rest",
+        level="full",
+    )
+    mean_confidence: float | None = column(
+        pa.float32(),
+        "mean of `token_confidence` over the tokens before the first EOS; null where there are "
+        "none",
+        level="minimal",
+    )
+    min_confidence: float | None = column(
+        pa.float32(), "the least of these; null where there are none", level="minimal"
+    )
     mean_mix_weight: float | None = column(
         pa.float32(), "mean weight α of the soft embeddings", level="standard"
     )
@@ -182,6 +197,9 @@ class Result:
                 "kl_trace": [None if math.isnan(kl) else kl for kl in sample.kl_trace],
                 "entropy_trace": sample.entropy_trace,
                 "commit_step": sample.commit_step,
+                "token_confidence": sample.token_confidence,
+                "mean_confidence": sample.mean_confidence,
+                "min_confidence": sample.min_confidence,
                 "mean_mix_weight": sample.mean_mix_weight,
             }
         return cls(

@@ -325,7 +325,10 @@ def test_a_row_that_kills_its_replica_is_quarantined(
     assert "2 of them with this row alone" in frame["error"][poisoned.index(True)]
     fine = [not sick for sick in poisoned]
     # Other prompts make other buckets, whose sums round otherwise.
-    rounded = ["kl_trace", "entropy_trace", "max_entropy_at_stop", "mean_mix_weight"]
+    rounded = [
+        *("kl_trace", "entropy_trace", "max_entropy_at_stop", "mean_mix_weight"),
+        *("token_confidence", "mean_confidence", "min_confidence"),
+    ]
     assert_same(frame[fine], alone.iloc[:12][fine], but=["row_id", "bucket", *rounded])
 
 

@@ -227,6 +227,9 @@ def test_another_runs_shard(run: MadeRun, verified: Any) -> None:
         ("entropy_trace", [None, [1, 1, 1], None, [1, 1, 1]], 0, "its entropy_trace"),
         ("commit_step", [[1, 1, 1], [1, 1], None, [1, 1, 1]], 1, "its commit_step"),
         ("output_token_ids", [[1, 1, 1], [1, 1, 1], None, [1]], 3, "its output_token_ids"),
+        ("token_confidence", [[1, 1, 1], [1], None, [1, 1, 1]], 1, "its token_confidence"),
+        ("mean_confidence", [0.5, None, None, 1.5], 3, "its mean_confidence is not between"),
+        ("min_confidence", [-0.5, None, None, 0.5], 0, "its min_confidence is not between"),
     ],
 )
 def test_rows_that_contradict_themselves(

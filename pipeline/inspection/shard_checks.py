@@ -192,11 +192,16 @@ def contradictions(rows: pa.Table, gen_length: int | None) -> Iterator[tuple[str
     if "full_passes" in there:
         more = pc.greater(rows["full_passes"].fill_null(0), passes)
         rules["its full_passes are more than its num_forwards"] = pc.and_(ok, more)
+    for name in there & {"mean_confidence", "min_confidence"}:
+        outside = pc.or_(pc.less(rows[name], 0), pc.greater(rows[name], 1)).fill_null(False)
+        rules[f"its {name} is not between 0 and 1"] = pc.and_(ok, outside)
     lengths: dict[str, tuple[str, Any]] = dict.fromkeys(
         ("kl_trace", "entropy_trace"), ("num_forwards", passes)
     )
     if gen_length is not None:
-        lengths |= dict.fromkeys(("commit_step", "output_token_ids"), ("gen_length", gen_length))
+        lengths |= dict.fromkeys(
+            ("commit_step", "token_confidence", "output_token_ids"), ("gen_length", gen_length)
+        )
     for name in [name for name in lengths if name in there]:
         of, length = lengths[name]
         differs = pc.not_equal(_lengths(rows[name]), length)

@@ -26,7 +26,8 @@ FACTS = (
     *("row_id", "status", "error", "output_text", "num_output_tokens", "num_prompt_tokens"),
     *("num_forwards", "refine_steps", "decode_steps", "full_passes", "positions_computed"),
     *("blocks", "stop_reason", "open_at_stop"),
-    *("max_entropy_at_stop", "mean_mix_weight", "bucket", "seconds", "replica", "attempts"),
+    *("max_entropy_at_stop", "mean_confidence", "min_confidence", "mean_mix_weight"),
+    *("bucket", "seconds", "replica", "attempts"),
 )
 LISTS = ("output_token_ids", "kl_trace", "entropy_trace", "commit_step")
 

@@ -20,7 +20,8 @@ MAX_CHARACTERS = 20_000
 SHOWN = (
     *("num_forwards", "refine_steps", "decode_steps", "full_passes", "positions_computed"),
     *("blocks", "num_output_tokens", "num_prompt_tokens", "bucket", "open_at_stop"),
-    *("max_entropy_at_stop", "mean_mix_weight", "seconds", "replica", "attempts"),
+    *("max_entropy_at_stop", "mean_confidence", "min_confidence", "mean_mix_weight"),
+    *("seconds", "replica", "attempts"),
 )
 
 
