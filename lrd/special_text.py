@@ -16,7 +16,7 @@ from lrd.chats import MAX_TURNS, Chat
 from lrd.models.protocol import DiffusionModel, eos_ids
 
 MARKS = [chr(0xE000 + number) for number in range(MAX_TURNS)]
-"""Private-use characters, each of which stands for a turn's text while the template is looked at."""
+"""Private-use characters: each stands for a turn's text while the template is looked at."""
 BRACKETED = re.compile(r"<.+>|\[.+\]|\{.+\}", re.DOTALL)
 """What a control token looks like where the tokenizer does not call it special."""
 

@@ -26,13 +26,15 @@ class RunConfig(BaseModel):
 
     input: str = Field(description="Parquet file or folder of prompt shards: a path or a URI")
     output: str = Field(description="folder of the result dataset; the same command continues it")
-    prompt_column: str = Field("prompt", description="input column that holds the prompt text")
+    prompt_column: str = Field("prompt", description="input column of the prompts: text, or chats")
     prompt_format: PromptFormat = Field(
         "auto",
         description="chat: by the chat template; raw: the text as it is; auto: chat where the "
         "model has a template",
     )
-    system_prompt: str | None = Field(None, description="system message of every prompt")
+    system_prompt: str | None = Field(
+        None, description="system message of every prompt that has none of its own"
+    )
     allow_special_tokens: bool = Field(
         False, description="<|im_end|> and the like in prompts are special tokens, not text"
     )

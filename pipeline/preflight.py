@@ -71,6 +71,8 @@ def check(config: RunConfig) -> Checked:
     refuse_without_cache(face, config.decoding)
     if config.prompt_format == "chat" and not face.tokenizer.chat_template:
         raise ValueError(f"{config.model}: has no chat template; use --prompt-format raw")
+    if inputs.holds_chats:
+        _check_renders_chats(config, face.tokenizer)
     if config.decoding.gen_length >= face.max_length:
         raise ValueError(
             f"gen_length {config.decoding.gen_length} leaves no room for a prompt in the "
@@ -99,6 +101,19 @@ def fingerprint_of(config: RunConfig, files: list[InputFile], dtype: str) -> dic
         "prompts": config.model_dump(include=prompts),
         "input": {file.name: file.sha256 for file in files},
     }
+
+
+def _check_renders_chats(config: RunConfig, tokenizer: Any) -> None:
+    column = f"{config.input}: column {config.prompt_column!r} holds chats"
+    if config.prompt_format == "raw":
+        raise ValueError(
+            f"{column}, which prompt format raw cannot render; use --prompt-format chat"
+        )
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"{column} and {config.model} has no chat template; put the release's "
+            "chat_template.jinja beside its tokenizer files, or write the prompts as text"
+        )
 
 
 def _check_places(inputs: Storage, output: Storage) -> None:
