@@ -38,6 +38,9 @@ class RunConfig(BaseModel):
     allow_special_tokens: bool = Field(
         False, description="<|im_end|> and the like in prompts are special tokens, not text"
     )
+    stop: tuple[str, ...] = Field(
+        (), description="output_text ends before this text; may be given several times"
+    )
     truncation: Truncation = Field(
         "fail", description="prompt too long for the model: fail the row, or keep its last tokens"
     )
@@ -118,6 +121,13 @@ class RunConfig(BaseModel):
     def _check_named(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("is empty; name a folder, a file or a URI")
+        return value
+
+    @field_validator("stop")
+    @classmethod
+    def _check_stops(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value:
+            raise ValueError("a stop text is empty and would end every answer at once; drop it")
         return value
 
     @model_validator(mode="after")

@@ -92,7 +92,7 @@ def fingerprint_of(config: RunConfig, files: list[InputFile], dtype: str) -> dic
     prompts = {"prompt_column", "prompt_format", "system_prompt", "truncation"}
     if config.allow_special_tokens:  # Runs of versions that had no such setting go on.
         prompts.add("allow_special_tokens")
-    return {
+    found: dict[str, Any] = {
         "version": package_version(),
         "model": fingerprint(local_model(config.model), config.revision),
         "dtype": dtype,
@@ -101,6 +101,9 @@ def fingerprint_of(config: RunConfig, files: list[InputFile], dtype: str) -> dic
         "prompts": config.model_dump(include=prompts),
         "input": {file.name: file.sha256 for file in files},
     }
+    if config.stop:  # Likewise.
+        found["stop"] = list(config.stop)
+    return found
 
 
 def _check_renders_chats(config: RunConfig, tokenizer: Any) -> None:

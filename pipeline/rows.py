@@ -65,7 +65,12 @@ class Result:
     row_id: str = column(pa.string(), "shard and row number; ids sort in the input's order")
     status: str = column(pa.string(), "ok, or failed")
     error: str | None = column(pa.string(), "why a row failed")
-    output_text: str | None = column(pa.string(), "the answer, up to the first EOS")
+    output_text: str | None = column(
+        pa.string(), "the answer, up to the first EOS or the first text of `--stop`"
+    )
+    stop_text: str | None = column(
+        pa.string(), "the text of `--stop` that `output_text` ends before; null where none is there"
+    )
     output_token_ids: list[int] | None = column(INTS, "the whole canvas, `gen_length` ids")
     num_output_tokens: int | None = column(
         pa.int32(), "tokens before the first EOS: the paper's effective tokens"
@@ -115,14 +120,18 @@ class Result:
     attempts: int = column(pa.int32(), "times it got a slot; 0 where it never could")
 
     @classmethod
-    def of_sample(cls, sample: Sample, prompt: Prompt, *, replica: str) -> Result:
-        """The row of a decoded sample."""
+    def of_sample(
+        cls, sample: Sample, prompt: Prompt, *, replica: str, stops: Sequence[str] = ()
+    ) -> Result:
+        """The row of a decoded sample, its text cut before the first of `stops`."""
         if sample.stop_reason == "failed":
             output: dict[str, Any] = {"status": "failed"}
         else:
+            text, stop_text = cut_at_stop(sample.text, stops)
             output = {
                 "status": "ok",
-                "output_text": sample.text,
+                "output_text": text,
+                "stop_text": stop_text,
                 "output_token_ids": sample.canvas,
                 "num_output_tokens": sample.num_output_tokens,
                 "max_entropy_at_stop": sample.max_entropy_at_stop,
@@ -184,6 +193,22 @@ def results_batch(results: Sequence[Result]) -> pa.RecordBatch:
     rows = [{name: getattr(result, name) for name in MEANINGS} for result in results]
     # One conversion for all columns: column by column one row takes three times as long.
     return pa.RecordBatch.from_struct_array(pa.array(rows, pa.struct(list(RESULT_SCHEMA))))
+
+
+LATER_COLUMNS = frozenset({"stop_text"})
+"""Columns that the outputs of earlier versions lack; they read as null there."""
+
+
+def cut_at_stop(text: str | None, stops: Sequence[str]) -> tuple[str | None, str | None]:
+    """The text before the earliest of the stop texts, and that stop text: the one named first where
+    several begin there. The whole text and None where it holds none."""
+    if text is None:
+        return None, None
+    found = [(where, n) for n, stop in enumerate(stops) if (where := text.find(stop)) >= 0]
+    if not found:
+        return text, None
+    where, n = min(found)
+    return text[:where], stops[n]
 
 
 Key = tuple[int, int]

@@ -85,6 +85,7 @@ def generate(
         slots=config.slots,
         threads=max(1, int(placement.resources["num_cpus"])),
         compile=config.compile,
+        stops=config.stop,
         memory_share=min(1.0, config.gpus_per_replica),
         faults=os.environ.get(faults.VARIABLE),
         servers=servers(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.rows import RESULT_SCHEMA, row_id
+from pipeline.rows import LATER_COLUMNS, RESULT_SCHEMA, row_id
 
 ROWS_NAMED = 3
 """Rows of a shard that are named for the same finding; the others are counted."""
@@ -34,6 +34,11 @@ class Expected:
         """Canvas positions; None where the fingerprint names none."""
         length: int | None = self.fingerprint["decoding"].get("gen_length")
         return length
+
+    @property
+    def stops(self) -> list[str]:
+        """Texts that answers end before."""
+        return list(self.fingerprint.get("stop", ()))
 
 
 @dataclass(slots=True)
@@ -85,9 +90,13 @@ class ShardCheck:
 
     def _check_schema(self, schema: pa.Schema) -> bool:
         """Whether the file has the input's columns, then the results', each with its type."""
-        before = len(schema) - len(RESULT_SCHEMA)
         fields = list(schema)
-        wanted = list(RESULT_SCHEMA)
+        wanted = [
+            field
+            for field in RESULT_SCHEMA
+            if field.name in schema.names or field.name not in LATER_COLUMNS
+        ]
+        before = len(schema) - len(wanted)
         if self.expected.prompts is not None:
             wanted = [*self.expected.prompts.schema, *wanted]
             before = 0
@@ -139,7 +148,7 @@ class ShardCheck:
             self._name_rows(numbers, what)
 
     def _wrong_rows(self, rows: pa.Table, first: int) -> Iterator[tuple[str, list[int]]]:
-        yield from contradictions(rows, self.expected.gen_length)
+        yield from contradictions(rows, self.expected.gen_length, self.expected.stops)
         prompts = self.expected.prompts
         if prompts is not None:
             part = prompts.slice(first, rows.num_rows)
@@ -154,8 +163,11 @@ class ShardCheck:
             self._found(f"{len(rows) - ROWS_NAMED} more rows: {what}")
 
 
-def contradictions(rows: pa.Table, gen_length: int | None) -> Iterator[tuple[str, list[int]]]:
-    """Values in result rows that contradict each other, and the indices of those rows."""
+def contradictions(
+    rows: pa.Table, gen_length: int | None, stops: Sequence[str] = ()
+) -> Iterator[tuple[str, list[int]]]:
+    """Values in result rows that contradict each other or the settings, and the indices of those
+    rows."""
     failed, ok = (pc.equal(rows["status"], word).fill_null(False) for word in ("failed", "ok"))
     no_error = pc.is_null(rows["error"])
     no_output = pc.or_(pc.is_null(rows["output_text"]), pc.is_null(rows["output_token_ids"]))
@@ -177,6 +189,14 @@ def contradictions(rows: pa.Table, gen_length: int | None) -> Iterator[tuple[str
         for name in ("commit_step", "output_token_ids"):
             differs = pc.not_equal(_lengths(rows[name]), gen_length)
             rules[f"its {name} has not gen_length values"] = pc.and_(ok, differs)
+    if "stop_text" in rows.schema.names:
+        given = pc.is_valid(rows["stop_text"])
+        known = pc.is_in(rows["stop_text"], pa.array(stops, pa.string()))
+        rules["its stop_text is no stop of the run"] = pc.and_(given, pc.invert(known))
+        rules["is failed with a stop_text"] = pc.and_(failed, given)
+    for stop in stops:
+        holds = pc.match_substring(rows["output_text"], stop).fill_null(False)
+        rules[f"its output_text holds the stop {stop!r}"] = holds
     for what, mask in rules.items():
         indices = pc.indices_nonzero(mask).to_pylist()
         if indices:

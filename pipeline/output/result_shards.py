@@ -5,17 +5,19 @@ A result shard holds the input's columns unchanged, then the fields of `pipeline
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.output.schema_metadata import with_results
-from pipeline.rows import RESULT_SCHEMA
+from pipeline.rows import LATER_COLUMNS, RESULT_SCHEMA
 from pipeline.storage.retry import StorageError
 from pipeline.storage.storage import Storage
 
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 ROW_GROUP_ROWS = 1000
 ROW_GROUP_BYTES = 1 << 28
 """Most bytes of a row group: Arrow cannot read one with over 2 GiB of nested cells."""
@@ -48,13 +50,23 @@ def batches(
     Raises ValueError naming the file where it is damaged or lacks a column.
     """
     with opened(output, name) as parquet:
-        absent = [column for column in columns if column not in parquet.schema_arrow.names]
+        there = [column for column in columns if column in parquet.schema_arrow.names]
+        absent = [column for column in columns if column not in {*there, *LATER_COLUMNS}]
         if absent:
             raise ValueError(
                 f"{output.path(name)}: has no column {', '.join(absent)}, so it is not a result "
                 "shard of this version; name another run's output"
             )
-        yield from parquet.iter_batches(batch_size=num_rows, columns=list(columns))
+        for batch in parquet.iter_batches(batch_size=num_rows, columns=there):
+            yield with_later_columns(batch, columns)
+
+
+def with_later_columns(rows: Rows, columns: Collection[str]) -> Rows:
+    """Rows with nulls in those of the columns that an earlier version did not write yet."""
+    for name in LATER_COLUMNS.intersection(columns).difference(rows.schema.names):
+        field = RESULT_SCHEMA.field(name)
+        rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
+    return rows
 
 
 def results_in(content: bytes) -> pa.Table:
@@ -65,7 +77,7 @@ def results_in(content: bytes) -> pa.Table:
     source = pa.BufferReader(content)
     try:
         file = pq.ParquetFile(source, page_checksum_verification=True)
-        table = file.read(columns=RESULT_SCHEMA.names)
+        table = with_later_columns(file.read(columns=RESULT_SCHEMA.names), RESULT_SCHEMA.names)
         return table.select(RESULT_SCHEMA.names).replace_schema_metadata(None).cast(RESULT_SCHEMA)
     except (OSError, KeyError) as error:  # What pyarrow raises for a page whose checksum is wrong.
         raise pa.ArrowInvalid(str(error)) from error

@@ -195,6 +195,8 @@ def _settings(
     yield "model", code(_last_part(settings.get("model", "unknown")))
     yield "dtype", code(fingerprint.get("dtype", "unknown"))
     chosen = {name: settings.get(name) for name in PROMPT_SETTINGS}
+    if settings.get("stop"):
+        chosen["stop"] = settings["stop"]
     for name, value in {**chosen, **fingerprint.get("decoding", {})}.items():
         yield code(name), code(value if isinstance(value, str) else json.dumps(value))
 

@@ -39,6 +39,8 @@ class ReplicaSettings:
     slots: int
     threads: int
     compile: Compile = "none"
+    stops: tuple[str, ...] = ()
+    """Texts that answers end before."""
     memory_share: float = 1.0
     """This replica's share of the device's free memory."""
     faults: str | None = None
@@ -153,13 +155,18 @@ class Replica:
             del self._prompts[key]
         samples = [item for item in items if isinstance(item, Sample)]
         return Report.of(
-            [Result.of_sample(s, self._prompts.pop(s.key), replica=self._name) for s in samples],
+            [self._result(sample) for sample in samples],
             finished=[sample.key for sample in samples],
             returned=returned,
             events=[item for item in items if isinstance(item, str)],
             num_passes=self._loop.num_passes,
             longest_pass=self._loop.longest_pass,
         )
+
+    def _result(self, sample: Sample) -> Result:
+        prompt = self._prompts.pop(sample.key)
+        stops = self._settings.stops
+        return Result.of_sample(sample, prompt, replica=self._name, stops=stops)
 
     def _fitting_slots(self, bucket: int) -> int:
         """How many of the slots fit into the device's memory."""

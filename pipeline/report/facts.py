@@ -137,6 +137,12 @@ def outcome(counts: ReportCounts) -> list[str]:
                 f"soft embeddings: {counts.mix_weight / counts.num_ok:.3f}."
             )
         )
+    if counts.stop_texts:
+        texts = [(_cut(repr(text)), f"{n:,}") for text, n in counts.stop_texts.most_common()]
+        parts.append(
+            heading("Texts that answers end before")
+            + table(["--stop", "rows"], texts, (1,), "pairs")
+        )
     parts.append(
         heading("Failures by reason")
         + (
