@@ -82,10 +82,12 @@ def add_model_flags(
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": f"{model.__name__}.{name}"}
         help_text = (field.description or "").replace("%", "%%")
         has_default = not field.is_required() and field.default_factory is None
-        if has_default and field.default is not None:
+        if has_default and field.default not in (None, ()):
             help_text += f" [{field.default}]"
         if bool in kinds:
             options["action"] = argparse.BooleanOptionalAction
+        elif any(get_origin(kind) is tuple for kind in kinds):
+            options |= {"action": "append", "metavar": "TEXT"}
         else:
             options["metavar"] = "|".join(_words(field.annotation)) or name.upper()
         flag = "--" + name.replace("_", "-")

@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "other JSON values as JSON text [CSV: string; JSON: as written]",
     )
     parser.add_argument(
-        "--prompt-column", metavar="COLUMN", help="this column of CSV or JSON is text [prompt]"
+        "--prompt-column",
+        metavar="COLUMN",
+        help="this column of CSV or JSON is text, or of JSON chats [prompt]",
     )
     parser.add_argument(
         "--delimiter", help="between the cells of CSV: one character, or tab [detected: , ; tab |]"
@@ -79,7 +81,9 @@ def reading(args: argparse.Namespace) -> Reading:
     types = parse_types(args.types)
     kind = types.get(args.prompt_column or "prompt", TYPES["string"])
     if kind != TYPES["string"]:
-        raise ValueError(f"--types gives the prompt column the type {kind}; a prompt is text")
+        raise ValueError(
+            f"--types gives the prompt column the type {kind}; a prompt is text, or a chat"
+        )
     delimiter = DELIMITERS.get(args.delimiter, args.delimiter)
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
         raise ValueError(f"--delimiter is {args.delimiter!r}; expected one character, or tab")

@@ -149,6 +149,8 @@ def _flags(settings: BaseModel, names: Any, defaults: dict[str, Any]) -> list[st
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, tuple):
+            words += [f"--{flag}={one}" for one in value]
         else:
             words.append(f"--{flag}={'none' if value is None else value}")
     return words

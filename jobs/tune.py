@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 JOB = "lrd tune"
 MONITORS = ("none", "mean", "max", "mean:patience=2", "mean:gate=0.2", "mean:gate=1")
-SAID = {"revision", "dtype", "prompt_column", "prompt_format", "system_prompt", "truncation"}
+SAID = {
+    *("revision", "dtype", "prompt_column", "prompt_format", "system_prompt", "truncation"),
+    "stop",
+}
 """Settings of a run that `best.toml` repeats where they were given."""
 GRID: dict[str, tuple[float, ...]] = {"r_f": (0.15, 0.3), "tau_decode": (0.1, 0.01, 0.001)}
 """What is swept where no values are given."""

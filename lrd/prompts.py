@@ -1,35 +1,42 @@
-"""A prompt's text → token ids, by the checkpoint's own tokenizer and chat template."""
+"""A prompt, text or chat → token ids, by the checkpoint's own tokenizer and chat template."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from lrd.chats import Chat, Messages, chat_of
 from lrd.config import PromptFormat, Truncation
 from lrd.models.protocol import DiffusionModel
-from lrd.special_text import ChatReader, Render, as_text, special_ids
+from lrd.special_text import ChatReader, as_text, special_ids
+
+MAX_REASON = 300
+"""Characters of a template's error about a chat, which may repeat the whole chat."""
 
 
 def encode_prompt(
     model: DiffusionModel,
-    text: str,
+    prompt: str | Messages,
     prompt_format: PromptFormat = "auto",
     system_prompt: str | None = None,
     allow_special_tokens: bool = False,
 ) -> list[int]:
     """Token ids of a prompt.
 
-    prompt_format: `chat` renders `text` as the user's turn by the tokenizer's chat template
-    and opens the assistant's; `raw` tokenises the text as it is, behind a bos where the
-    tokenizer's settings ask for one (add_bos_token); `auto` is `chat` exactly where the
-    tokenizer has a chat template. system_prompt: the chat's first turn. allow_special_tokens:
-    whether `<|im_end|>` and the like in either text are special tokens; else they are text, and
-    only the template's own are special.
-    Raises ValueError where the model has no tokenizer, `chat` has no template, the template
-    fails on the turns or the model has no embedding for a token, and where a system prompt is
-    given to a raw prompt.
+    prompt: a text, which is the user's turn, or a chat: a list of {role, content} whose roles are
+    system, user and assistant. Where the last turn of a chat is the assistant's, the ids end with
+    its content, so that the answer continues it.
+    prompt_format: `chat` renders the turns by the tokenizer's chat template and opens the
+    assistant's; `raw` tokenises a text as it is, behind a bos where the tokenizer's settings ask
+    for one (add_bos_token); `auto` is `chat` exactly where the tokenizer has a chat template.
+    system_prompt: the first turn of a chat that has no system turn. allow_special_tokens:
+    whether `<|im_end|>` and the like in any turn's text are special tokens; else they are text,
+    and only the template's own are special.
+    Raises ValueError where the model has no tokenizer, `chat` or a chat has no template, a turn is
+    not {role, content}, the template fails on the turns or the model has no embedding for a token,
+    and where a system prompt is given to a raw prompt.
     """
-    (ids,) = encode_prompts(model, [text], prompt_format, system_prompt, allow_special_tokens)
+    (ids,) = encode_prompts(model, [prompt], prompt_format, system_prompt, allow_special_tokens)
     if isinstance(ids, ValueError):
         raise ids
     return ids
@@ -37,7 +44,7 @@ def encode_prompt(
 
 def encode_prompts(
     model: DiffusionModel,
-    texts: Sequence[str],
+    prompts: Sequence[str | Messages],
     prompt_format: PromptFormat = "auto",
     system_prompt: str | None = None,
     allow_special_tokens: bool = False,
@@ -66,9 +73,9 @@ def encode_prompts(
         )
     special = frozenset[int]() if allow_special_tokens else special_ids(model)
     if is_chat:
-        found = _chat_ids(tokenizer, texts, system_prompt, special)
+        found = _chat_ids(tokenizer, prompts, system_prompt, special)
     else:
-        found = _raw_ids(tokenizer, texts, special)
+        found = _raw_ids(tokenizer, prompts, special)
     return [_within_table(model, ids) for ids in found]
 
 
@@ -93,26 +100,24 @@ def fit_prompt(ids: Sequence[int], max_tokens: int, truncation: Truncation) -> l
 
 
 def _chat_ids(
-    tokenizer: Any, texts: Sequence[str], system_prompt: str | None, special: frozenset[int]
+    tokenizer: Any,
+    prompts: Sequence[str | Messages],
+    system_prompt: str | None,
+    special: frozenset[int],
 ) -> list[list[int] | ValueError]:
     """The rendered chat writes its own bos and headers, so the tokenizer must add none."""
-
-    def render(text: str, system: str | None) -> str:
-        turns = [{"role": "user", "content": text}]
-        if system is not None:
-            turns.insert(0, {"role": "system", "content": system})
-        chat: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return chat
-
-    chats = _rendered(render, texts, system_prompt)
-    encoded = iter(_ids(tokenizer, [chat for chat in chats if isinstance(chat, str)]))
-    reader = ChatReader(tokenizer, render, system_prompt, special) if special else None
+    rendered = [_rendered(tokenizer, prompt, system_prompt) for prompt in prompts]
+    good = [one for one in rendered if not isinstance(one, ValueError)]
+    encoded = iter(_ids(tokenizer, [text for _, text in good]))
+    reader = ChatReader(tokenizer, special) if special else None
     found: list[list[int] | ValueError] = []
-    for chat, text in zip(chats, texts, strict=True):
-        ids = next(encoded) if isinstance(chat, str) else chat
+    for one in rendered:
         try:
-            if reader and isinstance(chat, str) and isinstance(ids, list):
-                ids = reader.read(chat, text, ids)
+            if isinstance(one, ValueError):
+                raise one
+            ids = next(encoded)
+            if reader and isinstance(ids, list):
+                ids = reader.read(*one, ids)
         except ValueError as error:
             ids = error
         found.append(ids)
@@ -120,33 +125,35 @@ def _chat_ids(
 
 
 def _rendered(
-    render: Render, texts: Sequence[str], system_prompt: str | None
-) -> list[str | ValueError]:
-    """The chats; an error in place of one that the template refuses."""
-    chats: list[str | ValueError] = []
-    for text in texts:
-        try:
-            chats.append(render(text, system_prompt))
-        # A template is a program that came with the checkpoint: it may raise anything.
-        except Exception as error:
-            chats.append(_refused(error))
-    return chats
+    tokenizer: Any, prompt: str | Messages, system_prompt: str | None
+) -> tuple[Chat, str] | ValueError:
+    """A prompt's chat, and the text that the template makes of it; or why there is none."""
+    try:
+        chat = chat_of(prompt, system_prompt)
+    except ValueError as error:
+        return error
+    try:
+        return chat, chat.render(tokenizer)
+    # A template is a program that came with the checkpoint: it may raise anything.
+    except Exception as error:
+        return _refused(error, is_text=isinstance(prompt, str))
 
 
-def _refused(error: Exception) -> ValueError:
+def _refused(error: Exception, *, is_text: bool) -> ValueError:
     from jinja2 import TemplateError
 
     words = " ".join(str(error).split())
+    way_out = "drop the system prompt or use prompt format raw"
+    if not is_text:
+        words = words if len(words) <= MAX_REASON else f"{words[:MAX_REASON]}…"
+        way_out = "change the turns to those that it takes"
     if not isinstance(error, TemplateError):
         words = f"{type(error).__name__}: {words}"
-    return ValueError(
-        f"the chat template refuses these turns ({words}); "
-        "drop the system prompt or use prompt format raw"
-    )
+    return ValueError(f"the chat template refuses these turns ({words}); {way_out}")
 
 
 def _raw_ids(
-    tokenizer: Any, texts: Sequence[str], special: frozenset[int]
+    tokenizer: Any, prompts: Sequence[str | Messages], special: frozenset[int]
 ) -> list[list[int] | ValueError]:
     bos: list[int] = []
     if getattr(tokenizer, "add_bos_token", False):
@@ -156,14 +163,22 @@ def _raw_ids(
                 "set bos_token in tokenizer_config.json, or add_bos_token to false"
             )
         bos = [int(tokenizer.bos_token_id)]
-    found = _ids(tokenizer, texts)
-    for n, ids in enumerate(found):
+    encoded = iter(_ids(tokenizer, [text for text in prompts if isinstance(text, str)]))
+    found: list[list[int] | ValueError] = []
+    for prompt in prompts:
         try:
+            if not isinstance(prompt, str):
+                raise ValueError(
+                    "the prompt is a chat, which only a chat template can render; use prompt "
+                    "format chat with a chat model"
+                )
+            ids = next(encoded)
             if isinstance(ids, list):
                 is_text = special.isdisjoint(ids)
-                found[n] = [*bos, *(ids if is_text else as_text(tokenizer, texts[n], special))]
+                ids = [*bos, *(ids if is_text else as_text(tokenizer, prompt, special))]
         except ValueError as error:
-            found[n] = error
+            ids = error
+        found.append(ids)
     return found
 
 

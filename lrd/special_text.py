@@ -7,19 +7,18 @@ that the chat template writes stay special; those that a text spells become ordi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from lrd.chats import MAX_TURNS, Chat
 from lrd.models.protocol import DiffusionModel, eos_ids
 
-USER, SYSTEM = "\ue000", "\ue001"
-"""Private-use characters that stand for a turn's text while the template is looked at."""
+MARKS = [chr(0xE000 + number) for number in range(MAX_TURNS)]
+"""Private-use characters: each stands for a turn's text while the template is looked at."""
 BRACKETED = re.compile(r"<.+>|\[.+\]|\{.+\}", re.DOTALL)
 """What a control token looks like where the tokenizer does not call it special."""
-
-Render = Callable[[str, str | None], str]
-"""The user's text and the system prompt → the rendered chat."""
 
 
 def special_ids(model: DiffusionModel) -> frozenset[int]:
@@ -65,44 +64,48 @@ def as_text(tokenizer: Any, text: str, special: frozenset[int]) -> list[int]:
     return ids
 
 
+@dataclass(frozen=True, slots=True)
+class _Skeleton:
+    """What a template writes around the texts of chats with the same roles."""
+
+    marked: str | None
+    """The rendered chat with a mark in place of each text; None where the template refuses it."""
+    special: frozenset[int]
+    """Ids that no text may become."""
+    expected: list[int] | None
+    """The template's own special tokens, in order."""
+
+
 class ChatReader:
     """Token ids of chats rendered by one template, in which the turns' texts are text."""
 
-    def __init__(
-        self, tokenizer: Any, render: Render, system: str | None, special: frozenset[int]
-    ) -> None:
-        self._tokenizer, self._system, self._special = tokenizer, system, special
-        added = getattr(tokenizer, "added_tokens_decoder", {})
+    def __init__(self, tokenizer: Any, special: frozenset[int]) -> None:
+        """special: ids that no text may become; bracketed tokens that the template writes are added
+        to them."""
+        self._tokenizer, self._special = tokenizer, special
+        self._added = getattr(tokenizer, "added_tokens_decoder", {})
         # A letter beside such a token hides it, so that counting does not tell all.
-        self._fragile = [token.content for token in added.values() if token.single_word]
-        self._marked: str | None = None
-        self._expected: list[int] | None = None
-        try:
-            self._marked = render(USER, None if system is None else SYSTEM)
-            self._with_system = render(USER, system)
-        # A template that wants more of a text than one character.
-        except Exception:
-            return
-        ids = self._ids(self._marked)
-        own = {n for n in ids if n in added and BRACKETED.fullmatch(added[n].content)}
-        # The mark may be an unknown character.
-        self._special |= own - {getattr(tokenizer, "unk_token_id", None)}
-        self._expected = self._specials(ids)
+        self._fragile = [token.content for token in self._added.values() if token.single_word]
+        self._skeletons: dict[tuple[str, ...], _Skeleton] = {}
 
-    def read(self, chat: str, text: str, ids: list[int]) -> list[int]:
-        """The ids of a rendered chat. text: the user's. ids: as the tokenizer reads the whole,
-        returned as they are where no text spells a special token.
+    def read(self, chat: Chat, rendered: str, ids: list[int]) -> list[int]:
+        """The ids of a rendered chat. ids: as the tokenizer reads the whole, returned as they are
+        where no text spells a special token.
 
         Raises ValueError where a text's special tokens cannot be told from the template's.
         """
-        if self._specials(ids) == self._expected and not any(w in text for w in self._fragile):
+        skeleton = self._skeleton(chat.roles)
+        special, texts = skeleton.special, chat.texts
+        hides = any(word in text for word in self._fragile for text in texts)
+        if not hides and _among(ids, special) == skeleton.expected:
             return ids
-        texts = (text, self._system or "")
-        spans = self._text_spans(chat) if getattr(self._tokenizer, "is_fast", False) else None
+        spans = None
+        if getattr(self._tokenizer, "is_fast", False):
+            spans = self._text_spans(chat, rendered, skeleton.marked)
         # What a template makes of a text may hold special tokens of its own.
-        if spans is not None and all(any(chat[a:b] in one for one in texts) for a, b in spans):
-            return self._reread(chat, spans)
-        spelt = {index for one in texts for index in self._specials(self._ids(one))}
+        if spans is not None and all(any(rendered[a:b] in t for t in texts) for a, b in spans):
+            return self._reread(rendered, spans, special)
+        spelt = {index for text in texts for index in _among(self._ids(text), special)}
         if spelt:
             raise ValueError(
                 f"the prompt holds {_names(self._tokenizer, spelt)} and the chat template changes "
@@ -111,7 +114,27 @@ class ChatReader:
             )
         return ids
 
-    def _reread(self, chat: str, spans: list[tuple[int, int]]) -> list[int]:
+    def _skeleton(self, roles: tuple[str, ...]) -> _Skeleton:
+        if roles not in self._skeletons:
+            self._skeletons[roles] = self._new_skeleton(roles)
+        return self._skeletons[roles]
+
+    def _new_skeleton(self, roles: tuple[str, ...]) -> _Skeleton:
+        try:
+            marked = Chat(roles, tuple(MARKS[: len(roles)])).render(self._tokenizer)
+        # A template that wants more of a text than one character.
+        except Exception:
+            return _Skeleton(None, self._special, None)
+        ids = self._ids(marked)
+        added = self._added
+        own = {n for n in ids if n in added and BRACKETED.fullmatch(added[n].content)}
+        # The mark may be an unknown character.
+        special = self._special | own - {getattr(self._tokenizer, "unk_token_id", None)}
+        return _Skeleton(marked, special, _among(ids, special))
+
+    def _reread(
+        self, chat: str, spans: Sequence[tuple[int, int]], special: frozenset[int]
+    ) -> list[int]:
         """The chat, cut at the template's special tokens; a part that holds others is read as
         text, every other part stays as it was."""
         whole = self._tokenizer(
@@ -122,12 +145,12 @@ class ChatReader:
         begin = 0
 
         def end_part(end: int) -> None:
-            is_text = self._special.isdisjoint(part)
-            found.extend(part if is_text else self._as_text(chat[begin:end]))
+            is_text = special.isdisjoint(part)
+            found.extend(part if is_text else as_text(self._tokenizer, chat[begin:end], special))
             part.clear()
 
         for index, (first, last) in zip(whole["input_ids"], whole["offset_mapping"], strict=True):
-            if index not in self._special or _overlaps(_core(chat, (first, last)), spans):
+            if index not in special or _overlaps(_core(chat, (first, last)), spans):
                 part.append(index)
                 continue
             end_part(first)
@@ -136,34 +159,55 @@ class ChatReader:
         end_part(len(chat))
         return found
 
-    def _text_spans(self, chat: str) -> list[tuple[int, int]] | None:
+    def _text_spans(
+        self, chat: Chat, rendered: str, marked: str | None
+    ) -> list[tuple[int, int]] | None:
         """Where the turns' texts stand in a rendered chat, whatever the template made of them;
         None where that cannot be said."""
-        if self._marked is None:
+        if marked is None:
             return None
-        system = _between(self._marked.split(SYSTEM), self._with_system)
-        user = _between(self._with_system.split(USER), chat)
-        if system is None or user is None:
-            return None
-        texts = {SYSTEM: system, USER: user}
+        marks = MARKS[: len(chat.texts)]
+        pieces = re.split(f"([{''.join(marks)}])", marked)
+        texts = dict(zip(marks, chat.texts, strict=True))
+        if "".join(texts.get(piece, piece) for piece in pieces) != rendered:
+            found = self._changed_texts(chat, rendered, marked)
+            if found is None:
+                return None
+            texts = dict(zip(marks, found, strict=True))
         spans, at = [], 0
-        for part in re.split(f"([{USER}{SYSTEM}])", self._marked):
-            end = at + len(texts.get(part, part))
-            if part in texts:
+        for piece in pieces:
+            end = at + len(texts.get(piece, piece))
+            if piece in texts:
                 spans.append((at, end))
             at = end
         return spans
 
-    def _as_text(self, text: str) -> list[int]:
-        return as_text(self._tokenizer, text, self._special)
+    def _changed_texts(self, chat: Chat, rendered: str, marked: str) -> list[str] | None:
+        """What the template makes of each text: turn by turn takes the place of its mark, and the
+        renderings before and after are compared."""
+        found: list[str] = []
+        for number, mark in enumerate(MARKS[: len(chat.texts)], 1):
+            texts = (*chat.texts[:number], *MARKS[number : len(chat.texts)])
+            is_whole = number == len(chat.texts)
+            try:
+                then = rendered if is_whole else replace(chat, texts=texts).render(self._tokenizer)
+            except Exception:  # As for the marks alone.
+                return None
+            text = _between(marked.split(mark), then)
+            if text is None:
+                return None
+            found.append(text)
+            marked = then
+        return found
 
     def _ids(self, text: str) -> list[int]:
         found = self._tokenizer(text, add_special_tokens=False, verbose=False)
         ids: list[int] = found["input_ids"]
         return ids
 
-    def _specials(self, ids: Iterable[int]) -> list[int]:
-        return [index for index in ids if index in self._special]
+
+def _among(ids: Iterable[int], special: frozenset[int]) -> list[int]:
+    return [index for index in ids if index in special]
 
 
 def _between(pieces: list[str], whole: str) -> str | None:

@@ -30,15 +30,20 @@ class RunConfig(BaseModel):
 
     input: str = Field(description="Parquet file or folder of prompt shards: a path or a URI")
     output: str = Field(description="folder of the result dataset; the same command continues it")
-    prompt_column: str = Field("prompt", description="input column that holds the prompt text")
+    prompt_column: str = Field("prompt", description="input column of the prompts: text, or chats")
     prompt_format: PromptFormat = Field(
         "auto",
         description="chat: by the chat template; raw: the text as it is; auto: chat where the "
         "model has a template",
     )
-    system_prompt: str | None = Field(None, description="system message of every prompt")
+    system_prompt: str | None = Field(
+        None, description="system message of every prompt that has none of its own"
+    )
     allow_special_tokens: bool = Field(
         False, description="<|im_end|> and the like in prompts are special tokens, not text"
+    )
+    stop: tuple[str, ...] = Field(
+        (), description="output_text ends before this text; may be given several times"
     )
     truncation: Truncation = Field(
         "fail", description="prompt too long for the model: fail the row, or keep its last tokens"
@@ -140,6 +145,13 @@ class RunConfig(BaseModel):
     def _check_named(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("is empty; name a folder, a file or a URI")
+        return value
+
+    @field_validator("stop")
+    @classmethod
+    def _check_stops(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value:
+            raise ValueError("a stop text is empty and would end every answer at once; drop it")
         return value
 
     @model_validator(mode="after")

@@ -85,6 +85,8 @@ def check(config: RunConfig) -> Checked:
     refuse_without_cache(face, config.decoding)
     if config.prompt_format == "chat" and not face.tokenizer.chat_template:
         raise ValueError(f"{config.model}: has no chat template; use --prompt-format raw")
+    if inputs.holds_chats:
+        _check_renders_chats(config, face.tokenizer)
     if config.decoding.gen_length >= face.max_length:
         raise ValueError(
             f"gen_length {config.decoding.gen_length} leaves no room for a prompt in the "
@@ -111,7 +113,7 @@ def fingerprint_of(
     prompts = {"prompt_column", "prompt_format", "system_prompt", "truncation"}
     if config.allow_special_tokens:  # Runs of versions that had no such setting go on.
         prompts.add("allow_special_tokens")
-    return {
+    found: dict[str, Any] = {
         "version": package_version(),
         "model": model or model_fingerprint(config),
         "dtype": dtype,
@@ -121,6 +123,22 @@ def fingerprint_of(
         "input": {file.name: file.sha256 for file in files},
         **Layout(config.num_samples, config.columns).facts,
     }
+    if config.stop:  # Likewise.
+        found["stop"] = list(config.stop)
+    return found
+
+
+def _check_renders_chats(config: RunConfig, tokenizer: Any) -> None:
+    column = f"{config.input}: column {config.prompt_column!r} holds chats"
+    if config.prompt_format == "raw":
+        raise ValueError(
+            f"{column}, which prompt format raw cannot render; use --prompt-format chat"
+        )
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"{column} and {config.model} has no chat template; put the release's "
+            "chat_template.jinja beside its tokenizer files, or write the prompts as text"
+        )
 
 
 def _check_places(inputs: Storage, output: Storage) -> None:

@@ -91,7 +91,14 @@ class Result:
     status: str = column(pa.string(), "ok, or failed", level="minimal")
     error: str | None = column(pa.string(), "why a row failed", level="minimal")
     output_text: str | None = column(
-        pa.string(), "the answer, up to the first EOS", level="minimal"
+        pa.string(),
+        "the answer, up to the first EOS or the first text of `--stop`",
+        level="minimal",
+    )
+    stop_text: str | None = column(
+        pa.string(),
+        "the text of `--stop` that `output_text` ends before; null where none is there",
+        level="minimal",
     )
     output_token_ids: list[int] | None = column(
         INTS, "the whole canvas, `gen_length` ids", level="full"
@@ -183,14 +190,18 @@ class Result:
     )
 
     @classmethod
-    def of_sample(cls, sample: Sample, prompt: Prompt, *, replica: str) -> Result:
-        """The row of a decoded sample."""
+    def of_sample(
+        cls, sample: Sample, prompt: Prompt, *, replica: str, stops: Sequence[str] = ()
+    ) -> Result:
+        """The row of a decoded sample, its text cut before the first of `stops`."""
         if sample.stop_reason == "failed":
             output: dict[str, Any] = {"status": "failed"}
         else:
+            text, stop_text = cut_at_stop(sample.text, stops)
             output = {
                 "status": "ok",
-                "output_text": sample.text,
+                "output_text": text,
+                "stop_text": stop_text,
                 "output_token_ids": sample.canvas,
                 "num_output_tokens": sample.num_output_tokens,
                 "max_entropy_at_stop": sample.max_entropy_at_stop,
@@ -327,6 +338,18 @@ def results_batch(results: Sequence[Result], schema: pa.Schema = RESULT_SCHEMA) 
     rows = [{name: getattr(result, name) for name in schema.names} for result in results]
     # One conversion for all columns: column by column one row takes three times as long.
     return pa.RecordBatch.from_struct_array(pa.array(rows, pa.struct(list(schema))))
+
+
+def cut_at_stop(text: str | None, stops: Sequence[str]) -> tuple[str | None, str | None]:
+    """The text before the earliest of the stop texts, and that stop text: the one named first where
+    several begin there. The whole text and None where it holds none."""
+    if text is None:
+        return None, None
+    found = [(where, n) for n, stop in enumerate(stops) if (where := text.find(stop)) >= 0]
+    if not found:
+        return text, None
+    where, n = min(found)
+    return text[:where], stops[n]
 
 
 Key = tuple[int, int]

@@ -138,6 +138,7 @@ def _replica_settings(config: RunConfig, placement: Placement) -> ReplicaSetting
         dtype=placement.dtype,
         decoding=config.decoding,
         columns=config.columns,
+        stops=config.stop,
         slots=config.slots,
         threads=max(1, int(placement.resources["num_cpus"])),
         compile=config.compile,

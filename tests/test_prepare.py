@@ -459,7 +459,10 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "json: list of texts": ("a.json", b'[{"a": 1}, "x"]', ", row 2: is 'x'"),
     "json: mixed list": ("a.json", b'[{"a": 1}, {"a": "x"}]', ", row 2: column 'a' holds text"),
     "json: empty list": ("a.json", b"[]", ": the source has no rows"),
-    "prompt: list": ("a.jsonl", b'{"prompt": []}\n', ", line 1: column 'prompt': a prompt is text"),
+    "prompt: list of texts": (
+        *("a.jsonl", b'{"prompt": ["a"]}\n'),
+        ", line 1: column 'prompt' holds '[\"a\"]'; a prompt is text, or chats",
+    ),
     "parquet: none": ("a.parquet", b"PAR1 no", ": not a whole Parquet file"),
     "parquet: empty": ("a.parquet", b"", ": not a whole Parquet file"),
     "other: text": ("a.txt", b"x\n", ": cannot be read; expected .parquet, .csv"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from helpers.made_tokenizers import KINDS, SPECIALS, tokenizer_of
 
+from lrd.chats import chat_of
 from lrd.prompts import encode_prompt, encode_prompts
 from lrd.special_text import ChatReader, special_ids
 
@@ -189,18 +190,14 @@ def test_texts_at_random(kind: str) -> None:
 def test_cutting_at_the_templates_tokens_changes_nothing(kind: str) -> None:
     """The careful way, taken where nothing asks for it, gives what the whole chat gives."""
     model = model_of(kind, CHATML)
-    reader = ChatReader(
-        model.tokenizer,
-        lambda text, system: rendered(model, text, system),
-        None,
-        special_ids(model),
-    )
+    reader = ChatReader(model.tokenizer, special_ids(model))
+    skeleton = reader._skeleton(("user",))
     for text in PLAIN:
         chat = rendered(model, text, None)
-        spans = reader._text_spans(chat)
+        spans = reader._text_spans(chat_of(text), chat, skeleton.marked)
         assert spans is not None
         assert [chat[a:b] for a, b in spans] == [text]
-        assert reader._reread(chat, spans) == whole(model, chat)
+        assert reader._reread(chat, spans, skeleton.special) == whole(model, chat)
 
 
 def test_a_letter_beside_a_token_hides_no_other() -> None:

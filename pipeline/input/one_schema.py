@@ -28,7 +28,7 @@ def merged(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
             return layouts[1]
     if types.is_dictionary(one) or types.is_dictionary(other):
         return _merged_dictionaries(one, other)
-    if _is_list(one) and _is_list(other):
+    if is_list(one) and is_list(other):
         return _merged_lists(one, other)
     if types.is_map(one) and types.is_map(other):
         key, item = merged(one.key_type, other.key_type), merged(one.item_type, other.item_type)
@@ -49,7 +49,8 @@ def _merged_dictionaries(one: pa.DataType, other: pa.DataType) -> pa.DataType | 
     return pa.dictionary(pa.int32() if narrow else pa.int64(), values, ordered)
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Whether it is a list of any layout."""
     types = pa.types
     kinds = (
         types.is_list,

@@ -17,7 +17,7 @@ from pipeline.input import input_files, int96
 from pipeline.input.features import Features
 from pipeline.input.input_files import FoundFiles
 from pipeline.input.one_schema import OneSchema, conform
-from pipeline.input.prompt_text import is_text
+from pipeline.input.prompt_text import PROMPT_KINDS, is_chat, is_text, unread_fields
 from pipeline.parquet_batches import batches, read_table
 from pipeline.rows import RESULT_SCHEMA, InputFile
 from pipeline.storage import retry
@@ -42,6 +42,12 @@ class PromptShards:
     """Columns made from `key=value` folders."""
     left_out: list[str]
     """Paths of files and folders in the input folder that are not read."""
+    prompt_column: str
+
+    @property
+    def holds_chats(self) -> bool:
+        """Whether the prompts are chats."""
+        return is_chat(self.schema.field(self.prompt_column).type)
 
     def read(
         self, name: str, columns: Sequence[str] | None = None, limit: int | None = None
@@ -65,19 +71,24 @@ class PromptShards:
             ) from error
 
     def notes(self) -> list[str]:
-        """One line about files that are not read; empty where there are none."""
-        if not self.left_out:
-            return []
-        num, some = len(self.left_out), input_files.shown(self.left_out)
-        return [f"input: {num} other files or folders are left out: {some}"]
+        """A line each about files and about fields of turns that are not read, where there are
+        any."""
+        lines = []
+        if self.left_out:
+            num, some = len(self.left_out), input_files.shown(self.left_out)
+            lines.append(f"input: {num} other files or folders are left out: {some}")
+        if unread := unread_fields(self.schema.field(self.prompt_column).type):
+            some = input_files.shown(unread)
+            lines.append(f"input: fields of turns that are not read: {some}")
+        return lines
 
 
 def inspect(found: FoundFiles, prompt_column: str) -> PromptShards:
     """Read each shard of an input once, a batch at a time: its rows, digest and schema.
 
     Raises ValueError, naming the file, for one that is corrupt, lacks the prompt column or has it
-    without text, has two columns of one name, one that results would overwrite, or one whose
-    values are of another kind than in other shards.
+    without text or chats, has two columns of one name, one that results would overwrite, or one
+    whose values are of another kind than in other shards.
     """
     try:
         return _inspect(found, prompt_column, "ns")
@@ -97,9 +108,9 @@ def _inspect(found: FoundFiles, prompt_column: str, int96_unit: str) -> PromptSh
         files.append(InputFile(name, seen.num_rows, seen.sha256))
     schema = one_schema.schema
     if any(file.num_rows for file in files):
-        _check_text(found.storage.uri, schema, prompt_column)
+        _check_prompts(found.storage.uri, schema, prompt_column)
     schema = schema.with_metadata(features.metadata)
-    return PromptShards(found.storage, files, schema, folders.names, found.left_out)
+    return PromptShards(found.storage, files, schema, folders.names, found.left_out, prompt_column)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +156,16 @@ def _inspect_file(
             raise ValueError(f"{where}: is encrypted; write it without encryption") from error
         raise ValueError(f"{where}: not a whole Parquet file ({reason}); write it again") from error
     if prompt_column not in only_nulls:
-        _check_text(where, schema, prompt_column)
+        _check_prompts(where, schema, prompt_column)
     return _Seen(parquet.metadata.num_rows, digest.hexdigest(), schema, only_nulls)
 
 
-def _check_text(where: str, schema: pa.Schema, column: str) -> None:
+def _check_prompts(where: str, schema: pa.Schema, column: str) -> None:
     kind = schema.field(column).type
-    if not is_text(kind):
-        raise ValueError(f"{where}: column {column!r} holds {kind}; a prompt column holds text")
+    if not is_text(kind) and not is_chat(kind):
+        raise ValueError(
+            f"{where}: column {column!r} holds {kind}; a prompt column holds {PROMPT_KINDS}"
+        )
 
 
 def with_folders(schema: pa.Schema, folders: pa.Schema) -> pa.Schema:

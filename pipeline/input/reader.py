@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import pyarrow as pa
 
@@ -16,7 +16,7 @@ from lrd.prompts import encode_prompts, fit_prompt
 from pipeline.config import RunConfig
 from pipeline.input.buckets import bucket_of, choose_lengths, fitting
 from pipeline.input.prompt_shards import PromptShards
-from pipeline.input.prompt_text import texts
+from pipeline.input.prompt_text import PromptValue, prompts_of
 from pipeline.output.open_shard import OpenShard
 from pipeline.rows import (
     InputFile,
@@ -105,7 +105,7 @@ class Reader:
         prompts: list[Prompt] = []
         failed: list[Result] = []
         for first in range(0, len(column), ROWS_AT_A_TIME):
-            some = texts(column[first : first + ROWS_AT_A_TIME])
+            some = prompts_of(column[first : first + ROWS_AT_A_TIME])
             missing = [shard.missing(first + n) for n in range(len(some))]
             owed = [n for n, samples in enumerate(missing) if samples]
             for n, ids in zip(owed, self._encode([some[n] for n in owed]), strict=True):
@@ -135,18 +135,20 @@ class Reader:
         bucket = fitting(len(ids), self.lengths) or bucket_of(len(ids), self._max_tokens)
         prompts += [Prompt(number, index, ids, bucket, sample) for sample in samples]
 
-    def _encode(self, prompts: Sequence[str | ValueError | None]) -> list[list[int] | ValueError]:
-        found = [_without_text(prompt) for prompt in prompts]
-        real = [n for n, prompt in enumerate(prompts) if isinstance(prompt, str) and prompt.strip()]
+    def _encode(
+        self, prompts: Sequence[PromptValue | ValueError | None]
+    ) -> list[list[int] | ValueError]:
+        found = [_why_empty(prompt) for prompt in prompts]
+        real = [(n, prompt) for n, prompt in enumerate(prompts) if _has_text(prompt)]
         config = self._config
         encoded = encode_prompts(
             self._tokenizer_of,
-            [str(prompts[n]) for n in real],
+            [prompt for _, prompt in real],
             config.prompt_format,
             config.system_prompt,
             config.allow_special_tokens,
         )
-        for n, ids in zip(real, encoded, strict=True):
+        for (n, _), ids in zip(real, encoded, strict=True):
             # A template may render nothing.
             found[n] = ids or ValueError("the prompt has no tokens")
         return found
@@ -165,9 +167,7 @@ class Reader:
             column = self._config.prompt_column
             sample = self._inputs.read(files[number].name, [column], SAMPLE_ROWS)
             # A row without text fails on its own and says nothing about the others.
-            real = [
-                text for text in texts(sample[column]) if isinstance(text, str) and text.strip()
-            ]
+            real = [prompt for prompt in prompts_of(sample[column]) if _has_text(prompt)]
             for ids in self._encode(real):
                 if isinstance(ids, ValueError):
                     refused.append(ids)
@@ -181,8 +181,20 @@ class Reader:
         return choose_lengths(lengths, MAX_BUCKETS)
 
 
-def _without_text(prompt: str | ValueError | None) -> list[int] | ValueError:
+def _has_text(prompt: PromptValue | ValueError | None) -> TypeGuard[PromptValue]:
+    """Whether a row holds a text that is not blank, or a chat's turns."""
+    return (
+        bool(prompt.strip())
+        if isinstance(prompt, str)
+        else isinstance(prompt, list) and bool(prompt)
+    )
+
+
+def _why_empty(prompt: PromptValue | ValueError | None) -> list[int] | ValueError:
     """Why a row that has no text cannot be decoded."""
     if isinstance(prompt, ValueError):
         return prompt
-    return ValueError("the prompt is null" if prompt is None else "the prompt is empty")
+    if prompt is None:
+        return ValueError("the prompt is null")
+    is_text = isinstance(prompt, str)
+    return ValueError("the prompt is empty" if is_text else "the chat has no turns")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,11 @@ class Expected:
         """Canvas positions; None where the fingerprint names none."""
         length: int | None = self.fingerprint["decoding"].get("gen_length")
         return length
+
+    @property
+    def stops(self) -> list[str]:
+        """Texts that answers end before."""
+        return list(self.fingerprint.get("stop", ()))
 
 
 @dataclass(slots=True)
@@ -154,7 +159,7 @@ class ShardCheck:
             self._name_rows(numbers, what)
 
     def _wrong_rows(self, rows: pa.Table, first: int) -> Iterator[tuple[str, list[int]]]:
-        yield from contradictions(rows, self.expected.gen_length)
+        yield from contradictions(rows, self.expected.gen_length, self.expected.stops)
         num_samples = self.expected.layout.num_samples
         samples = [row % num_samples for row in range(first, first + rows.num_rows)]
         wrong = pc.not_equal(rows["sample"].fill_null(-1), pa.array(samples, pa.int32()))
@@ -172,9 +177,11 @@ class ShardCheck:
             self._found(f"{len(rows) - ROWS_NAMED} more rows: {what}")
 
 
-def contradictions(rows: pa.Table, gen_length: int | None) -> Iterator[tuple[str, list[int]]]:
-    """Values in result rows that contradict each other, and the indices of those rows. Columns that
-    the run does not keep are not checked."""
+def contradictions(
+    rows: pa.Table, gen_length: int | None, stops: Sequence[str] = ()
+) -> Iterator[tuple[str, list[int]]]:
+    """Values in result rows that contradict each other or the settings, and the indices of those
+    rows. Columns that the run does not keep are not checked."""
     there = set(rows.column_names)
     failed, ok = (pc.equal(rows["status"], word).fill_null(False) for word in ("failed", "ok"))
     no_error = pc.is_null(rows["error"])
@@ -206,6 +213,14 @@ def contradictions(rows: pa.Table, gen_length: int | None) -> Iterator[tuple[str
         of, length = lengths[name]
         differs = pc.not_equal(_lengths(rows[name]), length)
         rules[f"its {name} has not {of} values"] = pc.and_(ok, differs)
+    if "stop_text" in there:
+        given = pc.is_valid(rows["stop_text"])
+        known = pc.is_in(rows["stop_text"], pa.array(stops, pa.string()))
+        rules["its stop_text is no stop of the run"] = pc.and_(given, pc.invert(known))
+        rules["is failed with a stop_text"] = pc.and_(failed, given)
+    for stop in stops:
+        holds = pc.match_substring(rows["output_text"], stop).fill_null(False)
+        rules[f"its output_text holds the stop {stop!r}"] = holds
     for what, mask in rules.items():
         indices = pc.indices_nonzero(mask).to_pylist()
         if indices:

@@ -269,5 +269,6 @@ class Verification:
         if foreign:
             yield Finding(name, str(foreign[0]), "is not of this shard", fix)
         gen_length = self._fingerprint["decoding"].get("gen_length")
-        for what, indices in contradictions(rows, gen_length):
+        stops = self._fingerprint.get("stop", ())
+        for what, indices in contradictions(rows, gen_length, stops):
             yield Finding(name, rows["row_id"][indices[0]].as_py(), what, fix)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from pipeline.rows import RESULT_SCHEMA, Layout
 from pipeline.storage.retry import StorageError
 from pipeline.storage.storage import Storage
 
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 ROW_GROUP_ROWS = 1000
 ROW_GROUP_BYTES = 1 << 28
 """Most bytes of a row group: Arrow cannot read one with over 2 GiB of nested cells."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.input.prompt_text import PROMPT_KINDS, is_chat, is_text
 from pipeline.preparing.exact_cells import short, value_of
 from pipeline.preparing.json_shapes import Number, Shape, as_text
 from pipeline.preparing.reading import PROMPT, Reading, Rows
@@ -47,10 +48,10 @@ def _columns(files: Sequence[SourceFile], reading: Reading) -> dict[str, Shape]:
         for name, value in row.items():
             if name not in columns:
                 columns[name] = Shape(name)
-            if name in reading.types or name == _prompt_column(reading):
+            if name in reading.types:
                 continue
             try:
-                columns[name].see(value, place)
+                columns[name].see(_kept(name, value, reading), place)
             except ValueError as error:
                 raise _fault(file, where, f"column {error}; {_way_out(name)}") from error
     return columns
@@ -59,12 +60,17 @@ def _columns(files: Sequence[SourceFile], reading: Reading) -> dict[str, Shape]:
 def _field(name: str, shape: Shape, reading: Reading, shown: str) -> pa.Field:
     if name in reading.types:
         return pa.field(name, reading.types[name])
-    if name == _prompt_column(reading):
-        return pa.field(name, pa.string())
     try:
-        return pa.field(name, shape.arrow())
+        kind = shape.arrow()
     except ValueError as error:
         raise ValueError(f"{shown}: column {error}; {_way_out(name)}") from error
+    if name == _prompt_column(reading):
+        if pa.types.is_null(kind):
+            kind = pa.string()
+        if not is_text(kind) and not is_chat(kind):
+            message = f"column {name!r} holds {kind}; a prompt column holds {PROMPT_KINDS}"
+            raise ValueError(f"{shown}: {message}; {_way_out(name)}")
+    return pa.field(name, kind)
 
 
 def _array(field: pa.Field, shape: Shape, batch: list[Row], reading: Reading) -> pa.Array:
@@ -82,14 +88,7 @@ def _array(field: pa.Field, shape: Shape, batch: list[Row], reading: Reading) ->
 def _value(value: Any, field: pa.Field, shape: Shape, reading: Reading) -> Any:
     if field.name in reading.types:
         return _typed(value, field.type)
-    if field.name != _prompt_column(reading):
-        return shape.convert(value)
-    if isinstance(value, list | dict):
-        raise ValueError(
-            "a prompt is text, this is a list or an object; name another --prompt-column, or "
-            f"keep its JSON text with --types {field.name}=string"
-        )
-    return None if value is None else as_text(value)
+    return shape.convert(_kept(field.name, value, reading))
 
 
 def _typed(value: Any, kind: pa.DataType) -> Any:
@@ -102,6 +101,17 @@ def _typed(value: Any, kind: pa.DataType) -> Any:
         return value_of(as_text(value), kind)
     except ValueError as error:
         raise ValueError(f"{error}; --types asks for {kind}") from error
+
+
+def _kept(name: str, value: Any, reading: Reading) -> Any:
+    """A value as its column keeps it: prompts that are no chats become text."""
+    if name != _prompt_column(reading) or value is None:
+        return value
+    if not isinstance(value, list | dict):
+        return as_text(value)
+    if isinstance(value, dict) or not all(isinstance(turn, dict | None) for turn in value):
+        raise ValueError(f"{name!r} holds {short(as_text(value))}; a prompt is {PROMPT_KINDS}")
+    return value
 
 
 def _prompt_column(reading: Reading) -> str:

@@ -24,7 +24,7 @@ class Reading:
     rows_field: str | None = None
     """Key of a JSON document that holds its rows."""
     prompt_column: str | None = None
-    """Column that is always text; None: `prompt`, where there is one."""
+    """Column of JSON and CSV that is text, or chats; None: `prompt`, where there is one."""
     limit: int | None = None
     """Most rows to read."""
 

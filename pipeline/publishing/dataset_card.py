@@ -197,6 +197,8 @@ def _settings(
     yield "dtype", code(fingerprint.get("dtype", "unknown"))
     chosen = {name: settings.get(name) for name in PROMPT_SETTINGS}
     chosen |= Layout.of(fingerprint).facts
+    if settings.get("stop"):
+        chosen["stop"] = settings["stop"]
     for name, value in {**chosen, **fingerprint.get("decoding", {})}.items():
         yield code(name), code(value if isinstance(value, str) else json.dumps(value))
 

@@ -44,6 +44,8 @@ class ReplicaSettings:
     columns: Columns = "full"
     compile: Compile = "none"
     pass_rows: PassRows = "busy"
+    stops: tuple[str, ...] = ()
+    """Texts that answers end before."""
     memory_share: float = 1.0
     """This replica's share of the device's free memory."""
     faults: str | None = None
@@ -172,7 +174,7 @@ class Replica:
             del self._prompts[key]
         samples = [item for item in items if isinstance(item, Sample)]
         return Report.of(
-            [Result.of_sample(s, self._prompts.pop(s.key), replica=self._name) for s in samples],
+            [self._result(sample) for sample in samples],
             self._settings.columns,
             finished=[sample.key for sample in samples],
             returned=returned,
@@ -182,6 +184,11 @@ class Replica:
             num_canvases=self._loop.num_canvases,
             phase=self._loop.phase,
         )
+
+    def _result(self, sample: Sample) -> Result:
+        prompt = self._prompts.pop(sample.key)
+        stops = self._settings.stops
+        return Result.of_sample(sample, prompt, replica=self._name, stops=stops)
 
     def _fitting_slots(self, bucket: int) -> int:
         """How many of the slots fit into the device's memory."""

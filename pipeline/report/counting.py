@@ -31,7 +31,15 @@ CURVE_ROWS = 2000
 """Rows that curves are drawn from; all rows of a smaller run."""
 MAX_REASONS = 500
 """Distinct reasons of failures that are counted separately."""
-OWN = ("row_id", "refine_steps", "blocks", "refine_converged", "mean_mix_weight", "attempts")
+OWN = (
+    "row_id",
+    "refine_steps",
+    "blocks",
+    "refine_converged",
+    "mean_mix_weight",
+    "attempts",
+    "stop_text",
+)
 SCALARS = tuple(dict.fromkeys([*OWN, *COUNTED, *SLOT_COLUMNS]))
 
 
@@ -86,6 +94,8 @@ class ReportCounts(Counts):
     """Sum of the time that rows spent in slots, failed ones too."""
     num_retried: int = 0
     """Rows that were given to a replica more than once."""
+    stop_texts: Counter[str] = field(default_factory=Counter)
+    """Texts of `--stop` that answers end before → rows."""
     shard_rows: list[int] = field(default_factory=list)
     """Rows of each committed shard."""
 
@@ -161,4 +171,5 @@ def _add(counts: ReportCounts, rows: pa.RecordBatch) -> None:
     counts.num_refined += total(ok["refine_converged"])
     counts.mix_weight += total(ok["mean_mix_weight"])
     counts.slot_seconds += total(rows["seconds"])
+    counts.stop_texts.update(occurrences(ok["stop_text"]))
     counts.num_retried += total(pc.greater(rows["attempts"], 1))

@@ -151,6 +151,12 @@ def outcome(run: Run, counts: ReportCounts) -> list[str]:
             + table(["stop reason", "rows", "share", "passes: mean, median, max"], stops, (1, 2))
             + paragraph(refined)
         )
+    if counts.stop_texts:
+        texts = [(_cut(repr(text)), f"{n:,}") for text, n in counts.stop_texts.most_common()]
+        parts.append(
+            heading("Texts that answers end before")
+            + table(["--stop", "rows"], texts, (1,), "pairs")
+        )
     parts.append(
         heading("Failures by reason")
         + (

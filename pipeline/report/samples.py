@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.input.prompt_text import texts
+from pipeline.input.prompt_text import prompts_of
 from pipeline.output.result_shards import batches, with_nulls
 from pipeline.output.run_records import Run
 from pipeline.parquet_batches import rows_at
@@ -23,7 +23,8 @@ from pipeline.report.counting import RowIndex
 BATCH_ROWS = 256
 """Rows read at a time: with canvases and traces of a thousand entries a few megabytes."""
 FACTS = (
-    *("row_id", "status", "error", "output_text", "num_output_tokens", "num_prompt_tokens"),
+    *("row_id", "status", "error", "output_text", "stop_text"),
+    *("num_output_tokens", "num_prompt_tokens"),
     *("num_forwards", "refine_steps", "decode_steps", "full_passes", "positions_computed"),
     *("blocks", "stop_reason", "open_at_stop"),
     *("max_entropy_at_stop", "mean_confidence", "min_confidence", "mean_mix_weight"),
@@ -41,7 +42,7 @@ class Row:
     them."""
 
     facts: dict[str, Any]
-    """The scalar columns, and the prompt as `prompt`."""
+    """The scalar columns, and as `prompt` the prompt: a text, a list of turns, or None."""
     token_ids: Ints
     kl: Floats
     """D_t of each pass, nats; NaN in a block's first."""
@@ -91,16 +92,16 @@ def read_rows(run: Run, indices: Iterable[RowIndex]) -> dict[RowIndex, Row]:
 
 def _rows(batch: pa.Table, prompt: str) -> list[Row]:
     facts = batch.select(list(FACTS)).to_pylist()
-    prompts = texts(batch[prompt])
+    prompts = prompts_of(batch[prompt])
     return [
         Row(
-            facts={**fact, "prompt": None if text is None else str(text)},
+            facts={**fact, "prompt": str(found) if isinstance(found, ValueError) else found},
             token_ids=_array(batch, "output_token_ids", n, np.int32),
             kl=_array(batch, "kl_trace", n, np.float32),
             entropy=_array(batch, "entropy_trace", n, np.float32),
             commit_step=_array(batch, "commit_step", n, np.int32),
         )
-        for n, (fact, text) in enumerate(zip(facts, prompts, strict=True))
+        for n, (fact, found) in enumerate(zip(facts, prompts, strict=True))
     ]
 
 

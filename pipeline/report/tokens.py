@@ -74,7 +74,9 @@ def _fits(tokenizer: Any, row: Row) -> bool:
     if text is None:
         return True
     ids = row.token_ids[:number].tolist()
-    return bool(tokenizer.decode(ids, skip_special_tokens=True) == text)
+    whole = str(tokenizer.decode(ids, skip_special_tokens=True))
+    stop = row.facts["stop_text"]
+    return whole == text if stop is None else whole.startswith(text + stop)
 
 
 def _ids(rows: Iterable[Row]) -> list[int]:

@@ -23,7 +23,7 @@
     const words = part("search").value.trim().toLowerCase();
     const stop = part("stop").value;
     const found = rows.filter((r) => {
-      const texts = [r.id, r.prompt, r.text, r.error].filter(Boolean);
+      const texts = [r.id, plain(r.prompt), r.text, r.error].filter(Boolean);
       const hit = !words || texts.some((text) => text.toLowerCase().includes(words));
       return hit && (!stop || r.stop === stop);
     });
@@ -49,7 +49,7 @@
           element("span", "id", r.id),
           element("span", `stop ${r.stop}`, r.stop),
           element("span", "passes", r.facts.num_forwards ? `${r.facts.num_forwards} passes` : ""),
-          element("span", "excerpt", (r.prompt || "no prompt").slice(0, 90)),
+          element("span", "excerpt", (plain(r.prompt) || "no prompt").slice(0, 90)),
         );
         button.setAttribute("aria-current", String(r === row));
         button.addEventListener("click", () => show(r));
@@ -68,7 +68,7 @@
     }
     part("title").textContent = `Row ${row.id}`;
     part("why").textContent = { failed: "a failed row", "most passes": "among the most passes" }[row.why] || "";
-    part("prompt").textContent = row.prompt === null ? "(null)" : row.prompt;
+    showPrompt(row.prompt);
     part("error").textContent = row.error || "";
     part("error").hidden = !row.error;
     part("replay").hidden = !row.ids.length;
@@ -256,6 +256,25 @@
   window.addEventListener("hashchange", fromAddress);
 
   // Small tools.
+
+  // The words of a prompt: a text, or those of a chat's turns, each a role and a content.
+  function plain(prompt) {
+    return Array.isArray(prompt) ? prompt.map(([, content]) => content).join("\n") : prompt;
+  }
+
+  function showPrompt(prompt) {
+    if (!Array.isArray(prompt)) {
+      part("prompt").textContent = prompt === null ? "(null)" : prompt;
+      return;
+    }
+    part("prompt").replaceChildren(
+      ...prompt.map(([role, content]) => {
+        const turn = element("div", "turn");
+        turn.append(element("b", "role", role), content);
+        return turn;
+      }),
+    );
+  }
 
   function element(tag, name, text) {
     const made = document.createElement(tag);

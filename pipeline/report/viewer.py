@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.input.prompt_text import PromptValue
 from pipeline.report.counting import RowIndex
 from pipeline.report.samples import Row
 from pipeline.report.tokens import Tokens
@@ -22,6 +23,7 @@ SHOWN = (
     *("blocks", "num_output_tokens", "num_prompt_tokens", "bucket", "open_at_stop"),
     *("max_entropy_at_stop", "mean_confidence", "min_confidence", "mean_mix_weight"),
     *("seconds", "replica", "attempts"),
+    "stop_text",
 )
 
 
@@ -50,7 +52,7 @@ def viewer_row(row: Row, why: str) -> dict[str, Any]:
         "stop": facts["stop_reason"],
         "why": why,
         "error": facts["error"],
-        "prompt": _cut(facts["prompt"]),
+        "prompt": _prompt(facts["prompt"]),
         "text": _cut(facts["output_text"]),
         "ids": row.token_ids.tolist(),
         "commit": row.commit_step.tolist(),
@@ -61,10 +63,26 @@ def viewer_row(row: Row, why: str) -> dict[str, Any]:
     }
 
 
-def _cut(text: str | None) -> str | None:
-    if text is None or len(text) <= MAX_CHARACTERS:
+def _prompt(prompt: PromptValue | None) -> str | list[tuple[str, str]] | None:
+    """A text, or the role and content of each turn of a chat."""
+    if not isinstance(prompt, list):
+        return _cut(prompt)
+    turns: list[tuple[str, str]] = []
+    room = MAX_CHARACTERS
+    for number, turn in enumerate(prompt):
+        if room <= 0:
+            turns.append(("…", f"{len(prompt) - number:,} more turns"))
+            break
+        text = str(turn.get("content") or "")
+        turns.append((str(turn.get("role") or "no role"), _cut(text, room) or ""))
+        room -= len(text)
+    return turns
+
+
+def _cut(text: str | None, room: int = MAX_CHARACTERS) -> str | None:
+    if text is None or len(text) <= room:
         return text
-    return f"{text[:MAX_CHARACTERS]}… ({len(text) - MAX_CHARACTERS:,} more characters)"
+    return f"{text[:room]}… ({len(text) - room:,} more characters)"
 
 
 def _rounded(values: Iterable[np.float32]) -> list[float | None]:

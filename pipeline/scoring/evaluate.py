@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.input.one_schema import is_list
 from pipeline.output.result_shards import kept_columns, opened, parquet_bytes
 from pipeline.output.run_folder import SCORES, finished_shards
 from pipeline.output.statistics import COUNTED
@@ -99,6 +100,7 @@ def _columns(
     """The reference's column, and the columns to read beside the results'."""
     with opened(output, names[0]) as parquet:
         there = parquet.schema_arrow.names
+        types = {field.name: field.type for field in parquet.schema_arrow}
     wanted = (reference_column,) if reference_column else task.reference_columns
     reference = next((name for name in wanted if name in there), None)
     given = [name for name in there if name not in RESULT_SCHEMA.names]
@@ -111,6 +113,11 @@ def _columns(
             f"lrd prepare --task {task.name}"
         )
     optional = [name for name in task.optional_columns if name in there]
+    if "prompt" in task.score_columns and is_list(types["prompt"]) and not optional:
+        raise ValueError(
+            f"{output.uri}: column 'prompt' holds chats, and task {task.name} reads a text there; "
+            f"keep that text in a column {' or '.join(task.optional_columns)}"
+        )
     return reference, list(dict.fromkeys([reference, *task.score_columns, *optional]))
 
 

@@ -136,9 +136,9 @@ def _tasks(config: RunConfig, rows: Sequence[Row], dtype: str) -> list[ReplayTas
     """Rows with their prompts' tokens, long prompts first, so that those of a batch have about one
     length."""
     face = load_model(local_model(config.model), "meta", dtype, config.revision)
-    texts = [str(row.facts["prompt"]) for row in rows]
+    prompts = [row.facts["prompt"] for row in rows]
     encoded = encode_prompts(
-        face, texts, config.prompt_format, config.system_prompt, config.allow_special_tokens
+        face, prompts, config.prompt_format, config.system_prompt, config.allow_special_tokens
     )
     room = face.max_length - config.decoding.gen_length
     tasks = []

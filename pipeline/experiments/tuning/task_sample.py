@@ -70,13 +70,14 @@ def rows(config: RunConfig, limit: int, seed: int) -> pa.Table:
 def _common(config: RunConfig) -> dict[str, Any]:
     kept = {"model", "revision", "device", "dtype", "compile"}
     kept |= {"prompt_column", "prompt_format", "system_prompt", "truncation"}
-    return config.model_dump(include=kept)
+    stops = {"stop": list(config.stop)} if config.stop else {}
+    return {**config.model_dump(include=kept), **stops}
 
 
 def _check_same(output: Storage, there: dict[str, Any], here: dict[str, Any]) -> None:
     differing = [
         f"{name} was {there.get(name)!r}, is {value!r}"
-        for name, value in here.items()
+        for name, value in {"stop": None, **here}.items()
         if there.get(name) != value
     ]
     if differing:
