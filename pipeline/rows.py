@@ -233,6 +233,12 @@ def _sortable(number: int, width: int) -> str:
     return f"{chr(ord('a') + more - 1)}{digits}" if more else digits
 
 
+def prompt_id(row_id: str) -> str:
+    """The part of a row's name that all samples of its prompt share: `00003-00000042` of
+    `00003-00000042-2`, and of `00003-00000042` itself."""
+    return "-".join(row_id.split("-", 2)[:2])
+
+
 def row_index(row_id: str) -> int:
     """The row number inside its shard."""
     return int(row_id.partition("-")[2].lstrip("abcdefgh"))

@@ -17,6 +17,7 @@ import yaml
 
 from pipeline.markdown import code, escaped, table
 from pipeline.rows import MEANINGS
+from pipeline.scoring.stored_scores import sample_rows
 
 PAPER = "[Latent Refinement Decoding](https://arxiv.org/abs/2510.11052)"
 TAGS = ("synthetic", "diffusion-language-model", "latent-refinement-decoding")
@@ -177,6 +178,14 @@ def _accuracy(evaluations: Sequence[dict[str, Any]]) -> Iterator[str]:
     ]
     yield "Failed rows count as wrong.\n"
     yield table(("task", "right", "accuracy", "95 % interval"), rows)
+    several = [
+        (code(found["task"]), name, f"{of['share']:.1%}", f"{of['low']:.1%} to {of['high']:.1%}")
+        for found in evaluations
+        for name, of in sample_rows(found)
+    ]
+    if several:
+        yield "\nSeveral samples a prompt, intervals over prompts:\n"
+        yield table(("task", "of a prompt's samples", "share", "95 % interval"), several)
 
 
 def _columns(facts: Facts, settings: dict[str, Any]) -> Iterator[tuple[object, ...]]:

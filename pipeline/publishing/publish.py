@@ -11,7 +11,6 @@ hard link instead of a copy.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -25,7 +24,6 @@ import pyarrow.parquet as pq
 
 from pipeline.output.result_shards import parquet_bytes
 from pipeline.output.run_folder import (
-    SCORES,
     commit_name,
     finished_shards,
     read_commit,
@@ -36,10 +34,9 @@ from pipeline.output.run_records import Commit, Manifest, Shard
 from pipeline.output.statistics import COUNTED, Counts
 from pipeline.parquet_batches import read_table, rows_at
 from pipeline.publishing.dataset_card import About, Facts, card
+from pipeline.scoring.stored_scores import read_evaluations
 from pipeline.storage.storage import PARTIAL, Storage
 
-EVALUATION = b"lrd.evaluation"
-"""Footer key of the summary of a file of scores, JSON."""
 REASONS = 10
 """Most reasons of failed rows that a card lists."""
 
@@ -76,7 +73,7 @@ def publish(
         for done, shard in enumerate(shards):
             _add_shard(output, shard, planned, beside, found)
             on_shard(done + 1, planned)
-        facts = found.facts(manifest, len(shards), planned, evaluations(output))
+        facts = found.facts(manifest, len(shards), planned, read_evaluations(output))
         (beside / "README.md").write_text(card(facts, about), encoding="utf-8")
         if folder.exists():
             folder.rmdir()
@@ -113,27 +110,6 @@ def push(folder: Path, hub_id: str, *, public: bool = False) -> str:
             "the connection, and HF_TOKEN or `hf auth login` for a token that may write there"
         ) from error
     return str(address)
-
-
-def evaluations(output: Storage) -> list[dict[str, Any]]:
-    """The summary of `lrd evaluate` for every task whose scores are stored with the run."""
-    found = []
-    for name in output.names(SCORES):
-        if not name.endswith(".parquet"):
-            continue
-        try:
-            with output.open(f"{SCORES}/{name}") as source:
-                evaluation = json.loads((pq.read_metadata(source).metadata or {})[EVALUATION])
-            counts = {key: int(evaluation[key]) for key in ("num_correct", "num_rows")}
-            shares = ("accuracy", "accuracy_low", "accuracy_high")
-            numbers = {**counts, **{key: float(evaluation[key]) for key in shares}}
-            found.append({"task": str(evaluation["task"]), **numbers})
-        except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
-            path = output.path(f"{SCORES}/{name}")
-            raise ValueError(
-                f"{path}: is not a file of scores ({error!r}); score again or remove it"
-            ) from error
-    return found
 
 
 def _add_shard(
