@@ -81,18 +81,23 @@ def shard_bytes(prompts: pa.Table, results: pa.Table, provenance: dict[str, str]
     return parquet_bytes(table, provenance)
 
 
-def parquet_bytes(table: pa.Table, provenance: dict[str, str] | None = None) -> pa.Buffer:
-    """A table as a whole Parquet file: zstd, content-defined pages, a page index."""
-    fitting = ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes)
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(
+def parquet_writer(sink: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
+    """Writes Parquet as all files of a run are: zstd, content-defined pages, a page index."""
+    return pq.ParquetWriter(
         sink,
-        table.schema,
+        schema,
         compression="zstd",
         use_content_defined_chunking=True,
         write_page_index=True,
         write_page_checksum=True,
-    ) as writer:
+    )
+
+
+def parquet_bytes(table: pa.Table, provenance: dict[str, str] | None = None) -> pa.Buffer:
+    """A table as a whole Parquet file."""
+    fitting = ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes)
+    sink = pa.BufferOutputStream()
+    with parquet_writer(sink, table.schema) as writer:
         writer.write_table(table, row_group_size=max(1, min(fitting, ROW_GROUP_ROWS)))
         if provenance:
             writer.add_key_value_metadata(provenance)
