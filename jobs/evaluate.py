@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +17,7 @@ from jobs import output
 from pipeline.output.run_folder import SCORES
 from pipeline.scoring import math500, sandbox, word_sheets
 from pipeline.scoring.evaluate import evaluate
-from pipeline.scoring.summary import Evaluation
+from pipeline.scoring.summary import Evaluation, SampleShares, Share
 from pipeline.scoring.tasks import TASKS, task_named
 from pipeline.storage import uris
 from pipeline.storage.storage import Storage
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         num_right, num_problems = problems.values()
         share = f"{num_right / max(1, num_problems):.1%}"
         print(f"problems: {num_right} of {num_problems} right, {share}")
-    print(json.dumps(asdict(result) | problems))
+    print(json.dumps(result.to_json() | problems))
     return output.OK
 
 
@@ -96,11 +95,26 @@ def describe(result: Evaluation) -> str:
             f"effective tokens per row: {result.mean_output_tokens:.1f} mean; "
             f"forwards per row: {result.mean_forwards:.1f} mean{positions}"
         )
+    if result.samples is not None:
+        lines += _sample_lines(result.samples)
     lines.append(f"stop reasons: {output.counts(result.stop_reasons)}")
     if result.wrong:
         lines.append(f"wrong: {output.counts(result.wrong)}")
     lines.append(f"scores: {result.scores}")
     return "\n".join(lines)
+
+
+def _sample_lines(samples: SampleShares) -> list[str]:
+    """pass@k and the majority vote, a line each."""
+    lines = [f"{samples.num_samples} samples of each of {samples.num_prompts} prompts:"]
+    lines += [f"  pass@{k}: {_shown(share)}" for k, share in samples.pass_at.items()]
+    if samples.majority is None:
+        return [*lines, f"  no majority vote: {samples.no_majority}"]
+    return [*lines, f"  majority of {samples.num_samples}: {_shown(samples.majority)}"]
+
+
+def _shown(share: Share) -> str:
+    return f"{share.share:.1%} (95 %: {share.low:.1%} to {share.high:.1%})"
 
 
 def _problems(args: argparse.Namespace, task: str) -> dict[str, int]:

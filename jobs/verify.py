@@ -2,6 +2,7 @@
 
     lrd verify OUT [--partial] [--no-input | --input PROMPTS]
 
+OUT may be a dataset of `lrd select`: its files are compared with the digests of its record.
 One line per finding, then one line that sums up. `pipeline/inspection/verify.py` has the checks.
 """
 
@@ -13,6 +14,7 @@ from jobs import output
 from pipeline.input import input_files
 from pipeline.inspection.verify import Verification
 from pipeline.output.run_folder import MANIFEST, read_manifest
+from pipeline.selecting.selection import AGAIN, check_shards, holds_selection, read_selection
 from pipeline.storage.retry import RefusedError
 from pipeline.storage.storage import Storage
 
@@ -41,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
 
 def verify(storage: Storage, args: argparse.Namespace) -> int:
     """Check the run in `storage`, and print what was found; the exit code."""
+    if holds_selection(storage):
+        return verify_selection(storage)
     if storage.kind(MANIFEST) == "missing":
         return output.refuse(JOB, f"{args.output}: holds no run; check the folder")
     try:
@@ -48,6 +52,20 @@ def verify(storage: Storage, args: argparse.Namespace) -> int:
         return report(Verification(storage, inputs), args.partial)
     except ValueError as error:
         return output.refuse(JOB, str(error), output.WRONG)
+
+
+def verify_selection(storage: Storage) -> int:
+    """Check a dataset of `lrd select` against its record, and print the findings; the exit code."""
+    try:
+        selection = read_selection(storage)
+    except ValueError as error:
+        return output.refuse(JOB, str(error), output.WRONG)
+    faults = list(check_shards(storage, selection))
+    for name, what in faults:
+        print(f"{name}: {what}; {AGAIN}")
+    counts = f"{len(selection.shards)} selected shards, {selection.num_rows} rows"
+    print(f"WRONG: {len(faults)} findings; {counts}" if faults else f"whole: {counts}")
+    return output.WRONG if faults else output.OK
 
 
 def _inputs(storage: Storage, moved_to: str | None) -> Storage | None:

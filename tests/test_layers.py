@@ -190,9 +190,12 @@ def test_help_and_refusals_load_neither_torch_nor_ray(
     assert len(names & others) <= 1, "only the command that was named is imported"
 
 
-@pytest.mark.parametrize("words", ["status", "verify --no-input", "report"])
+@pytest.mark.parametrize(
+    "words", ["status", "verify --no-input", "report", "select --to {tmp}/new --max-per-prompt 1"]
+)
 def test_looking_at_a_run_loads_neither_torch_nor_ray(words: str, tmp_path: Path) -> None:
     write_run(tmp_path / "run", (8,))
+    words = words.format(tmp=tmp_path)
     ended, names = run_command(tmp_path, *words.split(), str(tmp_path / "run"))
     assert ended == 0
     assert "pyarrow" in names

@@ -264,6 +264,7 @@ def test_a_card_of_hostile_names(tmp_path: Path) -> None:
                 "accuracy": 1.0,
                 "accuracy_low": 0.2,
                 "accuracy_high": 1.0,
+                "samples": None,
             }
         ],
     )

@@ -83,6 +83,7 @@ def working(name: str, folder: Path) -> list[str]:
         "plan": ["plan", *generate(folder)[1:]],
         "evaluate": ["evaluate", run, "--task", "word-problems", "--workers", "1"],
         "report": ["report", run, "--output", f"{new}.html"],
+        "select": ["select", run, "--to", str(new), "--max-per-prompt", "1"],
         "publish": ["publish", run, "--to", str(new)],
         "prepare": ["prepare", str(folder / "in"), "--output", str(new)],
         "generate": generate(folder),
@@ -99,7 +100,9 @@ def working(name: str, folder: Path) -> list[str]:
     }[name]
 
 
-WITHOUT_RAY = ("models", "status", "verify", "plan", "evaluate", "report", "publish", "prepare")
+WITHOUT_RAY = (
+    *("models", "status", "verify", "plan", "evaluate", "select", "report", "publish", "prepare"),
+)
 WITH_RAY = ("retry-failed", "tune", "reproduce")
 
 
@@ -143,6 +146,7 @@ FAILING = {
     "report": ["nowhere"],
     "reproduce": ["table7", "--output", "out"],
     "publish": ["nowhere", "--to", "./out"],
+    "select": ["nowhere", "--to", "./out"],
 }
 
 

@@ -116,7 +116,7 @@ def shard_bytes(
     if layout.columns != "full":
         provenance = {**provenance, COLUMNS: layout.columns}
     sink = pa.BufferOutputStream()
-    with _writer(sink, schema) as writer:
+    with parquet_writer(sink, schema) as writer:
         for first, group in _in_order(results, group_rows):
             inputs = repeated(prompts, first, group.num_rows, layout.num_samples)
             columns = [*inputs.columns, *group.columns]
@@ -161,7 +161,7 @@ def repeated(prompts: pa.Table, first: int, num_rows: int, num_samples: int) -> 
 def parquet_bytes(table: pa.Table, provenance: dict[str, str] | None = None) -> pa.Buffer:
     """A table as a whole Parquet file: zstd, content-defined pages, a page index."""
     sink = pa.BufferOutputStream()
-    with _writer(sink, table.schema) as writer:
+    with parquet_writer(sink, table.schema) as writer:
         writer.write_table(table, row_group_size=_group_rows(table.num_rows, table.nbytes))
         if provenance:
             writer.add_key_value_metadata(provenance)
@@ -173,7 +173,8 @@ def _group_rows(num_rows: int, num_bytes: int) -> int:
     return max(1, min(ROW_GROUP_BYTES * num_rows // max(1, num_bytes), ROW_GROUP_ROWS))
 
 
-def _writer(sink: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
+def parquet_writer(sink: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
+    """Writes Parquet as all files of a run are: zstd, content-defined pages, a page index."""
     return pq.ParquetWriter(
         sink,
         schema,

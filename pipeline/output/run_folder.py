@@ -232,6 +232,17 @@ def damage(output: Storage, name: str, commit: Commit) -> str | None:
     return f"{name}: its bytes are not those that were written"
 
 
+def check_digest(output: Storage, name: str, digest: str, commit: Commit | None) -> None:
+    """Raises ValueError where a shard's digest is not that of its record. A shard whose failed rows
+    are being decoded again is valid until the new one replaces it."""
+    if commit is None or digest not in (commit.sha256, commit.replaces):
+        reason = "has no record" if commit is None else "its bytes are not those of its record"
+        raise ValueError(
+            f"{output.path(name)}: {reason}; the same lrd generate command decodes it again, "
+            "lrd verify says more"
+        )
+
+
 def keep_unreadable(output: Storage, name: str) -> str:
     """Copy a file that cannot be read and is about to be written anew; the copy's name."""
     kept = f"{name}{UNREADABLE}"

@@ -17,6 +17,10 @@ import yaml
 
 from pipeline.markdown import code, escaped, table
 from pipeline.rows import MEANINGS, Layout
+from pipeline.scoring.stored_scores import sample_rows
+from pipeline.selecting.conversations import MEANINGS as CHAT_MEANINGS
+from pipeline.selecting.rules import table as rule_table
+from pipeline.selecting.selection import Selection
 
 PAPER = "[Latent Refinement Decoding](https://arxiv.org/abs/2510.11052)"
 TAGS = ("synthetic", "diffusion-language-model", "latent-refinement-decoding")
@@ -79,6 +83,8 @@ class Facts:
     """Reasons of failed rows, most frequent first."""
     evaluations: list[dict[str, Any]]
     """The summaries that `lrd evaluate` stored with the run."""
+    selection: Selection | None = None
+    """The record of `lrd select` where the dataset is one of its own; its rows are the ok ones."""
 
 
 def card(facts: Facts, about: About) -> str:
@@ -117,8 +123,9 @@ def _config(name: str, split: str, folder: str) -> dict[str, Any]:
 def _body(facts: Facts, about: About) -> Iterator[str]:
     settings, fingerprint = facts.manifest["settings"], facts.manifest["fingerprint"]
     yield f"\n# {escaped(about.title)}\n"
+    what = "pairs of answers" if _form(facts) == "preference" else "answers"
     yield (
-        f"{facts.num_ok} answers of the diffusion language model "
+        f"{facts.num_ok} {what} of the diffusion language model "
         f"{code(_last_part(settings.get('model', 'unknown')))}, decoded by {PAPER} "
         f"(lrd-pipeline {code(fingerprint.get('version', 'unknown'))}); begun "
         f"{code(facts.manifest.get('created', 'unknown'))}."
@@ -133,12 +140,19 @@ def _body(facts: Facts, about: About) -> Iterator[str]:
             f"\n{facts.num_failed} rows that failed are a configuration of their own, "
             '`load_dataset(…, "failed", split="failed")`, with the reasons in `error`.'
         )
+    if facts.selection is not None:
+        yield "\n## Selection\n"
+        yield "The rules of `lrd select` in the order in which they applied:\n"
+        header, *rules = rule_table(facts.selection.rules)
+        yield table(header, [(escaped(rule), *counts) for rule, *counts in rules])
     yield "\n## Statistics\n"
     yield table(("", "value"), _statistics(facts))
     if facts.errors:
         yield "\n## Failed rows\n"
         yield table(("rows", "reason"), [(n, escaped(e)) for e, n in facts.errors.items()])
     yield "\n## Accuracy\n"
+    if facts.selection is not None:
+        yield "Of the run before the selection.\n"
     yield from _accuracy(facts.evaluations)
     yield "\n## Columns\n"
     yield table(("column", "type", "meaning"), _columns(facts, settings))
@@ -149,10 +163,17 @@ def _body(facts: Facts, about: About) -> Iterator[str]:
     yield table(("of", "digest"), _digests(fingerprint))
 
 
+def _form(facts: Facts) -> str:
+    return "rows" if facts.selection is None else facts.selection.form
+
+
 def _statistics(facts: Facts) -> Iterator[tuple[object, ...]]:
+    if _form(facts) == "preference":
+        yield "pairs", facts.num_ok
+        return
     yield "rows that are ok", facts.num_ok
     yield "rows that failed", facts.num_failed
-    if facts.num_ok:
+    if facts.num_ok and facts.num_forwards:
         yield "forwards a row, mean", f"{facts.num_forwards / facts.num_ok:.1f}"
         yield "forwards a row, most", facts.most_forwards
         if facts.num_positions is not None:
@@ -178,12 +199,23 @@ def _accuracy(evaluations: Sequence[dict[str, Any]]) -> Iterator[str]:
     ]
     yield "Failed rows count as wrong.\n"
     yield table(("task", "right", "accuracy", "95 % interval"), rows)
+    several = [
+        (code(found["task"]), name, f"{of['share']:.1%}", f"{of['low']:.1%} to {of['high']:.1%}")
+        for found in evaluations
+        for name, of in sample_rows(found)
+    ]
+    if several:
+        yield "\nSeveral samples a prompt, intervals over prompts:\n"
+        yield table(("task", "of a prompt's samples", "share", "95 % interval"), several)
 
 
 def _columns(facts: Facts, settings: dict[str, Any]) -> Iterator[tuple[object, ...]]:
+    chats = {} if _form(facts) == "rows" else CHAT_MEANINGS
     for field in facts.schema:
         meaning = "the input's"
-        if field.name in MEANINGS:
+        if field.name in chats:
+            meaning = chats[field.name]
+        elif field.name in MEANINGS:
             meaning = MEANINGS[field.name]
         elif field.name == settings.get("prompt_column"):
             meaning = "the prompt"

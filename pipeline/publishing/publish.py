@@ -1,4 +1,5 @@
-"""Makes a dataset in the hub's layout from a finished run, and pushes it to the hub.
+"""Makes a dataset in the hub's layout from a finished run or a selection of one, and pushes it to
+the hub.
 
     README.md                                the card (`pipeline/publishing/dataset_card.py`)
     data/train-00000-of-00012.parquet        rows that are ok, of shards that have any
@@ -11,11 +12,11 @@ hard link instead of a copy.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,23 @@ import pyarrow.parquet as pq
 
 from pipeline.output.result_shards import parquet_bytes
 from pipeline.output.run_folder import (
-    SCORES,
+    check_digest,
     commit_name,
     finished_shards,
     read_commit,
     read_manifest,
     shard_stem,
 )
-from pipeline.output.run_records import Commit, Manifest, Shard
+from pipeline.output.run_records import Manifest, Shard
 from pipeline.output.statistics import COUNTED, Counts
 from pipeline.parquet_batches import read_table, rows_at
 from pipeline.publishing.dataset_card import About, Facts, card
+from pipeline.publishing.links import link_or_copy
+from pipeline.publishing.selected import add_selection
+from pipeline.scoring.stored_scores import read_evaluations
+from pipeline.selecting.selection import holds_selection, read_selection
 from pipeline.storage.storage import PARTIAL, Storage
 
-EVALUATION = b"lrd.evaluation"
-"""Footer key of the summary of a file of scores, JSON."""
 REASONS = 10
 """Most reasons of failed rows that a card lists."""
 
@@ -58,6 +61,8 @@ def publish(
 ) -> Facts:
     """Write the dataset into a folder, which is renamed once it is whole; its card's figures.
 
+    output: a run's, or a dataset of `lrd select`.
+
     partial: publish the finished shards of a run that is not finished. on_shard: called with the
     numbers of shards done and planned.
     Raises ValueError where the folder exists or is in the output, there is no run, shards are
@@ -67,16 +72,15 @@ def publish(
         raise ValueError(f"{folder}: exists already; name another folder or remove it")
     if output.is_local and folder.resolve().is_relative_to(Path(output.root).resolve()):
         raise ValueError(f"{folder}: is in the run's own folder; name one outside {output.uri}")
-    manifest = read_manifest(output)
-    shards, planned = finished_shards(output, "publish", partial)
+    if holds_selection(output):
+        add = bound(add_selection, output, read_selection(output))
+    else:
+        manifest = read_manifest(output)
+        add = bound(_add_run, output, manifest, *finished_shards(output, "publish", partial))
     beside = folder.with_name(f"{folder.name}.{os.getpid()}{PARTIAL}")
     (beside / "data").mkdir(parents=True)
     try:
-        found = _Published()
-        for done, shard in enumerate(shards):
-            _add_shard(output, shard, planned, beside, found)
-            on_shard(done + 1, planned)
-        facts = found.facts(manifest, len(shards), planned, evaluations(output))
+        facts = add(beside, on_shard)
         (beside / "README.md").write_text(card(facts, about), encoding="utf-8")
         if folder.exists():
             folder.rmdir()
@@ -115,25 +119,20 @@ def push(folder: Path, hub_id: str, *, public: bool = False) -> str:
     return str(address)
 
 
-def evaluations(output: Storage) -> list[dict[str, Any]]:
-    """The summary of `lrd evaluate` for every task whose scores are stored with the run."""
-    found = []
-    for name in output.names(SCORES):
-        if not name.endswith(".parquet"):
-            continue
-        try:
-            with output.open(f"{SCORES}/{name}") as source:
-                evaluation = json.loads((pq.read_metadata(source).metadata or {})[EVALUATION])
-            counts = {key: int(evaluation[key]) for key in ("num_correct", "num_rows")}
-            shares = ("accuracy", "accuracy_low", "accuracy_high")
-            numbers = {**counts, **{key: float(evaluation[key]) for key in shares}}
-            found.append({"task": str(evaluation["task"]), **numbers})
-        except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
-            path = output.path(f"{SCORES}/{name}")
-            raise ValueError(
-                f"{path}: is not a file of scores ({error!r}); score again or remove it"
-            ) from error
-    return found
+def _add_run(
+    output: Storage,
+    manifest: Manifest,
+    shards: list[Shard],
+    planned: int,
+    folder: Path,
+    on_shard: Callable[[int, int], None],
+) -> Facts:
+    """Write a run's shards into the folder; the card's figures."""
+    found = _Published()
+    for done, shard in enumerate(shards, 1):
+        _add_shard(output, shard, planned, folder, found)
+        on_shard(done, planned)
+    return found.facts(manifest, len(shards), planned, read_evaluations(output))
 
 
 def _add_shard(
@@ -142,7 +141,8 @@ def _add_shard(
     """Write one shard into the folder: whole, or split in two where rows of it failed."""
     name = shard.name
     content = output.read(name)
-    _check_digest(output, name, content, read_commit(output, commit_name(shard.number)))
+    digest = hashlib.sha256(content).hexdigest()
+    check_digest(output, name, digest, read_commit(output, commit_name(shard.number)))
     file = pq.ParquetFile(pa.BufferReader(content))
     rows = file.read(columns=list(COUNTED))
     found.counts.add(rows)
@@ -152,7 +152,7 @@ def _add_shard(
     # `datasets` cannot open a Parquet file without rows, so none is written.
     if not num_failed:
         if rows.num_rows:
-            _same_file(output, name, content, folder / name)
+            link_or_copy(output, name, content, folder / name)
         return
     table = read_table(file)
     footer = {
@@ -167,29 +167,6 @@ def _add_shard(
         (folder / name).write_bytes(parquet_bytes(rows_at(table, ok), footer))
     bad = rows_at(table, pc.indices_nonzero(failed).to_pylist())
     (folder / failures).write_bytes(parquet_bytes(bad, footer))
-
-
-def _check_digest(output: Storage, name: str, content: bytes, commit: Commit | None) -> None:
-    digest = hashlib.sha256(content).hexdigest()
-    # A shard whose failed rows are being decoded again is valid until the new one replaces it.
-    if commit is None or digest not in (commit.sha256, commit.replaces):
-        reason = "has no record" if commit is None else "its bytes are not those of its record"
-        raise ValueError(
-            f"{output.path(name)}: {reason}; the same lrd generate command decodes it again, "
-            "lrd verify says more"
-        )
-
-
-def _same_file(output: Storage, name: str, content: bytes, target: Path) -> None:
-    """Hard-link a shard where the filesystem allows it, else copy it. A link is safe: a run never
-    writes into a shard but replaces the file."""
-    if output.is_local:
-        try:
-            os.link(output.path(name), target)
-            return
-        except OSError:
-            pass
-    target.write_bytes(content)
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ Returns texts, or HTML in which every text is escaped.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +19,9 @@ from pipeline.report.machine import padding_share
 from pipeline.report.page import Tile, folded, heading, paragraph, table
 from pipeline.report.timeline import Timeline
 from pipeline.rows import RESULT_SCHEMA
+from pipeline.scoring.stored_scores import sample_rows
 
+SHARE_KEYS = {"share": "", "low": "_low", "high": "_high"}
 MAX_EVENTS = 200
 """Events that are listed, the latest."""
 MAX_REASONS_SHOWN = 50
@@ -166,6 +168,24 @@ def outcome(run: Run, counts: ReportCounts) -> list[str]:
         )
     )
     return parts
+
+
+def scores(evaluations: Iterable[dict[str, Any]]) -> list[str]:
+    """The accuracy of each task that was scored, an HTML card each: of several samples a prompt
+    pass@k and the majority vote too."""
+    cards = []
+    for found in evaluations:
+        right = f"{found['num_correct']:,} of {found['num_rows']:,} rows right"
+        row = {key: found[f"accuracy{end}"] for key, end in SHARE_KEYS.items()}
+        rows = [(right, row), *sample_rows(found)]
+        cells = [
+            (name, f"{of['share']:.1%}", f"{of['low']:.1%} to {of['high']:.1%}")
+            for name, of in rows
+        ]
+        cards.append(
+            heading(f"Scores: {found['task']}") + table(["", "share", "95 % interval"], cells, (1,))
+        )
+    return cards
 
 
 def _spread(counts: ReportCounts, stop: str) -> str:

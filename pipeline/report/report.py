@@ -23,6 +23,7 @@ from pipeline.report.samples import read_rows
 from pipeline.report.timeline import Timeline, timeline
 from pipeline.report.tokens import Tokens, token_texts
 from pipeline.report.viewer import viewer_data
+from pipeline.scoring.stored_scores import read_evaluations
 from pipeline.storage.storage import Storage
 
 BESIDE = 4
@@ -59,12 +60,11 @@ def make_report(output: Storage, num_viewer_rows: int = 200) -> Report:
     by_pass = pass_figures(run, counts, [rows[index] for index in chosen.curves])
     by_row = histograms(run, counts)
     by_time = [f for f in (throughput(course), padding(counts)) if f is not None]
+    outcome = [*facts.outcome(run, counts), *facts.scores(read_evaluations(output))]
     sections = [
         Section("rows", "Sample viewer", body=_viewer(counts, len(shown), tokens)),
         Section("convergence", "Convergence", by_pass[:BESIDE]),
-        Section(
-            "outcome", "Rows and passes", [*by_pass[BESIDE:], *by_row], facts.outcome(run, counts)
-        ),
+        Section("outcome", "Rows and passes", [*by_pass[BESIDE:], *by_row], outcome),
         Section("machine", "Throughput and slots", by_time, *facts.machine(run, counts, course)),
         Section("settings", "Settings", cards=facts.settings(run)),
     ]

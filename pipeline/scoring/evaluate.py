@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +19,7 @@ from pipeline.output.result_shards import kept_columns, opened, parquet_bytes
 from pipeline.output.run_folder import SCORES, finished_shards
 from pipeline.output.statistics import COUNTED
 from pipeline.rows import RESULT_SCHEMA
+from pipeline.scoring.stored_scores import EVALUATION
 from pipeline.scoring.summary import Evaluation, summarize
 from pipeline.scoring.task import Score, Task
 from pipeline.scoring.workers import Answer, score_answers
@@ -72,8 +72,8 @@ def evaluate(
     if not rows.num_rows:
         raise ValueError(f"{output.uri}: has no rows to score")
     table = _scores(rows, found)
-    result = summarize(task.name, rows, table, len(names), num_planned, folder.path(file))
-    folder.write(file, parquet_bytes(table, {"lrd.evaluation": json.dumps(asdict(result))}))
+    result = summarize(task, rows, table, len(names), num_planned, folder.path(file))
+    folder.write(file, parquet_bytes(table, {EVALUATION: json.dumps(result.to_json())}))
     return result
 
 

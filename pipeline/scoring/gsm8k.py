@@ -50,4 +50,5 @@ TASK = Task(
     score_columns=(),
     optional_columns=(),
     score=score,
+    comparable=number_value,
 )

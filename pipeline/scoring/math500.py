@@ -113,5 +113,6 @@ TASK = Task(
     score_columns=(),
     optional_columns=(),
     score=score,
+    comparable=_squeezed,
     check=check,
 )

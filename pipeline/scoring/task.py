@@ -50,6 +50,9 @@ class Task:
     """What `score` also reads where the dataset has it."""
     score: Callable[[str, Any, Example], Score]
     """Answer text, reference and row → score."""
+    comparable: Callable[[str], object] | None = None
+    """A part that `score` extracted → a value that is equal for equal answers, for majority votes;
+    None where answers cannot be compared: two programs may differ and do the same."""
     check: Callable[[], object] = lambda: None
     """Raises where this machine cannot score the task: a package or a way to run programs."""
 

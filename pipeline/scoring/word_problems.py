@@ -45,4 +45,5 @@ TASK = Task(
     score_columns=(),
     optional_columns=(),
     score=score,
+    comparable=str,
 )

@@ -81,4 +81,5 @@ TASK = Task(
     score_columns=(),
     optional_columns=(),
     score=score,
+    comparable=str,
 )

@@ -197,6 +197,17 @@ class Storage:
         for name in filter(wanted, self.names()):
             (folder / name).write_bytes(self.read(name))
 
+    def move(self, name: str, new: str) -> None:
+        """Give a file another name in place of any file that has it. In an object store it is
+        copied first, so that both may be seen for a moment."""
+        path, new_path = self.path(name), self.path(new)
+        if self.is_local:
+            Path(new_path).parent.mkdir(parents=True, exist_ok=True)
+            self._again(lambda: os.replace(path, new_path))
+            return
+        self._again(lambda: self.filesystem.copy_file(path, new_path))
+        self.delete_file(name)
+
     def delete_file(self, name: str) -> None:
         """Remove a file; nothing happens where there is none."""
         if self.kind(name) == "file":

@@ -1,0 +1,126 @@
+"""Prompts and answers as chats, in the forms that trl's SFTTrainer and DPOTrainer read.
+
+    messages     [{"role": "user", "content": …}, {"role": "assistant", "content": …}]
+    preference   prompt [{"role": "user", …}], chosen and rejected [{"role": "assistant", …}]
+
+As of trl's "Dataset formats and types": conversational language modeling, and conversational
+preference with an explicit prompt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.input.prompt_text import is_text, texts
+from pipeline.selecting.run_rows import Mask, RunRows
+
+Turn = dict[str, str]
+"""`{"role": "user", "content": "Hi"}`."""
+TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+MESSAGES = pa.schema([("row_id", pa.string()), ("messages", TURNS)])
+PREFERENCE = pa.schema(
+    [
+        *(("prompt", TURNS), ("chosen", TURNS), ("rejected", TURNS)),
+        *(("chosen_row_id", pa.string()), ("rejected_row_id", pa.string())),
+    ]
+)
+MEANINGS = {
+    "messages": "prompt and answer as a chat",
+    "prompt": "the prompt as a chat",
+    "chosen": "the better answer",
+    "rejected": "the worse answer",
+    "chosen_row_id": "row of the better answer",
+    "rejected_row_id": "row of the worse answer",
+}
+"""Of the columns that these forms add."""
+
+
+class Exchange(NamedTuple):
+    """A row's prompt and answer."""
+
+    number: int
+    """Of the row in its run."""
+    row_id: str
+    prompt: list[Turn]
+    answer: str
+
+
+def exchanges(rows: RunRows, kept: Mask) -> Iterator[Exchange]:
+    """Prompt and answer of each kept row. Raises ValueError for a prompt column that holds no
+    prompts."""
+    column = str(rows.manifest.settings.get("prompt_column", "prompt"))
+    rows.field(column)
+    for first, batch in rows.batches(["row_id", column, "output_text"], kept):
+        ids, answers = batch[0].to_pylist(), batch[2].to_pylist()
+        prompts = prompt_turns(batch[1])
+        for n in np.flatnonzero(kept[first : first + batch.num_rows]).tolist():
+            yield Exchange(first + n, ids[n], prompts[n], answers[n])
+
+
+def prompt_turns(column: pa.Array) -> list[list[Turn]]:
+    """Each row's prompt as turns: a text is the user's turn, a list of {role, content} is a chat,
+    also where it is JSON. Rows without a prompt have no turns.
+
+    Raises ValueError for a column of another type.
+    """
+    kind = column.type
+    if is_text(kind):
+        read = json.loads if isinstance(kind, pa.JsonType) else str
+        found = texts(pa.chunked_array([column]))
+        return [_turns(read(text)) if isinstance(text, str) else [] for text in found]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [_turns(value) if value else [] for value in column.to_pylist()]
+    raise ValueError(f"a prompt column of {kind}; expected text, or lists of {{role, content}}")
+
+
+def _turns(value: Any) -> list[Turn]:
+    if isinstance(value, str):
+        return [{"role": "user", "content": value}]
+    return [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in value]
+
+
+def conversation(prompt: list[Turn], answer: str, system: str | None) -> tuple[list[Turn], Turn]:
+    """The turns before the answer, and the answer's turn.
+
+    system: becomes the first turn where the prompt has no turn of that role. An answer that
+    continues a last turn of the assistant becomes one turn with it.
+    """
+    turns = list(prompt)
+    if system is not None and all(turn["role"] != "system" for turn in turns):
+        turns.insert(0, {"role": "system", "content": system})
+    begun = turns.pop()["content"] if turns and turns[-1]["role"] == "assistant" else ""
+    return turns, {"role": "assistant", "content": begun + answer}
+
+
+def system_prompt(settings: dict[str, Any]) -> str | None:
+    """The system prompt that a run put in front of its prompts; raw prompts have none."""
+    return None if settings.get("prompt_format") == "raw" else settings.get("system_prompt")
+
+
+def messages(found: Sequence[Exchange], system: str | None) -> pa.Table:
+    """Exchanges as rows of `MESSAGES`."""
+    chats = [conversation(row.prompt, row.answer, system) for row in found]
+    columns = {
+        "row_id": [row.row_id for row in found],
+        "messages": [[*turns, answer] for turns, answer in chats],
+    }
+    return pa.table(columns, MESSAGES)
+
+
+def preferences(found: Sequence[tuple[Exchange, Exchange]], system: str | None) -> pa.Table:
+    """Pairs of a better and a worse answer to one prompt as rows of `PREFERENCE`."""
+    better = [conversation(best.prompt, best.answer, system) for best, _ in found]
+    worse = [conversation(worst.prompt, worst.answer, system) for _, worst in found]
+    columns = {
+        "prompt": [turns for turns, _ in better],
+        "chosen": [[answer] for _, answer in better],
+        "rejected": [[answer] for _, answer in worse],
+        "chosen_row_id": [best.row_id for best, _ in found],
+        "rejected_row_id": [worst.row_id for _, worst in found],
+    }
+    return pa.table(columns, PREFERENCE)
