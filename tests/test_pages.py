@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import RunConfig
-from pipeline.rows import MEANINGS, RESULT_SCHEMA
+from pipeline.rows import LEVELS, MEANINGS, RESULT_SCHEMA, kept_schema
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -42,6 +42,18 @@ def test_the_table_of_columns_is_that_of_the_code() -> None:
         for field in RESULT_SCHEMA
     ]
     assert rows(chapter("Columns")) == expected
+
+
+def test_the_levels_of_columns_are_those_of_the_code() -> None:
+    items = re.findall(r"^\* `(\w+)`[^:]*: ((?:.+\n)(?:  .+\n)*)", chapter("Columns"), re.MULTILINE)
+    named = {level: re.findall(r"`(\w+)`", text) for level, text in items}
+    lists = [field.name for field in RESULT_SCHEMA if pa.types.is_list(field.type)]
+    assert list(named) == list(LEVELS)
+    assert named["minimal"] == kept_schema("minimal").names
+    assert named["standard"] == lists
+    assert [name for name in RESULT_SCHEMA.names if name not in lists] == kept_schema(
+        "standard"
+    ).names
 
 
 def test_the_table_of_files_names_every_file_once() -> None:
