@@ -61,7 +61,9 @@ def test_what_is_lacking_is_named_with_the_fix(
     take_away(machine)
     loaded: list[Any] = []
     monkeypatch.setattr(replica, "load_model", lambda *given: loaded.append(given))
-    settings = ReplicaSettings("m", None, "cuda", "bfloat16", DecodingConfig(), 1, 1, compile)
+    settings = ReplicaSettings(
+        "m", None, "cuda", "bfloat16", DecodingConfig(), slots=1, threads=1, compile=compile
+    )
     with pytest.raises(ValueError) as caught:
         Replica("it", settings).load()
     assert words in str(caught.value)

@@ -40,23 +40,19 @@ def judge(found: dict[str, object], num_kills: int) -> None:
     assert found["rows_recomputed"] <= at_risk + 120 * kills["driver"]  # type: ignore[operator]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_a_few_kills_change_no_bit() -> None:
-    judge(chaos("--kills", "5", "--rows", "300", "--shards", "6", "--seed", "3"), 4)
+    """Among four samples a prompt."""
+    words = ("--kills", "5", "--rows", "75", "--shards", "6", "--num-samples", "4", "--seed", "3")
+    found = chaos(*words)
+    judge(found, 3)
+    assert found["rows"] == 300
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_dozen_kills_change_no_bit() -> None:
     judge(chaos("--kills", "12", "--rows", "600", "--shards", "12", "--seed", "3"), 10)
-
-
-@pytest.mark.timeout(400)
-def test_kills_among_samples_change_no_bit() -> None:
-    words = ("--kills", "3", "--rows", "30", "--shards", "3", "--num-samples", "4", "--seed", "5")
-    found = chaos(*words)
-    judge(found, 2)
-    assert found["rows"] == 120
 
 
 @pytest.mark.slow

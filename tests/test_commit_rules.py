@@ -296,7 +296,7 @@ def test_eos_comes_last_in_every_order(order: str) -> None:
     def order_of(eot_id: int | None, **more: Any) -> list[int]:
         config = lrd.DecodingConfig(confidence=order, **more)
         fake = SimpleNamespace(eos_id=EOS, eot_id=eot_id, mask_id=MASK)
-        _, doubt, confidence = read_tokens(fake, config, belief, log_p, torch.arange(3), None)
+        _, doubt, confidence, _ = read_tokens(fake, config, belief, log_p, torch.arange(3), None)
         remaining, found = still_open.clone(), []
         while remaining.any():
             commit = choose_commits(config, doubt[None], confidence[None], remaining)
