@@ -15,8 +15,8 @@ UNSUPPORTED_FIELDS = (
 )
 """Fields of a turn that say more than its content does. A turn with one is refused, so that nothing
 of it is lost; any other field is the dataset's own and not read."""
-MAX_TURNS = 6400
-"""As many as there are private-use characters, which stand for the turns' texts (special_text)."""
+MAX_TURNS = 1000
+"""To tell texts from the template's words takes a rendering a turn (`special_text`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
-from lrd.chats import MAX_TURNS, Chat
+from lrd.chats import Chat
 from lrd.models.protocol import DiffusionModel, eos_ids
 
-MARKS = [chr(0xE000 + number) for number in range(MAX_TURNS)]
+MARKS = [chr(code) for code in range(0xE000, 0xF900)]
 """Private-use characters: each stands for a turn's text while the template is looked at."""
 BRACKETED = re.compile(r"<.+>|\[.+\]|\{.+\}", re.DOTALL)
 """What a control token looks like where the tokenizer does not call it special."""
@@ -170,7 +170,7 @@ class ChatReader:
         pieces = re.split(f"([{''.join(marks)}])", marked)
         texts = dict(zip(marks, chat.texts, strict=True))
         if "".join(texts.get(piece, piece) for piece in pieces) != rendered:
-            found = self._changed_texts(chat, rendered, marked)
+            found = self._changed_texts(chat, rendered)
             if found is None:
                 return None
             texts = dict(zip(marks, found, strict=True))
@@ -182,23 +182,26 @@ class ChatReader:
             at = end
         return spans
 
-    def _changed_texts(self, chat: Chat, rendered: str, marked: str) -> list[str] | None:
+    def _changed_texts(self, chat: Chat, rendered: str) -> list[str] | None:
         """What the template makes of each text: turn by turn takes the place of its mark, and the
-        renderings before and after are compared."""
-        found: list[str] = []
-        for number, mark in enumerate(MARKS[: len(chat.texts)], 1):
-            texts = (*chat.texts[:number], *MARKS[number : len(chat.texts)])
-            is_whole = number == len(chat.texts)
-            try:
-                then = rendered if is_whole else replace(chat, texts=texts).render(self._tokenizer)
-            except Exception:  # As for the marks alone.
-                return None
-            text = _between(marked.split(mark), then)
-            if text is None:
-                return None
-            found.append(text)
-            marked = then
-        return found
+        renderings before and after are compared. None where these differ in more."""
+        used = set("".join(chat.texts))
+        marks = [mark for mark in MARKS if mark not in used][: len(chat.texts)]
+        steps = (
+            replace(chat, texts=(*chat.texts[:number], *marks[number:])).render(self._tokenizer)
+            for number in range(len(chat.texts))
+        )
+        try:
+            found = [
+                _between(before.split(mark), after)
+                for mark, (before, after) in zip(
+                    marks, pairwise(chain(steps, [rendered])), strict=True
+                )
+            ]
+        except Exception:  # As for the marks alone.
+            return None
+        texts = [text for text in found if text is not None]
+        return texts if len(texts) == len(chat.texts) else None
 
     def _ids(self, text: str) -> list[int]:
         found = self._tokenizer(text, add_special_tokens=False, verbose=False)

@@ -26,7 +26,7 @@ from helpers.runs import MadeRun
 from pipeline.config import RunConfig
 from pipeline.input import prompt_shards
 from pipeline.input.input_files import find
-from pipeline.input.one_schema import merged
+from pipeline.input.one_schema import conform, merged
 from pipeline.input.prompt_text import is_text, texts
 from pipeline.inspection.verify import Verification
 from pipeline.output.other_readers import cannot_open
@@ -514,6 +514,19 @@ def test_shards_that_differ_in_no_value_are_one(
     for result, array, prompt in zip(results, (one, other), ("p", "q"), strict=True):
         assert result["prompt"].to_pylist() == [prompt]
         assert result["cell"].to_pylist() == array.to_pylist()
+
+
+@pytest.mark.parametrize("plain", [pa.list_, pa.large_list])
+@pytest.mark.parametrize("view", [pa.list_view, pa.large_list_view])
+@pytest.mark.parametrize("rows", [[[1], None, [], [3, 4]], [[], None, [4, 5]], [[1], None]])
+def test_list_views_become_lists_of_the_same_values(view: Any, plain: Any, rows: list[Any]) -> None:
+    """Arrow's own cast leaves an offset unset."""
+    array = pa.array(rows, view(pa.int32()))
+    column = pa.chunked_array([array, array.slice(1), array.slice(0, 0)])
+    schema = pa.schema([("cell", plain(pa.int64()))])
+    found = conform({"cell": column}, schema)
+    found.validate(full=True)
+    assert found["cell"].to_pylist() == [*rows, *rows[1:]]
 
 
 def test_nullability_and_rows_that_are_not_there_do_not_matter(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 STRINGS = (pa.string(), pa.large_string(), pa.string_view())
 BYTES = (pa.binary(), pa.large_binary(), pa.binary_view())
@@ -88,6 +89,29 @@ def _merged_fields(one: pa.StructType, other: pa.StructType) -> list[pa.Field] |
     return fields
 
 
+def writable(kind: pa.DataType) -> pa.DataType:
+    """The type itself; or, for views of text or bytes in structs in lists, which pyarrow reads (as
+    Polars writes them) but cannot write, one that holds the values unchanged."""
+    if is_list(kind):
+        is_record = pa.types.is_struct(kind.value_type)
+        item = _without_views(kind.value_type) if is_record else writable(kind.value_type)
+        return kind if item.equals(kind.value_type) else merged(kind, pa.list_(item))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(writable(field.type)) for field in kind])
+    return kind
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    for view, plain in ((STRINGS[2], STRINGS[1]), (BYTES[2], BYTES[1])):
+        if kind.equals(view):
+            return plain
+    if is_list(kind):
+        return merged(kind, pa.list_(_without_views(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_views(field.type)) for field in kind])
+    return kind
+
+
 @dataclass(slots=True)
 class _Column:
     field: pa.Field
@@ -146,8 +170,9 @@ class OneSchema:
 
     @property
     def schema(self) -> pa.Schema:
-        """Columns in the order of the first shard."""
-        return pa.schema([column.field for column in self._columns.values()])
+        """Columns in the order of the first shard, of types that can be written."""
+        fields = [column.field for column in self._columns.values()]
+        return pa.schema([field.with_type(writable(field.type)) for field in fields])
 
 
 def conform(columns: Mapping[str, pa.ChunkedArray], schema: pa.Schema) -> pa.Table:
@@ -165,4 +190,13 @@ def _conformed(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
         return column
     if column.null_count == len(column):
         return pa.chunked_array([pa.nulls(len(column), kind)])
+    if pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type):
+        column = pa.chunked_array(map(_as_list, column.chunks))
     return column.cast(kind)
+
+
+def _as_list(views: pa.Array) -> pa.Array:
+    """A list view as a large list, whose last offset Arrow's own cast leaves unset (26.0)."""
+    lengths = pc.list_value_length(views).fill_null(0).cast(pa.int64())
+    offsets = pa.concat_arrays([pa.array([0], pa.int64()), pc.cumulative_sum(lengths)])
+    return pa.LargeListArray.from_arrays(offsets, pc.list_flatten(views), mask=views.is_null())

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.input.one_schema import conform, writable
 from pipeline.preparing.reading import Rows
 from pipeline.preparing.source_file import BATCH_ROWS, SourceFile
 
@@ -36,8 +37,7 @@ def read(files: Sequence[SourceFile]) -> Rows:
             with _opened(file, unit) as parquet:
                 for batch in parquet.iter_batches(BATCH_ROWS):
                     table = pa.Table.from_batches([batch]).select(schema.names)
-                    # Not every type can be cast to itself.
-                    yield table if table.schema.equals(schema) else table.cast(schema)
+                    yield conform(dict(zip(schema.names, table.columns, strict=True)), schema)
 
     return Rows(schema, tables())
 
@@ -81,7 +81,8 @@ def _schema(file: SourceFile, unit: str) -> pa.Schema:
     if twice:
         raise file.fault(f"has two columns named {twice[0]!r}; rename one")
     features = (found.metadata or {}).get(FEATURES)
-    return found.with_metadata({FEATURES: features} if features else None)
+    fields = [field.with_type(writable(field.type)) for field in found]
+    return pa.schema(fields, {FEATURES: features} if features else None)
 
 
 def _agreed(first: SourceFile, ours: pa.Schema, file: SourceFile, theirs: pa.Schema) -> pa.Schema:
