@@ -487,7 +487,7 @@ def test_a_run_over_chats(tmp_path: Path) -> None:
     assert status.run(parse(status, config.output)) == 0
     publish(output, tmp_path / "published", About("chats"))
     card = (tmp_path / "published/README.md").read_text()
-    assert "####" in card
+    assert "| `stop` |" in card
     import datasets
 
     loaded = datasets.load_dataset(str(tmp_path / "published"), split="train")

@@ -29,6 +29,7 @@ import lrd
 from lrd import memory
 from lrd.models import checkpoint, w8a8
 from lrd.models.checkpoint import DTYPES, LoadedModel
+from lrd.models.compiled import fuse_pointwise
 from lrd.models.families import family_of
 from lrd.models.transformer import Transformer
 from lrd.models.w8a8 import FORMATS, W8A8Linear, quantise
@@ -258,6 +259,29 @@ def test_a_checkpoints_blocks_are_packed_and_nothing_else(
     assert sum(p.nbytes for p in packed.transformer.parameters()) == stored
     fused = logits_of(packed).float()
     assert torch.allclose(fused, ours, rtol=0.05, atol=0.05 * float(ours.std()))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_models_products_are_fused_with_its_pointwise_work(
+    name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As on CUDA, and taken back where compiling fails."""
+    model = lrd.load_model(folder_of("Dream", tmp_path_factory.getbasetemp()), dtype=name)
+    assert isinstance(model, LoadedModel)
+    embeds = model.embed(torch.arange(40).view(2, 20))
+    expected = model.logits(embeds)
+    packed = [one for one in model.transformer.modules() if isinstance(one, W8A8Linear)]
+    before = packed[0].quantise
+    assert fuse_pointwise(model.transformer, "eager")
+    assert packed[0].quantise is packed[-1].quantise is not before
+    assert torch.equal(model.logits(embeds), expected)
+
+    def broken(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler.")
+
+    assert not fuse_pointwise(model.transformer, broken)
+    assert packed[0].quantise is before
+    assert torch.equal(model.logits(embeds), expected)
 
 
 @pytest.mark.parametrize("settings", [{}, {"block_length": 8, "kv_cache": "dual", "suffix": 0}])

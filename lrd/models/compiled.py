@@ -20,6 +20,7 @@ from torch import Tensor
 from lrd.config import Compile
 from lrd.models.kv_cache import Window
 from lrd.models.transformer import EAGER, Block, Pointwise, Transformer
+from lrd.models.w8a8 import fuse_products
 
 LOG = logging.getLogger(__name__)
 CHOICES: tuple[Compile, ...] = ("none", "eager", "compile", "graphs")
@@ -59,7 +60,8 @@ def speed_up(transformer: Transformer, how: Compile) -> None:
 
 def fuse_pointwise(transformer: Transformer, backend: Backend = "inductor") -> bool:
     """Compile norm, rotary embedding and SwiGLU: four graphs, made here. Where that fails (no C
-    compiler, no Triton) they stay eager, which one warning says; returns whether they are fused."""
+    compiler, no Triton) they stay eager, which one warning says; returns whether they are fused.
+    Layers that multiply in eight bits have what is around their products fused too."""
     transformer.use(
         Pointwise(
             norm=compiled(EAGER.norm, backend),
@@ -67,12 +69,14 @@ def fuse_pointwise(transformer: Transformer, backend: Backend = "inductor") -> b
             swiglu=compiled(EAGER.swiglu, backend),
         )
     )
+    fuse_products(transformer, lambda function: compiled(function, backend))
     try:
         _try_out(transformer)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         transformer.use(EAGER)
+        fuse_products(transformer, lambda function: function)
         lines = [line.strip() for line in str(error).splitlines()]
         told = [line for line in lines if line and not line.endswith("raised:")]
         reason = told[0] if told else type(error).__name__
