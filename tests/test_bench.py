@@ -223,6 +223,7 @@ def test_a_steps_cost_is_the_ratio_of_medians(monkeypatch: pytest.MonkeyPatch) -
     assert cost.entropy == 1.5, "the refined one's, of the last turn"
 
 
+@pytest.mark.slow
 def test_the_benchmark_ends_in_one_json_object() -> None:
     process = subprocess.run(
         [sys.executable, "-m", "jobs.bench.decode", "--quick", "--threads", "1"],

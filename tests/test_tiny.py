@@ -128,6 +128,7 @@ def test_the_card_counts_right_answers() -> None:
     assert forwards == sum(s.num_forwards for s in samples) / 12
 
 
+@pytest.mark.slow
 def test_heldout_loss_is_lower_with_soft_embeddings() -> None:
     """tiny was trained with them; the same problems and masks for both."""
     plain, _ = heldout(str(TINY), soft=False, num_batches=3, seed=1)
