@@ -898,7 +898,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     print("peak in MiB:", peaks)
     for form in ("rows", "preference"):
         assert peaks[form, 40] < 500, peaks
-        assert peaks[form, 40] - peaks[form, 4] < 80, peaks
+        assert peaks[form, 40] - peaks[form, 4] < 40, peaks
 
 
 # The page.
