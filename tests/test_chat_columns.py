@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.runs import bad, good, with_column
 from helpers.synthetic_run import write_run
 from test_chats import FAULTS
 from test_prepare import prepared, refused, write_jsonl
@@ -31,6 +32,7 @@ from pipeline.input.input_files import find
 from pipeline.input.one_schema import conform, writable
 from pipeline.input.prompt_text import is_chat, is_text, prompts_of
 from pipeline.inspection.plan import forecast
+from pipeline.inspection.shard_checks import contradictions
 from pipeline.inspection.verify import Verification
 from pipeline.markdown import code
 from pipeline.output.run_folder import read_manifest
@@ -39,7 +41,7 @@ from pipeline.publishing.dataset_card import About
 from pipeline.publishing.publish import publish
 from pipeline.report.report import make_report
 from pipeline.report.viewer import MAX_CHARACTERS, _prompt
-from pipeline.rows import cut_at_stop, row_id
+from pipeline.rows import cut_at_stop, results_batch, row_id
 from pipeline.run import generate
 from pipeline.scoring.evaluate import evaluate
 from pipeline.scoring.tasks import task_named
@@ -415,6 +417,29 @@ def test_stops_are_in_the_fingerprint_where_there_are_any(tmp_path: Path) -> Non
     with_stops = config.model_copy(update={"stop": ("b", "a")})
     after = fingerprint_of(with_stops, run.files, "float32")
     assert after == json.loads(json.dumps({**before, "stop": ["b", "a"]}))
+
+
+@pytest.mark.parametrize(
+    ("stop_text", "output_text", "finding"),
+    [
+        (["b", None], ["a", "x"], None),
+        (["b", "c"], ["a", ""], None),
+        (["x", None], ["a", "x"], "its stop_text is no stop of the run"),
+        ([None, None], ["a b", "x"], "its output_text holds the stop 'b'"),
+        (["b", None], ["a c", "x"], "its output_text holds the stop 'c'"),
+        ([None, "b"], ["a", None], "is failed with a stop_text"),
+    ],
+)
+def test_rows_that_contradict_their_stops(
+    stop_text: list[Any], output_text: list[Any], finding: str | None
+) -> None:
+    rows = results_batch(
+        [good(0, n) if text is not None else bad(0, n) for n, text in enumerate(output_text)]
+    )
+    table = pa.Table.from_batches([rows])
+    table = with_column(with_column(table, "output_text", output_text), "stop_text", stop_text)
+    found = [what for what, _ in contradictions(table, 3, ["b", "c"])]
+    assert found == ([] if finding is None else [finding])
 
 
 # A run.
