@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.runs import bad, good, with_column
 from helpers.synthetic_run import write_run
 from test_chats import FAULTS
 from test_prepare import prepared, refused, write_jsonl
@@ -31,13 +32,15 @@ from pipeline.input.input_files import find
 from pipeline.input.one_schema import conform, writable
 from pipeline.input.prompt_text import is_chat, is_text, prompts_of
 from pipeline.inspection.plan import forecast
+from pipeline.inspection.shard_checks import contradictions
 from pipeline.inspection.verify import Verification
+from pipeline.markdown import code
 from pipeline.preflight import check, fingerprint_of
 from pipeline.publishing.dataset_card import About
 from pipeline.publishing.publish import publish
 from pipeline.report.report import make_report
 from pipeline.report.viewer import MAX_CHARACTERS, _prompt
-from pipeline.rows import cut_at_stop, row_id
+from pipeline.rows import cut_at_stop, results_batch, row_id
 from pipeline.run import generate
 from pipeline.scoring.evaluate import evaluate
 from pipeline.scoring.tasks import task_named
@@ -415,6 +418,29 @@ def test_stops_are_in_the_fingerprint_where_there_are_any(tmp_path: Path) -> Non
     assert after == json.loads(json.dumps({**before, "stop": ["b", "a"]}))
 
 
+@pytest.mark.parametrize(
+    ("stop_text", "output_text", "finding"),
+    [
+        (["b", None], ["a", "x"], None),
+        (["b", "c"], ["a", ""], None),
+        (["x", None], ["a", "x"], "its stop_text is no stop of the run"),
+        ([None, None], ["a b", "x"], "its output_text holds the stop 'b'"),
+        (["b", None], ["a c", "x"], "its output_text holds the stop 'c'"),
+        ([None, "b"], ["a", None], "is failed with a stop_text"),
+    ],
+)
+def test_rows_that_contradict_their_stops(
+    stop_text: list[Any], output_text: list[Any], finding: str | None
+) -> None:
+    rows = results_batch(
+        [good(0, n) if text is not None else bad(0, n) for n, text in enumerate(output_text)]
+    )
+    table = pa.Table.from_batches([rows])
+    table = with_column(with_column(table, "output_text", output_text), "stop_text", stop_text)
+    found = [what for what, _ in contradictions(table, 3, ["b", "c"])]
+    assert found == ([] if finding is None else [finding])
+
+
 # A run.
 
 ASKED = "Tom has 3 pens and buys 4 pens. How many pens does Tom have?"
@@ -474,6 +500,9 @@ def test_a_run_over_chats(tmp_path: Path) -> None:
         assert row["num_output_tokens"] == sample.num_output_tokens
     assert {rows[name]["stop_text"] for name in GOOD} <= {*STOPS, None}
     assert any(rows[name]["stop_text"] for name in GOOD)
+    begun = len(model.tokenizer.encode("3+4=", add_special_tokens=False))
+    lengths = {name: rows[name]["num_prompt_tokens"] for name in GOOD}
+    assert lengths["continued"] == lengths["one turn"] + begun
     assert rows["one turn"]["num_prompt_tokens"] > rows["own system"]["num_prompt_tokens"]
 
     assert [str(found) for found in Verification(output, Storage(config.input)).findings()] == []
@@ -487,7 +516,7 @@ def test_a_run_over_chats(tmp_path: Path) -> None:
     assert status.run(parse(status, config.output)) == 0
     publish(output, tmp_path / "published", About("chats"))
     card = (tmp_path / "published/README.md").read_text()
-    assert "| `stop` |" in card
+    assert f"| `stop` | {code(json.dumps(STOPS))} |" in card
     import datasets
 
     loaded = datasets.load_dataset(str(tmp_path / "published"), split="train")

@@ -12,7 +12,7 @@ from helpers.made_tokenizers import KINDS, SPECIALS
 from test_prompts import CHATML_TEMPLATE, LLAMA3_TEMPLATE, dream_files, holder, llada_tokenizer
 from test_special_text import CHATML, OWN, PLAIN, SPELT, WHOLE, model_of, specials, whole
 
-from lrd import load_model
+from lrd import DecodingConfig, decode, load_model
 from lrd.chats import MAX_TURNS, Messages, chat_of
 from lrd.models.tokenizer import load_tokenizer
 from lrd.prompts import encode_prompt, encode_prompts
@@ -195,6 +195,18 @@ def test_a_continued_turn_is_the_opened_one_and_its_text(name: str, tmp_path: Pa
     for blank in ("", " ", "\n\n"):
         chat = [*asked, message("assistant", blank)]
         assert encode_prompt(model, chat) == encode_prompt(model, asked)
+
+
+@pytest.mark.parametrize("begun", ["", "3*2", "3*2=6\n"])
+def test_an_answer_goes_on_where_the_turn_ends(begun: str) -> None:
+    """The row's text and what the model wrote, joined as they are, are the whole answer."""
+    model = load_model("tiny", "cpu")
+    asked = "Diana buys 3 stamps that cost $2 each. How many dollars does Diana spend?"
+    chat = [message("user", asked), message("assistant", begun)]
+    config = DecodingConfig.preset("fast", gen_length=64)
+    (sample,) = decode(model, [encode_prompt(model, chat)], config)
+    assert sample.text is not None
+    assert begun + sample.text == "3*2=6\n#### 6"
 
 
 def test_a_system_turn_of_the_row_comes_before_the_runs() -> None:
