@@ -1,9 +1,8 @@
 """Uniform numbers for sampling, each a hash of what it is for: counter-based, without a generator.
 
 A number depends on the row's seed, the row's own pass, the canvas position and the token alone. So
-a row draws the same in any slot, beside any others, computed in any chunk, on a CPU and on a GPU,
-and after passes that it sat out. The hash is SplitMix64 (Steele, Lea, Flood 2014), whose state goes
-up by a constant for each token.
+a row draws the same in any slot, beside any others, computed in any chunk, on a CPU and on a GPU.
+The hash is SplitMix64 (Steele, Lea, Flood 2014), whose state goes up by a constant for each token.
 
 Legend: B samples, K positions of the current block, N of the B·K positions, V columns.
 """

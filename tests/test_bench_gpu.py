@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -108,7 +109,8 @@ def test_memory_that_runs_out_costs_a_case(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(gpu_stages, "_step_case", case)
     found = list(gpu_stages.steps(bench()))
-    assert [line["error"] for line in found] == ["CUDA out of memory. Tried"] * 2
+    assert [line["out_of_memory"] for line in found] == ["CUDA out of memory. Tried"] * 2
+    assert not any(map(gpu.is_wrong, found)), "a small GPU does not fail the check"
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,38 @@ def test_how_a_stage_ends(script: str, lines: list[str], end: str) -> None:
     began = time.monotonic()
     assert list(gpu.lines_of([sys.executable, "-c", script], 3.0)) == [*lines, end]
     assert time.monotonic() - began < 30
+
+
+def test_what_a_stage_has_started_ends_with_it(tmp_path: Path) -> None:
+    """A test run of its own, say: it would keep the GPU busy for the stages after."""
+    pid = tmp_path / "pid"
+    inner = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    assert list(gpu.lines_of([sys.executable, "-c", outer], 3.0)) == ["late"]
+    for _ in range(50):
+        if not psutil.pid_exists(int(pid.read_text())):
+            break
+        time.sleep(0.1)
+    assert not psutil.pid_exists(int(pid.read_text()))
+
+
+WRONG_LINES: dict[str, dict[str, Any]] = {
+    "golden": {"passed": 140, "failed": 1, "code": 1},
+    "syncs": {"waits": True, "error": "called a synchronizing CUDA operation"},
+    "beliefs": {"tokens_equal": False},
+    "compile": {"error": "BackendCompilerFailed"},
+}
+
+
+@pytest.mark.parametrize("stage", WRONG_LINES)
+def test_a_line_that_says_so_fails_its_stage(
+    stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fine, wrong = {"ms": 1.0}, WRONG_LINES[stage]
+    for lines, code in (([fine], 0), ([fine, wrong, fine], 1)):
+        monkeypatch.setitem(STAGES, stage, (lambda _, lines=lines: iter(lines), 1.0))
+        assert gpu.run_stage(stage, "cpu", 60) == code
+        assert len(capsys.readouterr().out.splitlines()) == len(lines)
 
 
 def test_a_stage_that_fails_costs_itself(

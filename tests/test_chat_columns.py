@@ -423,7 +423,7 @@ def test_stops_are_in_the_fingerprint_where_there_are_any(tmp_path: Path) -> Non
     [
         (["b", None], ["a", "x"], None),
         (["b", "c"], ["a", ""], None),
-        (["x", None], ["a", "x"], "its stop_text is no stop of the run"),
+        (["x", None], ["a", "x"], "its stop_text is not one of the stops of the run"),
         ([None, None], ["a b", "x"], "its output_text holds the stop 'b'"),
         (["b", None], ["a c", "x"], "its output_text holds the stop 'c'"),
         ([None, "b"], ["a", None], "is failed with a stop_text"),

@@ -19,65 +19,87 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import selectors
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 import torch
 
-from jobs.bench.gpu_stages import STAGES, Bench
+from jobs.bench.gpu_stages import STAGES, Bench, Found
 from jobs.output import BAD_SETTINGS, OK, WRONG, Parser, command
 
 GRACE = 3.0
 """Seconds that a stage gets beyond its own before its process is killed."""
 
 
-def run_stage(name: str, device: str, seconds: float) -> None:
-    """Measure one stage in this process and print a line a measurement."""
+def run_stage(name: str, device: str, seconds: float) -> int:
+    """Measure one stage in this process and print a line a measurement; returns the exit code."""
     if device == "cpu":
         torch.set_num_threads(1)  # Small shapes gain nothing by more.
     bench = Bench(device, seconds, time.monotonic())
+    num_wrong = 0
     for found in STAGES[name][0](bench):
         at = round(time.monotonic() - bench.began, 1)
         print(json.dumps({"stage": name, **found, "at": at}), flush=True)
+        num_wrong += is_wrong(found)
+    if num_wrong:
+        print(f"{num_wrong} of its lines say that something is wrong", file=sys.stderr)
+    return WRONG if num_wrong else OK
+
+
+def is_wrong(found: Found) -> bool:
+    """Whether a measurement says that something does not hold. Times are not judged, and a case
+    that a small GPU has no memory for is left out."""
+    return (
+        "error" in found
+        or found.get("waits", False)
+        or found.get("code", 0) != 0
+        or not found.get("tokens_equal", True)
+    )
 
 
 def lines_of(words: list[str], seconds: float) -> Iterator[str]:
     """The lines that a process prints, as they come; the last one says how it ended: `ok`,
-    `late` (killed) or `failed: …`."""
-    with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ
-    ) as child:
-        ends = time.monotonic() + seconds
-        parts: dict[IO[bytes], bytes] = {}
+    `late` (killed, with all that it has started) or `failed: …`."""
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+        ) as child,
+    ):
         assert child.stdout is not None
-        assert child.stderr is not None
-        with selectors.DefaultSelector() as selector:
-            for stream in (child.stdout, child.stderr):
-                selector.register(stream, selectors.EVENT_READ)
-                parts[stream] = b""
-            while selector.get_map() and (left := ends - time.monotonic()) > 0:
-                for key, _ in selector.select(left):
-                    stream = key.fileobj  # type: ignore[assignment]
-                    data = os.read(key.fd, 1 << 16)
-                    if not data:
-                        selector.unregister(stream)
-                    parts[stream] += data
-                    if stream is child.stdout:
-                        *whole, parts[stream] = parts[stream].split(b"\n")
-                        yield from (line.decode() for line in whole)
-            late = bool(selector.get_map())
-        if late:
-            child.kill()
-            yield "late"
-            return
-        code = child.wait()
-        words_left = parts[child.stderr].decode(errors="replace").strip().splitlines()
-        yield "ok" if code == 0 else f"failed: {(words_left or [f'exit code {code}'])[-1][:300]}"
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            kill_group(child.pid)
+
+        timer = threading.Timer(seconds, end)
+        timer.start()
+        try:
+            yield from (line.rstrip("\n") for line in child.stdout)
+            code = child.wait()
+        finally:  # Also where Ctrl-C ends this process.
+            timer.cancel()
+            kill_group(child.pid)
+        errors.seek(0)
+        *_, last = ["", *errors.read().strip().splitlines()]
+    if late.is_set():
+        yield "late"
+    else:
+        yield "ok" if code == 0 else f"failed: {last[:300] or f'exit code {code}'}"
+
+
+def kill_group(pid: int) -> None:
+    """End a process that has a session of its own, and all that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 @command("bench.gpu")
@@ -88,8 +110,7 @@ def run(args: argparse.Namespace) -> int:
               "--device cpu", file=sys.stderr)  # fmt: skip
         return BAD_SETTINGS
     if args.stage:
-        run_stage(args.stage, args.device, args.seconds)
-        return OK
+        return run_stage(args.stage, args.device, args.seconds)
     ended: dict[str, str] = {}
     for name in args.stages:
         seconds = STAGES[name][1] * args.scale

@@ -18,9 +18,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -35,13 +37,13 @@ from jobs.bench.gpu_models import (
     small,
 )
 from jobs.bench.step import BASELINE, REFINED
-from lrd import DecodingConfig, Engine, Request, belief_ops, nucleus, slots
+from lrd import DecodingConfig, Engine, Request, belief_ops, nucleus
 from lrd.beliefs import Belief
 from lrd.config import PASS_ROWS, Compile, PassRows
-from lrd.decoding import step
 from lrd.memory import memory_of
 from lrd.models.checkpoint import LoadedModel
 from lrd.previous_beliefs import PastBeliefs
+from lrd.slots import Slots
 
 ROOT = Path(__file__).parents[2]
 CACHED_BLOCK = 32
@@ -162,11 +164,10 @@ def _attention(bench: Bench, name: str, heads: int, kv: int) -> Iterator[Found]:
         shared = k.shape[1] != heads
         found: Found = {"what": "attention", "model": name, "way": what}
         try:
-            ms = bench.milliseconds(
-                lambda k=k, v=v, m=m, s=shared: F.scaled_dot_product_attention(  # type: ignore[misc]
-                    query, k, v, attn_mask=m, enable_gqa=s
-                )
+            attend = partial(
+                F.scaled_dot_product_attention, query, k, v, attn_mask=m, enable_gqa=shared
             )
+            ms = bench.milliseconds(attend)
             kind = torch._fused_sdp_choice(query, k, v, attn_mask=m, enable_gqa=shared)
             found |= {
                 "kernel": BACKENDS.get(int(kind), str(kind)),
@@ -254,21 +255,19 @@ def syncs(bench: Bench) -> Iterator[Found]:
 @contextmanager
 def _no_waits(device: str) -> Iterator[None]:
     """Inside a pass, not between two, where the host reads which samples have ended."""
+    advance = Slots.advance
 
-    def watched(*arguments: Any) -> None:
+    def watched(self: Slots) -> int:
         if device == "cuda":
             torch.cuda.set_sync_debug_mode("error")
         try:
-            step(*arguments)
+            return advance(self)
         finally:
             if device == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
 
-    setattr(slots, "step", watched)  # noqa: B010 (mypy: the module does not export it)
-    try:
+    with mock.patch.object(Slots, "advance", watched):
         yield
-    finally:
-        setattr(slots, "step", step)  # noqa: B010
 
 
 CASES = (
@@ -314,7 +313,7 @@ def _guarded(
         return found | case(bench, name, _MODELS[name], gen, num_slots)
     except torch.OutOfMemoryError as error:
         bench.forget_peak()
-        return found | {"error": str(error).partition("\n")[0][:100]}
+        return found | {"out_of_memory": str(error).partition("\n")[0][:100]}
 
 
 def _prompt(bench: Bench) -> int:

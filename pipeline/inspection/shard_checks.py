@@ -216,7 +216,7 @@ def contradictions(
     if "stop_text" in there:
         given = pc.is_valid(rows["stop_text"])
         known = pc.is_in(rows["stop_text"], pa.array(stops, pa.string()))
-        rules["its stop_text is no stop of the run"] = pc.and_(given, pc.invert(known))
+        rules["its stop_text is not one of the stops of the run"] = pc.and_(given, pc.invert(known))
         rules["is failed with a stop_text"] = pc.and_(failed, given)
     for stop in stops:
         holds = pc.match_substring(rows["output_text"], stop).fill_null(False)
