@@ -431,14 +431,21 @@ BEGUN = turns("user", "Hi", "assistant", "Well, ")
         (turns("user", "Hi", "assistant", ""), None, turns("user", "Hi"), "A"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("kind", ["list", "json"])
+@pytest.mark.parametrize("kind", ["list", "view", "maps"])
 def test_chats_keep_their_turns(
     prompt: Any, system: str | None, before: Any, answer: str, kind: str, tmp_path: Path
 ) -> None:
+    """In every layout that a run reads."""
+    turn = pa.struct([("role", pa.string()), ("content", pa.string())])
+    kinds = {
+        "list": pa.list_(turn),
+        "view": pa.list_view(turn),
+        "maps": pa.list_(pa.map_(pa.string(), pa.string())),
+    }
+
     def change(shard: int, columns: Columns) -> Columns:
-        chats = pa.array([prompt] * 2)
-        if kind == "json":
-            chats = pa.array([json.dumps(prompt)] * 2, pa.json_())
+        some = [[list(t.items()) for t in prompt] if kind == "maps" else prompt] * 2
+        chats = pa.array(some, kinds[kind])
         ok = {"status": pa.array(["ok"] * 2), "output_text": pa.array(["A"] * 2)}
         return {**columns, **ok, "question": chats}
 
@@ -447,6 +454,18 @@ def test_chats_keep_their_turns(
     assert call(out, tmp_path / "new", "--as", "messages", "--dedupe", "exact") == 0
     found = pq.read_table(tmp_path / "new/data")["messages"].to_pylist()
     assert found == [[*before, *turns("assistant", answer)]]
+
+
+def test_json_that_looks_like_a_chat_is_the_text_that_the_model_saw(tmp_path: Path) -> None:
+    def change(shard: int, columns: Columns) -> Columns:
+        ok = {"status": pa.array(["ok"] * 2), "output_text": pa.array(["A"] * 2)}
+        return {**columns, **ok, "question": pa.array([text] * 2, pa.json_())}
+
+    text = json.dumps(LONG)
+    out = write_sampled_run(tmp_path / "out", 2, 1, 1, change=change)
+    assert call(out, tmp_path / "new", "--as", "messages", "--dedupe", "exact") == 0
+    found = pq.read_table(tmp_path / "new/data")["messages"].to_pylist()
+    assert found == [turns("user", text, "assistant", "A")]
 
 
 def test_raw_prompts_have_no_system_prompt(tmp_path: Path) -> None:

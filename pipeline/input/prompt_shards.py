@@ -154,7 +154,10 @@ def _inspect_file(
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if re.search("no decryption|Cannot decrypt", reason):
             raise ValueError(f"{where}: is encrypted; write it without encryption") from error
-        raise ValueError(f"{where}: not a whole Parquet file ({reason}); write it again") from error
+        fix = "write it again"
+        if not name.lower().endswith(".parquet"):
+            fix = "`lrd prepare` makes Parquet of JSONL, CSV and other files"
+        raise ValueError(f"{where}: not a whole Parquet file ({reason}); {fix}") from error
     if prompt_column not in only_nulls:
         _check_prompts(where, schema, prompt_column)
     return _Seen(parquet.metadata.num_rows, digest.hexdigest(), schema, only_nulls)

@@ -9,14 +9,14 @@ preference with an explicit prompt.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.input.prompt_text import is_text, texts
+from lrd.chats import chat_of
+from pipeline.input.prompt_text import PROMPT_KINDS, PromptValue, is_chat, is_text, prompts_of
 from pipeline.selecting.run_rows import Mask, RunRows
 
 Turn = dict[str, str]
@@ -46,54 +46,39 @@ class Exchange(NamedTuple):
     number: int
     """Of the row in its run."""
     row_id: str
-    prompt: list[Turn]
+    prompt: PromptValue
     answer: str
 
 
 def exchanges(rows: RunRows, kept: Mask) -> Iterator[Exchange]:
-    """Prompt and answer of each kept row. Raises ValueError for a prompt column that holds no
-    prompts."""
+    """Prompt and answer of each kept row, which is an ok one; the prompt as the run has read it.
+
+    Raises ValueError for a prompt column that holds no prompts.
+    """
     column = str(rows.manifest.settings.get("prompt_column", "prompt"))
-    rows.field(column)
+    kind = rows.field(column).type
+    if not (is_text(kind) or is_chat(kind)):
+        raise ValueError(f"the prompt column {column!r} holds {kind}; expected {PROMPT_KINDS}")
     for first, batch in rows.batches(["row_id", column, "output_text"], kept):
         ids, answers = batch[0].to_pylist(), batch[2].to_pylist()
-        prompts = prompt_turns(batch[1])
+        prompts = prompts_of(pa.chunked_array([batch[1]]))
         for n in np.flatnonzero(kept[first : first + batch.num_rows]).tolist():
-            yield Exchange(first + n, ids[n], prompts[n], answers[n])
+            prompt = prompts[n]
+            assert isinstance(prompt, str | list)  # Others are failed rows.
+            yield Exchange(first + n, ids[n], prompt, answers[n])
 
 
-def prompt_turns(column: pa.Array) -> list[list[Turn]]:
-    """Each row's prompt as turns: a text is the user's turn, a list of {role, content} is a chat,
-    also where it is JSON. Rows without a prompt have no turns.
+def conversation(prompt: PromptValue, answer: str, system: str | None) -> tuple[list[Turn], Turn]:
+    """The turns before the answer, and the answer's turn: those that the run gave its template.
 
-    Raises ValueError for a column of another type.
+    system: the run's system prompt. An answer that continues a last turn of the assistant becomes
+    one turn with it.
     """
-    kind = column.type
-    if is_text(kind):
-        read = json.loads if isinstance(kind, pa.JsonType) else str
-        found = texts(pa.chunked_array([column]))
-        return [_turns(read(text)) if isinstance(text, str) else [] for text in found]
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return [_turns(value) if value else [] for value in column.to_pylist()]
-    raise ValueError(f"a prompt column of {kind}; expected text, or lists of {{role, content}}")
-
-
-def _turns(value: Any) -> list[Turn]:
-    if isinstance(value, str):
-        return [{"role": "user", "content": value}]
-    return [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in value]
-
-
-def conversation(prompt: list[Turn], answer: str, system: str | None) -> tuple[list[Turn], Turn]:
-    """The turns before the answer, and the answer's turn.
-
-    system: becomes the first turn where the prompt has no turn of that role. An answer that
-    continues a last turn of the assistant becomes one turn with it.
-    """
-    turns = list(prompt)
-    if system is not None and all(turn["role"] != "system" for turn in turns):
-        turns.insert(0, {"role": "system", "content": system})
-    begun = turns.pop()["content"] if turns and turns[-1]["role"] == "assistant" else ""
+    chat = chat_of(prompt, system)
+    turns = [
+        {"role": role, "content": text} for role, text in zip(chat.roles, chat.texts, strict=True)
+    ]
+    begun = turns.pop()["content"] if chat.is_continued else ""
     return turns, {"role": "assistant", "content": begun + answer}
 
 

@@ -91,9 +91,11 @@ def _similar_to_first(signatures: Any, columns: slice, threshold: float) -> Mask
 def _texts(rows: RunRows, kept: Mask) -> Iterator[tuple[str, str]]:
     """Prompt and answer of each kept row; of a chat all turns, as JSON."""
     for row in exchanges(rows, kept):
-        is_text = len(row.prompt) == 1 and row.prompt[0]["role"] == "user"
-        prompt = row.prompt[0]["content"] if is_text else json.dumps(row.prompt, ensure_ascii=False)
-        yield prompt, row.answer
+        prompt = row.prompt
+        yield (
+            prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False),
+            row.answer,
+        )
 
 
 def words(text: str) -> list[str]:
