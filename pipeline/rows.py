@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from enum import Enum
 from functools import cache
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import pyarrow as pa
 
@@ -33,6 +33,30 @@ class InputFile:
     sha256: str
 
 
+class Bucket(NamedTuple):
+    """What a slot has room for; prompts of one bucket share forward passes."""
+
+    prompt: int
+    """Prompt tokens."""
+    canvas: int
+    """Canvas positions."""
+
+    def __str__(self) -> str:
+        return f"{self.prompt}+{self.canvas}"
+
+
+class RowSettings(NamedTuple):
+    """Decoding settings of one row; None: the run's."""
+
+    gen_length: int | None = None
+    temperature: float | None = None
+    seed: int | None = None
+
+
+OF_THE_RUN = RowSettings()
+"""Of a row that brings none along."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One sample of an input row, tokenised: from the driver to a replica."""
@@ -42,8 +66,7 @@ class Prompt:
     """Row number in its prompt shard."""
     token_ids: list[int]
     """One list for all samples of the row."""
-    bucket: int
-    """Prompt tokens that its slot has room for."""
+    bucket: Bucket
     sample: int | None = None
     """Which of the row's samples, from 0; None where a row has one."""
     begun: int = 0
@@ -54,6 +77,12 @@ class Prompt:
     deaths_alone: int = 0
     """Deaths of replicas that held no other row (but samples of the same prompt), and that no lost
     node explains."""
+    settings: RowSettings = OF_THE_RUN
+
+    @property
+    def canvas_length(self) -> int:
+        """Canvas positions of its own, which its slot may have more of."""
+        return self.settings.gen_length or self.bucket.canvas
 
     @property
     def row_id(self) -> str:
@@ -227,7 +256,7 @@ class Result:
             stop_reason=sample.stop_reason,
             open_at_stop=sample.open_at_stop,
             refine_converged=sample.refine_converged,
-            bucket=prompt.bucket,
+            bucket=prompt.bucket.prompt,
             seconds=sample.seconds,
             replica=replica,
             attempts=prompt.begun + 1,

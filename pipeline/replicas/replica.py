@@ -19,7 +19,7 @@ from lrd.rounding import computed_by
 from pipeline import faults
 from pipeline.config import Columns
 from pipeline.replicas.pass_loop import PassLoop, SlotEngine
-from pipeline.rows import Key, Prompt, Report, Result
+from pipeline.rows import Bucket, Key, Prompt, Report, Result
 from pipeline.storage import uris
 from pipeline.storage.model_files import local_model, node_folder
 
@@ -109,8 +109,6 @@ class Replica:
         self._model = load_model(
             model, settings.device, settings.dtype, settings.revision, settings.compile
         )
-        if faults.wanted():
-            self._model = faults.watched(self._model, settings.decoding.gen_length)
         return self._environment()
 
     def _environment(self) -> dict[str, Any]:
@@ -190,21 +188,33 @@ class Replica:
         stops = self._settings.stops
         return Result.of_sample(sample, prompt, replica=self._name, stops=stops)
 
-    def _fitting_slots(self, bucket: int) -> int:
+    def _fitting_slots(self, bucket: Bucket) -> int:
         """How many of the slots fit into the device's memory."""
         settings = self._settings
         if settings.device == "cpu":
             return settings.slots
         return probe_slots(
-            self._model, settings.decoding, bucket, settings.slots, settings.memory_share
+            self._model,
+            self._decoding(bucket),
+            bucket.prompt,
+            settings.slots,
+            settings.memory_share,
         )
 
-    def new_engine(self, bucket: int, num_slots: int) -> SlotEngine:
+    def new_engine(self, bucket: Bucket, num_slots: int) -> SlotEngine:
         """An engine for one bucket; benchmarks of the driver make cheaper ones."""
         return Engine(
-            self._model,
-            self._settings.decoding,
+            self._watched(bucket),
+            self._decoding(bucket),
             num_slots,
-            prompt_length=bucket,
+            prompt_length=bucket.prompt,
             pass_rows=self._settings.pass_rows,
         )
+
+    def _decoding(self, bucket: Bucket) -> DecodingConfig:
+        """The run's decoding with the canvas of a bucket."""
+        return self._settings.decoding.at(bucket.canvas)
+
+    def _watched(self, bucket: Bucket) -> Any:
+        """The model, with the points of faults where some are asked for."""
+        return faults.watched(self._model, bucket.canvas) if faults.wanted() else self._model
