@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @output.command("lrd plan")
 def run(args: argparse.Namespace) -> int:
     """Print the plan; the exit code: 2 where `lrd generate` would refuse."""
-    from lrd.memory import memory_need
+    from lrd.memory import drawing, memory_need
     from pipeline.inspection.plan import (
         check_output,
         duration_of,
@@ -58,7 +58,12 @@ def run(args: argparse.Namespace) -> int:
     dtype = expected_dtype(config, checked.output)
     found = forecast(checked, config, args.sample, _tell_shards(len(checked.files)))
     longest = found.largest or Bucket(1, config.decoding.gen_length)
-    need = memory_need(checked.face, dtype, config.decoding.at(longest.canvas), longest.prompt)
+    if config.decoding.grows:
+        longest = longest._replace(canvas=config.decoding.canvases[-1])
+    decoding = config.decoding.at(longest.canvas)
+    if "temperature" in config.row_settings:
+        decoding = drawing(decoding)
+    need = memory_need(checked.face, dtype, decoding, longest.prompt)
     print("\n".join([*_input(checked.files, found), *_notes(checked.notes)]))
     print("\n".join(_lengths(found)))
     print("\n".join(_memory(need, dtype, longest, config)))

@@ -360,13 +360,6 @@ class DecodingConfig(BaseModel):
     def num_blocks(self) -> int:
         return self.gen_length // self.block_tokens
 
-    def at(self, gen_length: int) -> Self:
-        """The same decoding on a canvas of another length.
-
-        Raises ValueError where it cannot have that length.
-        """
-        return type(self)(**{**self.model_dump(), "gen_length": gen_length})
-
     @property
     def refines(self) -> bool:
         return isinstance(self.refinement, int) or self.max_refine_steps > 0

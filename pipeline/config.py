@@ -187,10 +187,17 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_row_settings(self) -> Self:
-        if "gen_length" in self.row_settings and self.decoding.steps is not None:
+        if "gen_length" not in self.row_settings:
+            return self
+        if self.decoding.steps is not None:
             raise ValueError(
                 "steps are shared out over gen_length, which row_settings gives row by row; drop "
                 "steps for another commit rule, or gen_length from row_settings"
+            )
+        if self.decoding.grows:
+            raise ValueError(
+                "gen_length auto (or max_gen_length) finds a canvas for each row, and row_settings "
+                "gives each row its gen_length; keep one of them"
             )
         return self
 

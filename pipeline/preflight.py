@@ -88,10 +88,12 @@ def check(config: RunConfig) -> Checked:
         raise ValueError(f"{config.model}: has no chat template; use --prompt-format raw")
     if inputs.holds_chats:
         _check_renders_chats(config, face.tokenizer)
-    if config.decoding.gen_length >= face.max_length:
+    *_, longest = config.decoding.canvases
+    if longest >= face.max_length:
+        name = "max_gen_length" if config.decoding.grows else "gen_length"
         raise ValueError(
-            f"gen_length {config.decoding.gen_length} leaves no room for a prompt in the "
-            f"model's {face.max_length} positions"
+            f"{name} {longest} leaves no room for a prompt in the model's {face.max_length} "
+            "positions"
         )
     return Checked(inputs, output, face, config.num_samples)
 

@@ -21,6 +21,7 @@ from pipeline.config import Columns
 
 if TYPE_CHECKING:
     from lrd import Sample
+    from lrd.sample import Spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class RowSettings(NamedTuple):
     """Decoding settings of one row; None: the run's."""
 
     gen_length: int | None = None
+    """Where rows have their own, never None."""
     temperature: float | None = None
     seed: int | None = None
 
@@ -78,6 +80,8 @@ class Prompt:
     """Deaths of replicas that held no other row (but samples of the same prompt), and that no lost
     node explains."""
     settings: RowSettings = OF_THE_RUN
+    spent: Spent | None = None
+    """What it took in canvases that were too short for it."""
 
     @property
     def canvas_length(self) -> int:
@@ -130,10 +134,13 @@ class Result:
         level="minimal",
     )
     output_token_ids: list[int] | None = column(
-        INTS, "the whole canvas, `gen_length` ids", level="full"
+        INTS, "the whole canvas, `canvas_length` ids", level="full"
     )
     num_output_tokens: int | None = column(
         pa.int32(), "tokens before the first EOS: the paper's effective tokens", level="minimal"
+    )
+    canvas_length: int | None = column(
+        pa.int32(), "positions of the row's canvas", level="standard"
     )
     num_prompt_tokens: int | None = column(
         pa.int32(), "tokens of the prompt with its template, as decoded", level="standard"
@@ -247,6 +254,7 @@ class Result:
             sample=prompt.sample or 0,
             error=sample.error,
             num_prompt_tokens=len(prompt.token_ids),
+            canvas_length=sample.canvas_length,
             num_forwards=sample.num_forwards,
             refine_steps=sample.refine_steps,
             decode_steps=sample.decode_steps,
@@ -416,6 +424,8 @@ class Report:
     phase: Phase = Phase.DECODING
     """What the replica's passes are doing now."""
     columns: Columns = "full"
+    moved: list[tuple[Key, Spent]] = field(default_factory=list)
+    """Rows that need a longer canvas, with all that they took so far."""
 
     @classmethod
     def of(cls, results: Sequence[Result], columns: Columns = "full", **values: Any) -> Report:

@@ -33,9 +33,8 @@ SETTINGS = ReplicaSettings(
     model="random", revision=None, device="cpu", dtype="float32", decoding=UNEVEN, slots=5,
     threads=1,
 )  # fmt: skip
-LONG = [
-    Prompt(0, index, ids, bucket=Bucket(9, UNEVEN.gen_length)) for index, ids in enumerate(PROMPTS)
-]
+NINE, FOUR = (Bucket(length, UNEVEN.gen_length) for length in (9, 4))
+LONG = [Prompt(0, index, ids, bucket=NINE) for index, ids in enumerate(PROMPTS)]
 SHORT = [Prompt(1, index, ids[:4], bucket=FOUR) for index, ids in enumerate(PROMPTS)]
 
 

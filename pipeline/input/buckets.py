@@ -82,7 +82,7 @@ class Shapes:
     canvases: list[int]
     """Canvas positions, likewise."""
     max_length: int
-    """Positions of the model."""
+    """Positions of the model, less those by which canvases grow."""
 
     def bucket(
         self, num_tokens: int, gen_length: int, longer_canvas: Callable[[int], int]

@@ -85,6 +85,8 @@ class Reader:
         self._config, self._inputs, self._files = config, inputs, files
         self._tokenizer_of, self._restore = tokenizer_of, restore
         self._max_length = max_length
+        self._growth = config.decoding.canvases[-1] - config.decoding.gen_length
+        """Positions by which a row's canvas may grow."""
         self._row_settings = RowSettingsReader(config, max_length)
         self.columns = list(dict.fromkeys([config.prompt_column, *config.row_settings]))
         """Input columns that are read."""
@@ -150,7 +152,7 @@ class Reader:
                 raise row
             num_tokens = len(row.ids)
             gen_length = self._row_settings.gen_length(row.settings)
-            room = self._max_length - gen_length
+            room = self._max_length - gen_length - self._growth
             ids = fit_prompt(row.ids, room, self._config.truncation)
         except ValueError as error:
             names = [row_id(number, index, sample) for sample in samples]
@@ -218,7 +220,8 @@ class Reader:
                     refused.append(row)
                     continue
                 gen_length = self._row_settings.gen_length(row.settings)
-                lengths.append(min(len(row.ids), self._max_length - gen_length))
+                room = self._max_length - gen_length - self._growth
+                lengths.append(min(len(row.ids), room))
                 num_blocks.append(gen_length // block)
         if refused and not lengths:
             raise ValueError(
@@ -228,7 +231,8 @@ class Reader:
         canvases = [self._config.decoding.gen_length]
         if "gen_length" in self._config.row_settings:
             canvases = [block * n for n in choose_lengths(num_blocks, MAX_LENGTHS)]
-        return Shapes(choose_lengths(lengths, MAX_LENGTHS), canvases, self._max_length)
+        num_positions = self._max_length - self._growth
+        return Shapes(choose_lengths(lengths, MAX_LENGTHS), canvases, num_positions)
 
 
 def _row(

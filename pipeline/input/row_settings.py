@@ -107,6 +107,8 @@ class RowSettingsReader:
             self._check_samples(of.get("temperature"))
         except ValueError as error:
             return error
+        if "gen_length" in of and of["gen_length"] is None:
+            of["gen_length"] = self._config.decoding.gen_length
         system_prompt = of.pop("system_prompt", None)
         return OwnSettings(RowSettings(**of), system_prompt)
 
@@ -126,8 +128,9 @@ class RowSettingsReader:
                 f"gen_length {gen_length} leaves no room for a prompt in the model's "
                 f"{self._max_length} positions"
             )
+        decoding = self._config.decoding
         try:
-            self._config.decoding.at(gen_length)
+            type(decoding)(**{**decoding.model_dump(), "gen_length": gen_length})
         except ValidationError as error:
             return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
         return None
