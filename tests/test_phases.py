@@ -339,7 +339,7 @@ def test_no_memory_for_one_slot_ends_the_run_in_one_line(
     import ray
 
     lost = ray.exceptions.RayTaskError(
-        "collect", "traceback", NoRoomError(512, "CUDA out of memory")
+        "collect", "traceback", NoRoomError(Bucket(512, 64), "CUDA out of memory")
     )
     handle = ReplicaHandle("replica-3", deaths=deaths, lacked_room=lacked_room)
     assert room_error(lost) is not None
@@ -355,7 +355,7 @@ def test_no_memory_for_one_slot_ends_the_run_in_one_line(
 def test_rows_are_not_blamed_for_want_of_memory() -> None:
     watched = Watched(started())
     watched.handle.in_flight = {(0, n): prompt for n, prompt in enumerate(LONG)}
-    death = watched.fleet.remove_dead(watched.handle, NoRoomError(9, "CUDA out of memory"))
+    death = watched.fleet.remove_dead(watched.handle, NoRoomError(NINE, "CUDA out of memory"))
     assert (death.begun, len(death.untouched)) == ([], len(LONG))
     assert watched.handle.lacked_room
     again = Report.of([], finished=[(0, 0)], returned=[], events=[], num_passes=1, longest_pass=0.1)

@@ -94,9 +94,9 @@ class Shapes:
         room = self.max_length - gen_length
         prompt = fitting(num_tokens, self.prompts) or bucket_of(num_tokens, room)
         canvas = fitting(gen_length, self.canvases) or longer_canvas(gen_length)
-        if prompt + canvas <= self.max_length:
-            return Bucket(prompt, canvas)
-        return Bucket(min(prompt, room), gen_length)
+        if num_tokens + canvas > self.max_length:
+            return Bucket(min(prompt, room), gen_length)
+        return Bucket(min(prompt, self.max_length - canvas), canvas)
 
 
 class Buckets:
