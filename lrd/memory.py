@@ -111,7 +111,7 @@ def memory_of(
     return Memory(
         weights=_weights(model),
         # Embeddings and mask, tokens and their passes, two traces, counters and flags.
-        state=S * (L * (D * d + 8) + 20 * G + 8 * T + 138) + N * (G + 1) * 8,
+        state=S * (L * (D * d + 8) + 20 * G + 8 * T + 170) + N * (2 * G + 1) * 8,
         past=S * K * (V * (4 if V <= EXACT_COLUMNS else 2) + 4),
         cache=S * model.new_cache(0, L).row_bytes if config.caches and is_cached(model) else 0,
         activations=positions * (_forward_bytes(model) + fed_bytes) + (guided - 1) * S * L * D * d,
