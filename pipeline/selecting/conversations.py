@@ -80,7 +80,8 @@ def exchanges(rows: RunRows, kept: Mask) -> Iterator[Exchange]:
             prompt = prompts[n]
             system = run_wide if own[n] is None else own[n]
             # Others are failed rows.
-            assert isinstance(prompt, str | list) and not isinstance(system, ValueError)
+            assert isinstance(prompt, str | list)
+            assert not isinstance(system, ValueError)
             yield Exchange(first + n, ids[n], prompt, answers[n], system)
 
 
