@@ -96,7 +96,10 @@ def json_form(
         raise ValueError("the schema nests too deeply; flatten it") from error
     if all(isinstance(part, str) for part in parts):
         raise ValueError("$: the schema leaves nothing open; give it a property that varies")
-    return JsonForm(reader.lay_out(parts), writer.classes)
+    try:
+        return JsonForm(reader.lay_out(parts), writer.classes)
+    except ValueError as error:
+        raise ValueError(f"$: {_of_schema(error)}") from error
 
 
 class JsonChecker:
@@ -280,8 +283,10 @@ class _Writer:
         """One of the values of an enum or a const that the schema's other keywords take."""
         if "x-tokens" in schema:
             raise ValueError(f"{path}: x-tokens does not go with a list of values; drop it")
-        listed = [schema["const"]] if "const" in schema else schema["enum"]
-        values = [value for value in listed if self._takes(schema, value, path)]
+        own = "const" if "const" in schema else "enum"
+        listed = [schema[own]] if own == "const" else schema[own]
+        others = {name: rule for name, rule in schema.items() if name != own}
+        values = [value for value in listed if self._takes(others, value, path)]
         texts = list(dict.fromkeys(map(_json, values)))
         if not texts:
             raise ValueError(f"{path}: the schema takes none of its own values; correct it")
@@ -310,7 +315,7 @@ class _Writer:
                 lambda ids: self.classes.number(frozenset(ids)),
             )
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{path}: {_of_schema(error)}") from error
         ids = [model.mask_id] * choices.size
         classes = tuple(choices.next_classes(ids, model.mask_id))
         return Blank(len(ids), Hole(0, len(ids), choices=choices), classes)
@@ -421,6 +426,11 @@ def _names(names: set[str] | frozenset[str]) -> str:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _of_schema(error: ValueError) -> str:
+    """A template's error as the schema's that made the template."""
+    return str(error).replace("the template ", "the schema ", 1)
 
 
 def _one_line(words: object) -> str:
