@@ -18,6 +18,7 @@ from tokenizers import pre_tokenizers as pre
 from transformers import PreTrainedTokenizerFast
 
 from lrd import load_model
+from lrd.allowed_tokens import MAX_CLASSES, TokenClasses
 from lrd.choices import NOT_YET
 from lrd.json_schema import JsonChecker, JsonForm, json_form
 
@@ -353,7 +354,6 @@ def test_a_filler_reads_as_an_empty_string_where_it_may_be_empty(tiny: Any) -> N
 
 # What is refused.
 
-WORDS = random.Random(0)
 REFUSED: list[tuple[Any, str]] = [
     ([], "$: is a list; expected an object"),
     (None, "$: is null; expected an object"),
@@ -422,7 +422,6 @@ REFUSED: list[tuple[Any, str]] = [
         "$.$defs.a.properties.b: '#/$defs/a' contains itself",
     ),
     (thing(a={**TEXT, "$id": "x"}), "$.properties.a: $id belongs to the root"),
-    ({"enum": ["".join(WORDS.choices("abcdefghij", k=8)) for _ in range(9000)]}, "sets of tokens"),
     (thing(**{f"p{n}": TEXT for n in range(500)}), "$: the schema takes"),
 ]
 
@@ -476,6 +475,15 @@ def test_answers_that_are_not_of_the_form_have_a_reason(text: str, fault: str) -
     assert fault in reason
     assert "\n" not in reason
     assert len(reason) < 400
+
+
+def test_more_sets_of_tokens_than_memory_should_hold_are_refused(tiny: Any) -> None:
+    classes = TokenClasses(tiny)
+    numbers = [classes.number(frozenset({n})) for n in range(MAX_CLASSES - 1)]
+    assert numbers == list(range(1, MAX_CLASSES))
+    assert classes.number(frozenset({7})) == 8, "the same set has one number"
+    with pytest.raises(ValueError, match="more than 2,048 sets of tokens; give fewer"):
+        classes.number(frozenset({MAX_CLASSES}))
 
 
 # Large vocabularies.
