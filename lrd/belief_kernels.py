@@ -312,7 +312,7 @@ def draw_tokens_kernel(
     log_p_ptr,
     state_ptr,
     token_ptr,
-    temperature,
+    temperature_ptr,
     num_columns,
     tile: tl.constexpr,
 ):
@@ -320,6 +320,7 @@ def draw_tokens_kernel(
     made where it is used."""
     n = tl.program_id(0).to(tl.int64)
     state = tl.load(state_ptr + n)
+    temperature = tl.load(temperature_ptr + n)
     best, best_id = tl.full([tile], -_INFINITY, tl.float64), tl.zeros([tile], tl.int32)
     for first in range(0, num_columns, tile):
         at = first + tl.arange(0, tile)

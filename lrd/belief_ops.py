@@ -231,29 +231,29 @@ def write_weights(logits_nV: Tensor, nuclei: Nuclei, mask_id: int) -> None:
         )
 
 
-def draw_tokens(log_p_nV: Tensor, states_n: Tensor, temperature: float) -> Tensor:
+def draw_tokens(log_p_nV: Tensor, states_n: Tensor, temperature_n: Tensor) -> Tensor:
     """`commit_rules.gumbel_tokens` [n] with the draws of these states (`draws.Draws`)."""
-    token_n: Tensor = draw(log_p_nV, states_n, temperature)
+    token_n: Tensor = draw(log_p_nV, states_n, temperature_n)
     return token_n
 
 
 @torch.library.custom_op("lrd::draw_tokens", mutates_args=())
-def draw(log_p_nV: Tensor, states_n: Tensor, temperature: float) -> Tensor:
+def draw(log_p_nV: Tensor, states_n: Tensor, temperature_n: Tensor) -> Tensor:
     """See `draw_tokens`."""
     n, V = log_p_nV.shape
-    token_n = _empty_tokens(log_p_nV, states_n, temperature)
+    token_n = _empty_tokens(log_p_nV, states_n, temperature_n)
     if n == 0:
         return token_n
     with _on_device_of(log_p_nV):
         _kernels().draw_tokens_kernel[(n,)](
-            *(log_p_nV.contiguous(), states_n.contiguous(), token_n, temperature, V),
+            *(log_p_nV.contiguous(), states_n.contiguous(), token_n, temperature_n.contiguous(), V),
             tile=TILE,
             num_warps=8,
         )
     return token_n
 
 
-def _empty_tokens(log_p_nV: Tensor, states_n: Tensor, temperature: float) -> Tensor:
+def _empty_tokens(log_p_nV: Tensor, states_n: Tensor, temperature_n: Tensor) -> Tensor:
     return torch.empty_like(states_n)
 
 

@@ -96,11 +96,12 @@ def reduce_kl(
     open_BN: Tensor,
     reduction: Literal["mean", "max", "sum"],
     scope: Literal["block", "open"],
+    length_B: Tensor | None = None,
 ) -> Tensor:
     """D_t [B] of Eq. 6 (mean over the block) or one of its variants.
 
     Committed positions count 0. scope decides what a mean divides by: the block's length,
-    or the number of open positions.
+    or the number of open positions. length: each block's, where some are shorter than others.
     """
     kl_BN = torch.where(open_BN, kl_BN, 0)
     if reduction == "max":
@@ -110,4 +111,4 @@ def reduce_kl(
         return total_B
     if scope == "open":
         return total_B / open_BN.sum(-1).clamp(min=1)
-    return total_B / kl_BN.shape[-1]
+    return total_B / (kl_BN.shape[-1] if length_B is None else length_B)

@@ -64,7 +64,7 @@ def needs_full_pass(config: DecodingConfig, state: Canvases) -> Tensor:
 
 def places(config: DecodingConfig, state: Canvases) -> Tensor:
     """Places [B] that each row has in its current block: prompt, and canvas as far as it is fed."""
-    return state.prompt_B + state.fed.count_M[state.block_B]
+    return state.prompt_B + state.fed.count(state.block_B, state.length_B)
 
 
 def spans(
@@ -75,7 +75,7 @@ def spans(
     end_B = places(config, state)
     first_B = torch.where(full_B, 0, block_B - before)
     if config.kv_cache == "dual":
-        end_B = torch.where(full_B, end_B, block_B + config.block_tokens)
+        end_B = torch.where(full_B, end_B, end_B.minimum(block_B + config.block_tokens))
     return first_B, end_B - first_B
 
 

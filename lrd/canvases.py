@@ -7,7 +7,7 @@ Legend: B samples, L columns (prompt, canvas, padding), G canvas positions, D wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from typing import Any
@@ -21,6 +21,7 @@ from lrd.models.kv_cache import KVCache
 from lrd.models.protocol import DiffusionModel, is_cached, wants_fixed_shapes
 from lrd.previous_beliefs import PastBeliefs
 from lrd.suffix import FedPositions
+from lrd.templates import Scaffold
 
 
 class StopReason(IntEnum):
@@ -31,6 +32,16 @@ class StopReason(IntEnum):
     CONVERGED = 2
     EOS = 3
     FAILED = 4
+    GROW = 5
+    """The canvas is too short; the sample is decoded again in a longer one."""
+
+
+@dataclass(frozen=True, slots=True)
+class AllowedTokens:
+    """Which tokens positions of each class may take."""
+
+    allowed_CV: Tensor
+    """bool; class 0 may take any."""
 
 
 @dataclass(slots=True)
@@ -45,15 +56,24 @@ class Canvases:
     """Tokens of each sample's prompt."""
     seed_B: Tensor
     """What each sample's draws are made of, at temperature > 0."""
+    length_B: Tensor
+    """Canvas positions of each sample; what lies behind them holds EOS and is never read."""
+    eos_from_B: Tensor
+    """First canvas position of each sample from which on an EOS may end it."""
     canvas_BG: Tensor
     """Token ids; [MASK] where open."""
     commit_step_BG: Tensor
-    """1-based pass that committed a position; 0 while open, and where EOS filled the rest."""
+    """1-based pass that committed a position; 0 while open, where the token was there from the
+    start, and where EOS filled the rest."""
     confidence_BG: Tensor
     """Probability of a committed token in the pass that committed it; 0 elsewhere."""
     stop_B: Tensor
     """StopReason."""
     block_B: Tensor
+    blocks_B: Tensor
+    """Blocks that were begun."""
+    num_at_start_B: Tensor
+    """Open positions before the block's first decode pass."""
     pass_in_block_B: Tensor
     refining_B: Tensor
     phase_steps_B: Tensor
@@ -80,6 +100,12 @@ class Canvases:
     """Beliefs of the pass before."""
     fed: FedPositions
     """Canvas positions that the passes of each block feed."""
+    class_BG: Tensor | None = None
+    """Class of the tokens that a position may take, a row of `allowed`; NOT_YET: it may not be
+    committed in the next pass. None: every position may take any token."""
+    temperature_B: Tensor | None = None
+    """Where samples have their own, float64."""
+    allowed: AllowedTokens | None = None
     cache: KVCache | None = None
     """Keys and values, where a block's passes keep them."""
     has_padding: bool = True
@@ -108,10 +134,14 @@ class Canvases:
         num_samples: int,
         num_columns: int,
         fixed_shapes: bool | None = None,
+        allowed_CV: Tensor | None = None,
+        row_temperatures: bool = False,
     ) -> Canvases:
         """B canvases without prompts: `stop` is COMPLETE until a prompt is placed.
 
         fixed_shapes: by default chosen by the model and its device (`wants_fixed_shapes`).
+        allowed: bool, which tokens positions of class c may take; class 0 may take any.
+        row_temperatures: samples may have a temperature of their own.
         """
         B, L, T = num_samples, num_columns, config.max_forwards
         table = model.embedding_table
@@ -132,11 +162,15 @@ class Canvases:
             start_B=integers(B),
             prompt_B=integers(B),
             seed_B=integers(B),
+            length_B=integers(B, fill=config.gen_length),
+            eos_from_B=integers(B),
             canvas_BG=integers(B, config.gen_length, fill=model.mask_id),
             commit_step_BG=integers(B, config.gen_length),
             confidence_BG=floats(B, config.gen_length),
             stop_B=integers(B, fill=StopReason.COMPLETE),
             block_B=integers(B),
+            blocks_B=integers(B),
+            num_at_start_B=integers(B),
             pass_in_block_B=integers(B),
             refining_B=torch.zeros(B, dtype=torch.bool, device=device),
             phase_steps_B=integers(B),
@@ -156,6 +190,9 @@ class Canvases:
             entropy_trace_BT=floats(B, T, fill=float("nan")),
             past=PastBeliefs(B, config.block_tokens, table.shape[0], device),
             fed=FedPositions.of(config, device),
+            class_BG=None if allowed_CV is None else integers(B, config.gen_length),
+            temperature_B=floats(B).double() if row_temperatures else None,
+            allowed=None if allowed_CV is None else AllowedTokens(allowed_CV.to(device)),
             cache=cache,
             fixed_shapes=wants_fixed_shapes(model) if fixed_shapes is None else fixed_shapes,
         )
@@ -168,29 +205,46 @@ class Canvases:
         config: DecodingConfig,
         padding_side: str,
         seed: int = 0,
+        scaffold: Scaffold | None = None,
+        temperature: float | None = None,
     ) -> None:
-        """Put a prompt and an empty canvas into row `row`, in place of what was there.
+        """Put a prompt and a canvas into row `row`, in place of what was there.
 
-        seed: the sample's own, of 64 bits.
+        seed: the sample's own, of 64 bits. scaffold: the canvas; None: all of it is open.
+        temperature: the sample's own, where rows may have one.
         Raises ValueError where prompt and canvas have more tokens than there are columns.
         """
         L, used = self.attention_mask_BL.shape[1], len(prompt) + config.gen_length
         if used > L:
             raise ValueError(f"{len(prompt)} prompt tokens do not fit {L - config.gen_length}")
-        first = L - used if padding_side == "left" else 0
-        canvas = [model.mask_id] * config.gen_length
-        ids = [model.pad_id] * first + prompt + canvas + [model.pad_id] * (L - first - used)
-        self.embeds_BLD[row] = model.embed(sent(ids, self.embeds_BLD.device)[None])[0]
+        first, device = L - used if padding_side == "left" else 0, self.embeds_BLD.device
+        canvas = [model.mask_id] * config.gen_length if scaffold is None else list(scaffold.ids)
+        end = first + len(prompt) + len(canvas)
+        canvas_G = sent(canvas + [model.eos_id] * (config.gen_length - len(canvas)), device)
+        ids = [model.pad_id] * first + prompt + canvas + [model.pad_id] * (L - end)
+        self.embeds_BLD[row] = model.embed(sent(ids, device)[None])[0]
         self.attention_mask_BL[row] = 0
-        self.attention_mask_BL[row, first : first + used] = 1
+        self.attention_mask_BL[row, first:end] = 1
         self.start_B[row] = first + len(prompt)
         self.prompt_B[row] = len(prompt)
         self.seed_B[row] = signed(seed)
-        self.canvas_BG[row] = model.mask_id
+        self.length_B[row] = len(canvas)
+        self.eos_from_B[row] = 0 if scaffold is None else scaffold.eos_from
+        self.canvas_BG[row] = canvas_G
+        if self.class_BG is not None:
+            self.class_BG[row] = 0
+            if scaffold is not None and scaffold.classes is not None:
+                self.class_BG[row, : len(canvas)] = sent(
+                    scaffold.next_classes(canvas, model.mask_id), device
+                )
+        if self.temperature_B is not None:
+            self.temperature_B[row] = config.temperature if temperature is None else temperature
+        self.block_B[row] = first_block(config, canvas, model.mask_id)
+        self.blocks_B[row] = int(not config.looks)
         for counter in (
             self.commit_step_BG,
             self.confidence_BG,
-            self.block_B,
+            self.num_at_start_B,
             self.pass_in_block_B,
             self.phase_steps_B,
             self.decode_in_block_B,
@@ -241,14 +295,23 @@ class Canvases:
     def outcomes(self) -> Iterator[tuple[str, Tensor]]:
         """The fields that a sample is made of, by name."""
         inner = {
-            *("embeds_BLD", "attention_mask_BL", "start_B", "prompt_B", "seed_B"),
-            *("refining_B", "calm_B", "divergence_B2"),
+            *("embeds_BLD", "attention_mask_BL", "start_B", "prompt_B", "seed_B", "eos_from_B"),
+            *("refining_B", "calm_B", "divergence_B2", "num_at_start_B", "block_B"),
+            *("class_BG", "temperature_B"),
         }
         return (named for named in self._tensors() if named[0] not in inner)
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         every = ((one.name, getattr(self, one.name)) for one in fields(self))
         return [(name, value) for name, value in every if isinstance(value, Tensor)]
+
+
+def first_block(config: DecodingConfig, canvas: Sequence[int], mask_id: int) -> int:
+    """The block of a sample's first pass: the first that has an open position; the last one of all
+    where that pass looks whether the canvas is long enough."""
+    if config.looks:
+        return config.num_blocks - 1
+    return canvas.index(mask_id) // config.block_tokens
 
 
 def sent(ids: list[int], device: torch.device) -> Tensor:

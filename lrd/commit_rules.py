@@ -16,21 +16,23 @@ from lrd.beliefs import EXCLUDED
 from lrd.config import DecodingConfig
 
 
-def gumbel_tokens(log_p_BKV: Tensor, temperature: float, uniform_BKV: Tensor) -> Tensor:
+def gumbel_tokens(log_p_BKV: Tensor, temperature_BK: Tensor, uniform_BKV: Tensor) -> Tensor:
     """Sampled tokens [B, K]: LLaDA's rule argmax exp(logit) / (−log u)^temperature in float64.
 
     Constant shifts of the logits do not matter, so log-beliefs serve as logits. This is a
-    draw from softmax(logits / temperature).
+    draw from softmax(logits / temperature), and the argmax at temperature 0.
     """
-    noise = (-uniform_BKV.double().log()) ** temperature
-    return (log_p_BKV.double().exp() / noise).argmax(-1)
+    noise = (-uniform_BKV.double().log()) ** temperature_BK.double()[..., None]
+    drawn_BK = (log_p_BKV.double().exp() / noise).argmax(-1)
+    return torch.where(temperature_BK == 0, log_p_BKV.argmax(-1), drawn_BK)
 
 
-def tempered(log_p_BKV: Tensor, temperature: float) -> Tensor:
+def tempered(log_p_BKV: Tensor, temperature_BK: Tensor) -> Tensor:
     """log softmax(logits / temperature); the belief itself at temperature 0, as Dream has it."""
-    if temperature == 0:
-        return log_p_BKV
-    return (log_p_BKV / temperature).clamp(min=EXCLUDED).log_softmax(-1).clamp(min=EXCLUDED)
+    at_zero_BK1 = (temperature_BK == 0)[..., None]
+    divisor_BK1 = temperature_BK[..., None].masked_fill(at_zero_BK1, 1).to(log_p_BKV.dtype)
+    warm_BKV = (log_p_BKV / divisor_BK1).clamp(min=EXCLUDED).log_softmax(-1).clamp(min=EXCLUDED)
+    return torch.where(at_zero_BK1, log_p_BKV, warm_BKV)
 
 
 def cut(log_q_BKV: Tensor, top_p: float | None, top_k: int | None) -> Tensor:
@@ -50,21 +52,26 @@ def cut(log_q_BKV: Tensor, top_p: float | None, top_k: int | None) -> Tensor:
 
 
 def choose_tokens(
-    config: DecodingConfig, log_p_BKV: Tensor, draw: Callable[[Tensor], Tensor] | None
+    config: DecodingConfig,
+    log_p_BKV: Tensor,
+    temperature_BK: Tensor | None,
+    draw: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """The token [B, K] each position would take, and the log-probabilities [B, K, V] that its
     confidence is read from: the belief, or under confidence_source = sampling what it is drawn
-    from. draw: log-probabilities → tokens at the temperature, needed above 0."""
+    from. temperature: None: 0 everywhere. draw: log-probabilities → tokens at the temperature."""
     log_r_BKV = log_p_BKV
+
+    def warm(log_x_BKV: Tensor) -> Tensor:
+        return log_x_BKV if temperature_BK is None else tempered(log_x_BKV, temperature_BK)
+
     if config.sample_top_p is not None or config.sample_top_k is not None:
-        log_q_BKV = tempered(log_p_BKV, config.temperature)
-        kept_BKV = cut(log_q_BKV, config.sample_top_p, config.sample_top_k)
+        kept_BKV = cut(warm(log_p_BKV), config.sample_top_p, config.sample_top_k)
         log_p_BKV = log_p_BKV.masked_fill(~kept_BKV, EXCLUDED)
     if config.confidence_source == "sampling":
-        log_r_BKV = tempered(log_p_BKV.log_softmax(-1).clamp(min=EXCLUDED), config.temperature)
-    if config.temperature == 0:
+        log_r_BKV = warm(log_p_BKV.log_softmax(-1).clamp(min=EXCLUDED))
+    if temperature_BK is None:
         return log_p_BKV.argmax(-1), log_r_BKV
-    assert draw is not None
     return draw(log_p_BKV), log_r_BKV
 
 
@@ -93,20 +100,23 @@ def is_any_of(token_BK: Tensor, tokens: Sequence[int]) -> Tensor:
     return found_BK
 
 
-def scheduled_quota(config: DecodingConfig, num_open_B: Tensor, decode_pass_B: Tensor) -> Tensor:
+def scheduled_quota(
+    config: DecodingConfig, num_open_B: Tensor, decode_pass_B: Tensor, num_at_start_B: Tensor
+) -> Tensor:
     """How many positions [B] the schedule lets a block's decode pass commit; `steps` is set.
 
     num_open: open positions of the block before the pass. decode_pass: its number, from 1.
+    num_at_start: open positions before the block's first one.
     """
     assert config.steps is not None
-    block, steps = config.block_tokens, config.steps // config.num_blocks
+    block_B, steps = num_at_start_B, config.steps // config.num_blocks
     index_B = (decode_pass_B - 1).clamp(min=0)
     if config.confidence_threshold is not None:
         # Fast-dLLM's Dream: what a pass leaves of its share stays available to later passes.
-        target_B = torch.where(index_B >= steps - 1, block, block // steps * (index_B + 1))
-        return (target_B - (block - num_open_B)).clamp(min=1)
+        target_B = torch.where(index_B >= steps - 1, block_B, block_B // steps * (index_B + 1))
+        return (target_B - (block_B - num_open_B)).clamp(min=1)
     if config.schedule == "even":
-        return block // steps + (index_B < block % steps).long()
+        return block_B // steps + (index_B < block_B % steps).long()
     times = torch.linspace(1, config.schedule_eps, steps + 1, device=num_open_B.device)
     now_B = index_B.clamp(max=steps - 1)
     share_B = 1 - times[now_B + 1] / times[now_B]

@@ -23,9 +23,11 @@ PASS_ROWS: tuple[PassRows, ...] = ("busy", "all")
 COMMIT_RULES = ("entropy_threshold", "entropy_bound", "confidence_threshold")
 """Rules that replace `tokens_per_step`; at most one may be set. `steps` replaces it too."""
 
-YOUNGER = frozenset({"monitor"})
+YOUNGER = frozenset({"monitor", "max_gen_length", "eos_window", "eos_enough"})
 """Settings that were added after runs had been recorded without them."""
 
+AUTO_LENGTHS = (64, 512)
+"""gen_length and max_gen_length of `gen_length = "auto"`."""
 MAX_REFINE_STEPS = 10_000
 MAX_FORWARDS = 1_000_000
 """Passes that a sample may take at most; each has eight bytes of traces in every slot."""
@@ -73,7 +75,27 @@ class DecodingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    gen_length: int = Field(128, ge=1, description="canvas length in tokens")
+    gen_length: int = Field(
+        128,
+        ge=1,
+        description="canvas length in tokens; auto: as long as the row needs, from "
+        f"{AUTO_LENGTHS[0]} on, doubled up to max_gen_length [{AUTO_LENGTHS[1]}]",
+    )
+    max_gen_length: int | None = Field(
+        None,
+        ge=1,
+        description="longest canvas: rows begin with gen_length and move to twice as long a canvas "
+        "where the model does not expect to end in theirs",
+    )
+    eos_window: int = Field(
+        32, ge=1, description="last canvas positions that are asked for EOS [W of DAEDAL]"
+    )
+    eos_enough: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="mean probability of EOS there from which on a canvas is long enough",
+    )
     block_length: int | None = Field(
         None, ge=1, description="tokens decoded together; must divide gen_length [whole canvas]"
     )
@@ -163,6 +185,20 @@ class DecodingConfig(BaseModel):
     )
     seed: int = Field(0, description="each row draws from hash(seed, row id)")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_auto(cls, given: Any) -> Any:
+        """`gen_length = "auto"` as the lengths that it stands for."""
+        if not isinstance(given, dict) or given.get("gen_length") != "auto":
+            return given
+        first, last = AUTO_LENGTHS
+        block = given.get("block_length")
+        step = block if isinstance(block, int) and block > 0 else 1
+        found = {**given, "gen_length": -(-first // step) * step}
+        if found.get("max_gen_length") is None:
+            found["max_gen_length"] = max(found["gen_length"], last // step * step)
+        return found
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.gen_length % self.block_tokens:
@@ -185,7 +221,35 @@ class DecodingConfig(BaseModel):
         self._check_schedule(rules)
         self._check_sampling(rules)
         self._check_cache()
+        self._check_growth()
         return self
+
+    def _check_growth(self) -> None:
+        longest = self.max_gen_length
+        if longest is None:
+            return
+        if longest < self.gen_length:
+            raise ValueError(
+                f"max_gen_length {longest} is below gen_length {self.gen_length}, with which rows "
+                "begin; raise it or lower gen_length"
+            )
+        if self.block_length is not None and longest % self.block_length:
+            raise ValueError(
+                f"block_length {self.block_length} does not divide max_gen_length {longest}; make "
+                "it a multiple"
+            )
+        if self.grows and self.steps is not None:
+            raise ValueError(
+                "steps are shared out over one gen_length; drop steps, or give max_gen_length up"
+            )
+        if self.grows and self.logits_eos_inf:
+            raise ValueError(
+                "logits_eos_inf leaves no EOS to tell by that a canvas is long enough; drop it, or "
+                "give gen_length a number"
+            )
+        if self.grows:
+            # The longest canvas is checked as a setting of its own.
+            type(self)(**{**self.model_dump(), "gen_length": longest, "max_gen_length": None})
 
     def _check_cache(self) -> None:
         if isinstance(self.suffix, int) and self.suffix < 0:
@@ -270,6 +334,29 @@ class DecodingConfig(BaseModel):
         return self.block_length or self.gen_length
 
     @property
+    def grows(self) -> bool:
+        """Whether a row of this canvas may need a longer one."""
+        return self.max_gen_length is not None and self.gen_length < self.max_gen_length
+
+    @property
+    def looks(self) -> bool:
+        """Whether a row's first pass reads the last block, only to see whether it needs a longer
+        canvas. Where the canvas is one block it reads that anyway."""
+        return self.grows and self.num_blocks > 1
+
+    @property
+    def canvases(self) -> tuple[int, ...]:
+        """The canvas lengths that a row may be decoded in, in their order."""
+        lengths = [self.gen_length]
+        while self.max_gen_length is not None and lengths[-1] < self.max_gen_length:
+            lengths.append(min(2 * lengths[-1], self.max_gen_length))
+        return tuple(lengths)
+
+    def at(self, gen_length: int) -> Self:
+        """These settings for canvases of another length, a multiple of block_length."""
+        return self.model_copy(update={"gen_length": gen_length})
+
+    @property
     def num_blocks(self) -> int:
         return self.gen_length // self.block_tokens
 
@@ -292,14 +379,18 @@ class DecodingConfig(BaseModel):
         return self.caches or self.suffix != "all"
 
     @property
-    def reads_beliefs_alone(self) -> bool:
-        """Whether tokens and confidences are the belief's argmax, its probability and entropy."""
+    def orders_by_belief(self) -> bool:
+        """Whether confidences are the belief's entropy, or its probability of the token."""
         return (
-            self.temperature == 0
-            and self.confidence_source == "belief"
+            self.confidence_source == "belief"
             and self.confidence != "margin"
             and not self.confidence_eos_eot_inf
         )
+
+    @property
+    def reads_beliefs_alone(self) -> bool:
+        """Whether tokens and confidences are the belief's argmax, its probability and entropy."""
+        return self.temperature == 0 and self.orders_by_belief
 
     @property
     def max_forwards(self) -> int:

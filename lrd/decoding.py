@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lrd import beliefs, block_cache
 from lrd.canvases import Canvases, StopReason
+from lrd.choices import NOT_YET
 from lrd.commit_rules import choose_commits, is_any_of, scheduled_quota
 from lrd.config import DecodingConfig
 from lrd.draws import Draws
@@ -38,39 +39,75 @@ def step(
     ids_BK = state.canvas_BG.gather(1, position_BK)
     open_BK = (ids_BK == model.mask_id) & running_B[:, None]
 
-    draws = None
-    if config.temperature > 0:
-        passes_B = state.refine_steps_B + state.decode_steps_B
-        draws = Draws.of(state.seed_B, passes_B, position_BK, model.embedding_table.shape[0])
+    passes_B = state.refine_steps_B + state.decode_steps_B
+    # The first pass in blocks looks at the last one, and decides about the canvas alone.
+    looking_B = (passes_B == 0) & config.looks
+    draws = draws_of_pass(model, config, state, passes_B, position_BK)
     reading = read_block(model, config, state, column_BK, open_BK, draws)
     entropy_BK = reading.entropy_BK
     block_cache.count(model, config, state, running_B)
     failed_B = (open_BK & ~torch.isfinite(entropy_BK)).any(-1)
     divergence_B2 = divergences(config, state, reading.kl_BK, open_BK)
     monitor_B2 = monitored(config, state, divergence_B2, running_B)
-    decoding_B = enter_phase(config, state, monitor_B2[:, 1], running_B)
+    decoding_B = enter_phase(config, state, monitor_B2[:, 1], running_B, looking_B)
     stop_B = early_stop(config, state, monitor_B2[:, 0], entropy_BK, open_BK, decoding_B)
 
-    commit_BK = name_commits(config, state, reading, open_BK)
+    ready_BK = open_BK
+    if state.class_BG is not None:
+        ready_BK = open_BK & (state.class_BG.gather(1, position_BK) != NOT_YET)
+        stop_B = stop_B & (ready_BK == open_BK).all(-1)
+    commit_BK = name_commits(config, state, reading, open_BK, ready_BK)
     commit_BK = (commit_BK | stop_B[:, None]) & decoding_B[:, None] & open_BK
     ids_BK = torch.where(commit_BK, reading.token_BK, ids_BK)
     still_open_BK = open_BK & ~commit_BK
     write_commits(state, reading, ids_BK, commit_BK, position_BK)
     record_pass(state, divergence_B2[:, 1], entropy_BK, open_BK, running_B, stop_B)
-    next_BKD = next_inputs(model, config, state, reading, ids_BK, still_open_BK)
+    mixed_BK = still_open_BK & ~looking_B[:, None]
+    next_BKD = next_inputs(model, config, state, reading, ids_BK, mixed_BK)
     write_inputs(state, next_BKD, column_BK, running_B)
 
     block_done_B = decoding_B & ~still_open_BK.any(-1)
-    end_samples(model, config, state, ids_BK, still_open_BK, decoding_B, block_done_B, stop_B)
+    left_BM = (state.canvas_BG == model.mask_id).view(-1, config.num_blocks, K).any(-1)
+    ended_B = block_done_B & ~left_BM.any(-1)
+    state.stop_B = torch.where(
+        ended_B,
+        torch.where(stop_B, int(StopReason.CONVERGED), int(StopReason.COMPLETE)),
+        state.stop_B,
+    )
+    end_at_eos(model, config, state, ids_BK, position_BK, still_open_BK, decoding_B)
+    if config.grows:
+        first_B = running_B & (passes_B == 0)
+        too_short_B = lacks_room(model, config, state, reading, first_B, ended_B)
+        state.stop_B = torch.where(too_short_B, int(StopReason.GROW), state.stop_B)
     state.stop_B = torch.where(failed_B, int(StopReason.FAILED), state.stop_B)
-    advance(config, state, running_B, decoding_B, block_done_B)
+    next_block_B = torch.where(looking_B, 0, left_BM.byte().argmax(-1))
+    advance(config, state, running_B, decoding_B, block_done_B | looking_B, next_block_B)
+
+
+def draws_of_pass(
+    model: DiffusionModel,
+    config: DecodingConfig,
+    state: Canvases,
+    passes_B: Tensor,
+    position_BK: Tensor,
+) -> Draws | None:
+    """What tokens are drawn with; None where none is drawn."""
+    temperature_B = state.temperature_B
+    if temperature_B is None:
+        if config.temperature == 0:
+            return None
+        temperature_B = torch.full_like(passes_B, config.temperature, dtype=torch.float64)
+    num_columns = model.embedding_table.shape[0]
+    return Draws.of(state.seed_B, passes_B, position_BK, temperature_B, num_columns)
 
 
 def divergences(config: DecodingConfig, state: Canvases, kl_BK: Tensor, open_BK: Tensor) -> Tensor:
     """D_t [B, 2] against the pass before: as `reduction` and `scope` have it, and Eq. 6's. NaN in a
     block's first pass."""
-    chosen_B = beliefs.reduce_kl(kl_BK, open_BK, config.reduction, config.scope)
-    eq6_B = beliefs.reduce_kl(kl_BK, open_BK, "mean", "block")
+    K = config.block_tokens
+    length_B = (state.length_B - state.block_B * K).clamp(max=K)
+    chosen_B = beliefs.reduce_kl(kl_BK, open_BK, config.reduction, config.scope, length_B)
+    eq6_B = beliefs.reduce_kl(kl_BK, open_BK, "mean", "block", length_B)
     has_before_B1 = state.pass_in_block_B[:, None] > 0
     return torch.where(has_before_B1, torch.stack([chosen_B, eq6_B], dim=-1), torch.nan)
 
@@ -88,9 +125,14 @@ def monitored(
 
 
 def enter_phase(
-    config: DecodingConfig, state: Canvases, monitor_B: Tensor, running_B: Tensor
+    config: DecodingConfig,
+    state: Canvases,
+    monitor_B: Tensor,
+    running_B: Tensor,
+    looking_B: Tensor,
 ) -> Tensor:
-    """Refine or decode? Counts the pass and returns which samples decode in it [B].
+    """Refine or decode? Counts the pass and returns which samples decode in it [B]; those that are
+    looking do not.
 
     A comparison with NaN is false, so a block's first pass never has settled.
     """
@@ -100,10 +142,10 @@ def enter_phase(
     else:
         by_threshold_B = monitor_B < config.tau_refine
         settled_B = by_threshold_B | (state.phase_steps_B >= config.max_refine_steps)
-    decoding_B = running_B & (~state.refining_B | settled_B)
+    decoding_B = running_B & (~state.refining_B | settled_B) & ~looking_B
     state.all_phases_converged_B &= ~(decoding_B & state.refining_B) | by_threshold_B
     state.refine_steps_B += running_B & ~decoding_B
-    state.phase_steps_B += running_B & ~decoding_B
+    state.phase_steps_B += running_B & ~decoding_B & ~looking_B
     state.decode_steps_B += decoding_B
     state.decode_in_block_B += decoding_B
     return decoding_B
@@ -131,13 +173,17 @@ def early_stop(
 
 
 def name_commits(
-    config: DecodingConfig, state: Canvases, reading: Reading, open_BK: Tensor
+    config: DecodingConfig, state: Canvases, reading: Reading, open_BK: Tensor, ready_BK: Tensor
 ) -> Tensor:
-    """The positions [B, K] that the commit rule names."""
+    """The positions [B, K] that the commit rule names, among those that are ready."""
     quota_B = None
     if config.steps is not None:
-        quota_B = scheduled_quota(config, open_BK.sum(-1), state.decode_in_block_B)
-    return choose_commits(config, reading.doubt_BK, reading.confidence_BK, open_BK, quota_B)
+        num_open_B = open_BK.sum(-1)
+        state.num_at_start_B = torch.where(
+            state.decode_in_block_B <= 1, num_open_B, state.num_at_start_B
+        )
+        quota_B = scheduled_quota(config, num_open_B, state.decode_in_block_B, state.num_at_start_B)
+    return choose_commits(config, reading.doubt_BK, reading.confidence_BK, ready_BK, quota_B)
 
 
 def write_commits(
@@ -188,18 +234,18 @@ def next_inputs(
     state: Canvases,
     reading: Reading,
     ids_BK: Tensor,
-    still_open_BK: Tensor,
+    mixed_BK: Tensor,
 ) -> Tensor:
-    """The block's next embeddings [B, K, D]: tokens where committed, soft embeddings where open
-    (Eq. 3 and 7)."""
+    """The block's next embeddings [B, K, D]: soft ones where they are to be mixed (Eq. 3 and 7),
+    elsewhere those of the tokens."""
     table_VD = model.embedding_table
     open_BKD = table_VD[model.mask_id]
     if reading.expected_BKD is not None:
         alpha_BK = beliefs.mix_weight(reading.entropy_BK, table_VD.shape[0], config.r_f)
         open_BKD = beliefs.mix(reading.expected_BKD, alpha_BK, open_BKD)
-        state.mix_weight_sum_B += torch.where(still_open_BK, alpha_BK, 0).sum(-1)
-        state.mix_weight_count_B += still_open_BK.sum(-1)
-    return torch.where(still_open_BK[..., None], open_BKD, model.embed(ids_BK))
+        state.mix_weight_sum_B += torch.where(mixed_BK, alpha_BK, 0).sum(-1)
+        state.mix_weight_count_B += mixed_BK.sum(-1)
+    return torch.where(mixed_BK[..., None], open_BKD, model.embed(ids_BK))
 
 
 def write_inputs(state: Canvases, next_BKD: Tensor, column_BK: Tensor, running_B: Tensor) -> None:
@@ -210,27 +256,43 @@ def write_inputs(state: Canvases, next_BKD: Tensor, column_BK: Tensor, running_B
     state.embeds_BLD.scatter_(1, column_BKD, next_BKD)
 
 
-def end_samples(
+def end_at_eos(
     model: DiffusionModel,
     config: DecodingConfig,
     state: Canvases,
     ids_BK: Tensor,
+    position_BK: Tensor,
     still_open_BK: Tensor,
     decoding_B: Tensor,
-    block_done_B: Tensor,
-    stop_B: Tensor,
 ) -> None:
-    """Samples end with their last block, or at an EOS that has no gap before it."""
-    ended_B = block_done_B & (state.block_B == config.num_blocks - 1)
-    reason_B = torch.where(stop_B, int(StopReason.CONVERGED), int(StopReason.COMPLETE))
-    if config.stop_at_eos and config.num_blocks > 1:
-        gapless_BK = still_open_BK.long().cumsum(-1) == 0
-        at_eos_B = decoding_B & (is_any_of(ids_BK, eos_ids(model)) & gapless_BK).any(-1)
-        reason_B = torch.where(at_eos_B & ~ended_B, int(StopReason.EOS), reason_B)
-        ended_B = ended_B | at_eos_B
-        open_BG = (state.canvas_BG == model.mask_id) & at_eos_B[:, None]
-        state.canvas_BG.masked_fill_(open_BG, model.eos_id)
-    state.stop_B = torch.where(ended_B, reason_B, state.stop_B)
+    """In blocks, samples that are not complete end at an EOS that has no gap before it."""
+    if not config.stop_at_eos or config.num_blocks == 1:
+        return
+    gapless_BK = still_open_BK.long().cumsum(-1) == 0
+    may_end_BK = position_BK >= state.eos_from_B[:, None]
+    is_end_BK = is_any_of(ids_BK, eos_ids(model)) & gapless_BK & may_end_BK
+    running_B = state.stop_B == int(StopReason.RUNNING)
+    at_eos_B = decoding_B & is_end_BK.any(-1) & running_B
+    state.stop_B = torch.where(at_eos_B, int(StopReason.EOS), state.stop_B)
+    open_BG = (state.canvas_BG == model.mask_id) & at_eos_B[:, None]
+    state.canvas_BG.masked_fill_(open_BG, model.eos_id)
+
+
+def lacks_room(
+    model: DiffusionModel,
+    config: DecodingConfig,
+    state: Canvases,
+    reading: Reading,
+    first_pass_B: Tensor,
+    full_B: Tensor,
+) -> Tensor:
+    """Samples [B] that need a longer canvas: in their first pass, where EOS is not expected at the
+    canvas' end (DAEDAL's rule); later, where the canvas is full and holds none."""
+    assert reading.eos_BK is not None
+    window = min(config.eos_window, config.block_tokens)
+    expected_B = reading.eos_BK[:, -window:].sum(-1) / window
+    has_eos_B = is_any_of(state.canvas_BG, eos_ids(model)).any(-1)
+    return (first_pass_B & (expected_B < config.eos_enough)) | (full_B & ~has_eos_B)
 
 
 def advance(
@@ -239,6 +301,7 @@ def advance(
     running_B: Tensor,
     decoding_B: Tensor,
     block_done_B: Tensor,
+    next_block_B: Tensor,
 ) -> None:
     """Counters for the next pass: refinement starts again with every block (initial), after every
     commitment (auto, LF×k), or never (first)."""
@@ -251,4 +314,6 @@ def advance(
     state.decode_in_block_B.masked_fill_(block_done_B, 0)
     state.calm_B.masked_fill_(block_done_B, 0)
     # A sample that has ended stays in the block that it ended in.
-    state.block_B += block_done_B & (state.stop_B == int(StopReason.RUNNING))
+    moves_B = block_done_B & (state.stop_B == int(StopReason.RUNNING))
+    state.block_B = torch.where(moves_B, next_block_B, state.block_B)
+    state.blocks_B += moves_B

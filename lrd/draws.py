@@ -34,14 +34,28 @@ class Draws:
 
     state_BK: Tensor
     """SplitMix64's state at each position, int64."""
+    temperature_BK: Tensor
+    """float64."""
     num_columns: int
 
     @classmethod
-    def of(cls, seed_B: Tensor, pass_B: Tensor, position_BK: Tensor, num_columns: int) -> Draws:
+    def of(
+        cls,
+        seed_B: Tensor,
+        pass_B: Tensor,
+        position_BK: Tensor,
+        temperature_B: Tensor,
+        num_columns: int,
+    ) -> Draws:
         """seed: the rows' own, int64. pass: how many passes the row has had. position: in the
-        canvas."""
+        canvas. temperature: the rows' own, float64."""
         state_B = hashed(hashed(seed_B) + GOLDEN * (pass_B + 1))
-        return cls(hashed(state_B[:, None] + GOLDEN * (position_BK + 1)), num_columns)
+        state_BK = hashed(state_B[:, None] + GOLDEN * (position_BK + 1))
+        return cls(state_BK, temperature_B[:, None].expand_as(position_BK), num_columns)
+
+    def temperatures(self, rows_N: Tensor) -> Tensor:
+        """The temperature [N] of rows of B·K, float64."""
+        return self.temperature_BK.flatten()[rows_N]
 
     def states(self, rows_N: Tensor) -> Tensor:
         """SplitMix64's state [N] before the first token, for rows of B·K."""

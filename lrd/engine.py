@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -17,6 +17,7 @@ from lrd.config import DecodingConfig, PassRows
 from lrd.models.protocol import DiffusionModel, missing_for_cache, wants_fixed_shapes
 from lrd.sample import Sample
 from lrd.slots import PaddingSide, Request, Slots
+from lrd.templates import Scaffold
 
 __all__ = ["Engine", "PaddingSide", "Request", "Sample", "decode", "row_seed"]
 
@@ -38,12 +39,16 @@ class Engine:
         fixed_shapes: bool | None = None,
         padded: bool = True,
         pass_rows: PassRows = "busy",
+        allowed: torch.Tensor | None = None,
+        row_temperatures: bool = False,
     ) -> None:
         """prompt_length: tokens of the longest prompt that will be submitted. fixed_shapes: passes
         have few shapes, and nothing in a pass waits for the device; on by default off the CPU and
         for a compiled model. padded: whether prompts may be shorter than prompt_length; where none
-        is, a GPU's kernels without a mask are faster. pass_rows: with fixed shapes `all` computes
-        free slots too, so that how many prompts share a pass never changes its kernels.
+        is, and no canvas, a GPU's kernels without a mask are faster. pass_rows: with fixed shapes
+        `all` computes free slots too, so that how many prompts share a pass never changes its
+        kernels. allowed: bool [C, V], which tokens positions of a scaffold's class c may take, any
+        of class 0. row_temperatures: requests may have temperatures of their own.
 
         Raises ValueError where prompt and canvas exceed the model's positions.
         """
@@ -64,6 +69,7 @@ class Engine:
         self.fixed_shapes = wants_fixed_shapes(model) if fixed_shapes is None else fixed_shapes
         self._padded = padded
         self._pass_rows = pass_rows
+        self._allowed, self._row_temperatures = allowed, row_temperatures
         self.num_passes = 0
         self.num_slot_passes = 0
         """Canvases that went through the model, over all passes."""
@@ -82,6 +88,8 @@ class Engine:
             self.fixed_shapes,
             self._padded,
             self._pass_rows,
+            self._allowed,
+            self._row_temperatures,
         )
 
     @property
@@ -122,17 +130,40 @@ class Engine:
                 f"{len(request.prompt)} prompt tokens exceed the slots' "
                 f"{self.num_columns - self.config.gen_length}"
             )
-        if not self._padded and len(request.prompt) + self.config.gen_length < self.num_columns:
-            raise ValueError(f"{len(request.prompt)} prompt tokens leave padding in the slots")
+        length = self.config.gen_length
+        if request.scaffold is not None:
+            self._check_scaffold(request.scaffold)
+            length = len(request.scaffold.ids)
+        if request.temperature is not None and not self._row_temperatures:
+            raise ValueError("a temperature of its own needs an engine with row_temperatures")
+        if not self._padded and len(request.prompt) + length < self.num_columns:
+            raise ValueError(
+                f"{len(request.prompt)} prompt tokens and a canvas of {length} leave padding in "
+                "the slots"
+            )
         # On a GPU an index out of range takes the whole process down.
         num_tokens = self.model.embedding_table.shape[0]
-        for token in request.prompt:
+        for token in (*request.prompt, *(request.scaffold.ids if request.scaffold else ())):
             if not 0 <= token < num_tokens:
                 raise ValueError(
                     f"the prompt holds token id {token}; the model's ids go from 0 to "
                     f"{num_tokens - 1}"
                 )
         self._waiting.append(request)
+
+    def _check_scaffold(self, scaffold: Scaffold) -> None:
+        if len(scaffold.ids) > self.config.gen_length:
+            raise ValueError(
+                f"the canvas has {len(scaffold.ids)} positions, more than gen_length "
+                f"{self.config.gen_length}"
+            )
+        if self.model.mask_id not in scaffold.ids:
+            raise ValueError("nothing in the canvas is open")
+        if self.config.grows:
+            raise ValueError("a canvas of its own has its length; drop max_gen_length")
+        known = 1 if self._allowed is None else len(self._allowed)
+        if max(scaffold.classes or (0,)) >= known:
+            raise ValueError("the canvas has classes of tokens that the engine was not given")
 
     @torch.inference_mode()
     def step(self) -> list[Sample]:
@@ -228,31 +259,55 @@ def decode(
     *,
     batch_size: int = 16,
     padding_side: PaddingSide = "left",
+    scaffolds: Sequence[Scaffold | None] | None = None,
 ) -> list[Sample]:
     """Decode prompts and return their samples in the same order; a sample's key is its index.
 
     prompts: lists of token ids, or strings for the model's tokenizer (taken as they are, no
     chat template; `<|im_end|>` and the like in them are special tokens). config: the preset
     `fast` where none is given. batch_size: slots, that is how many prompts are decoded at a
-    time; results do not depend on it.
+    time; results do not depend on it. scaffolds: canvases with fixed tokens, a prompt; None: all
+    is open.
     Raises ValueError for an empty prompt, one too long for the model's positions, and strings
     where the model has no tokenizer.
     """
     config = config or DecodingConfig.preset("fast")
-    token_ids: list[list[int]] = []
-    for prompt in prompts:
-        if isinstance(prompt, str):
-            if model.tokenizer is None:
-                raise ValueError("the model has no tokenizer; give lists of token ids")
-            prompt = model.tokenizer.encode(prompt, add_special_tokens=False)
-        token_ids.append([int(token) for token in prompt])
-    if not token_ids:
-        return []
-    num_slots = min(batch_size, len(token_ids))
-    engine = Engine(model, config, num_slots, max(map(len, token_ids)), padding_side)
-    for index, ids in enumerate(token_ids):
-        engine.submit(Request(index, ids, row_seed(config.seed, index)))
-    samples: list[Sample] = []
+    given = scaffolds or [None] * len(prompts)
+    requests = [
+        Request(index, _token_ids(model, prompts[index]), row_seed(config.seed, index), scaffold)
+        for index, scaffold in enumerate(given)
+    ]
+    samples: dict[int, Sample] = {}
+    for gen_length in config.canvases:
+        grown = [n for n, sample in samples.items() if sample.stop_reason == "grow"]
+        waiting = [requests[n] for n in grown] if samples else requests
+        for sample in _decoded(model, waiting, config.at(gen_length), batch_size, padding_side):
+            before = samples.get(sample.key)
+            samples[sample.key] = sample.after(before.spent if before else None)
+    return [samples[index] for index in range(len(requests))]
+
+
+def _decoded(
+    model: DiffusionModel,
+    requests: list[Request],
+    config: DecodingConfig,
+    batch_size: int,
+    padding_side: PaddingSide,
+) -> Iterator[Sample]:
+    """The samples of requests in canvases of one length."""
+    if not requests:
+        return
+    longest = max(len(one.prompt) for one in requests)
+    engine = Engine(model, config, min(batch_size, len(requests)), longest, padding_side)
+    for request in requests:
+        engine.submit(request)
     while engine.busy:
-        samples += engine.step()
-    return sorted(samples, key=lambda sample: int(sample.key))
+        yield from engine.step()
+
+
+def _token_ids(model: DiffusionModel, prompt: str | Sequence[int]) -> list[int]:
+    if isinstance(prompt, str):
+        if model.tokenizer is None:
+            raise ValueError("the model has no tokenizer; give lists of token ids")
+        prompt = model.tokenizer.encode(prompt, add_special_tokens=False)
+    return [int(token) for token in prompt]

@@ -58,6 +58,9 @@ class Reading:
     """Of the token, by the belief."""
     expected_BKD: Tensor | None
     """Σ_v p̄(v)·e_v; None where nothing is mixed."""
+    eos_BK: Tensor | None
+    """Probability of EOS where it is the most probable token, else 0; None where canvases do not
+    grow."""
 
 
 def read_block(
@@ -87,6 +90,7 @@ def read_block(
         *(zeros(floats), zeros(floats), zeros(torch.long)),
         *(zeros(floats), zeros(floats), zeros(floats)),
         zeros(table.dtype, table.shape[1]) if config.mixes else None,
+        zeros(floats) if config.grows else None,
     )
     for rows_n, logits_nV in logits_in_chunks(model, config, state, column_BK, rows_N):
         _read(model, config, state, reading, rows_n, logits_nV, draws)
@@ -106,8 +110,12 @@ def logits_in_chunks(
     num_columns = model.embedding_table.shape[0]
     head, cached = chunk_elements(model, state.fixed_shapes)
     place_N = torch.arange(len(rows_N), device=rows_N.device)
+    class_N = _classes(state, column_BK, rows_N)
     for place_n in _even_parts(place_N, head // num_columns):
         logits_nV = logits_of(place_n)
+        if state.allowed is not None and class_N is not None:
+            allowed_nV = state.allowed.allowed_CV[class_N[place_n]]
+            logits_nV = logits_nV.masked_fill_(~allowed_nV, -torch.inf)
         if config.logits_eos_inf:
             for index in eos_ids(model):
                 logits_nV[:, index] = -torch.inf
@@ -115,6 +123,15 @@ def logits_in_chunks(
         del logits_nV  # Or the next ones are made beside them.
         yield from zip(*parts, strict=True)
         del parts
+
+
+def _classes(state: Canvases, column_BK: Tensor, rows_N: Tensor) -> Tensor | None:
+    """The class of the tokens that each row of B·K may take; positions that may not be committed
+    yet take any."""
+    if state.class_BG is None:
+        return None
+    class_BK = state.class_BG.gather(1, column_BK - state.start_B[:, None])
+    return class_BK.flatten()[rows_N].clamp(min=0)
 
 
 def chunk_elements(model: DiffusionModel, fixed_shapes: bool) -> tuple[int, int]:
@@ -192,10 +209,15 @@ def hidden(model: SplitModel, embeds_BLD: Tensor, state: Canvases, at_N: Tensor)
 
 
 def without_prompt(model: DiffusionModel, state: Canvases) -> Tensor:
-    """The embeddings [B, L, D] with every prompt all [MASK]."""
+    """The embeddings [B, L, D] with every prompt, and every token that its canvas began with, all
+    [MASK]."""
     columns_L = torch.arange(state.embeds_BLD.shape[1], device=state.start_B.device)
-    prompt_BL1 = (columns_L < state.start_B[:, None])[..., None]
-    return torch.where(prompt_BL1, model.embedding_table[model.mask_id], state.embeds_BLD)
+    given_BL = columns_L < state.start_B[:, None]
+    fixed_BG = (state.canvas_BG != model.mask_id) & (state.commit_step_BG == 0)
+    G = fixed_BG.shape[1]
+    at_BG = state.start_B[:, None] + torch.arange(G, device=state.start_B.device)
+    given_BL = given_BL.scatter(1, at_BG, fixed_BG)
+    return torch.where(given_BL[..., None], model.embedding_table[model.mask_id], state.embeds_BLD)
 
 
 def _read(
@@ -212,7 +234,7 @@ def _read(
         found = _read_by_kernels(model, config, state, rows_n, logits_nV, draws)
     else:
         found = _read_plainly(model, config, state, rows_n, logits_nV, draws)
-    *numbers, expected_nD = found
+    *numbers, expected_nD, eos_n = found
     for field_BK, value_n in zip(
         (
             *(reading.entropy_BK, reading.kl_BK),
@@ -226,6 +248,18 @@ def _read(
     if reading.expected_BKD is not None:
         assert expected_nD is not None
         reading.expected_BKD.flatten(0, 1)[rows_n] = expected_nD
+    if reading.eos_BK is not None:
+        assert eos_n is not None
+        reading.eos_BK.view(-1)[rows_n] = eos_n
+
+
+def _eos_probability(
+    model: DiffusionModel, config: DecodingConfig, belief: BeliefSummary
+) -> Tensor | None:
+    if not config.grows:
+        return None
+    is_eos_n = is_any_of(belief.token_N, eos_ids(model))
+    return torch.where(is_eos_n, (-belief.log_z_N).exp(), 0)
 
 
 def _read_plainly(
@@ -236,17 +270,20 @@ def _read_plainly(
     logits_nV: Tensor,
     draws: Draws | None,
 ) -> tuple[Tensor | None, ...]:
-    """Entropy, KL, token, doubt, confidence, probability [n] and expected embedding [n, D] of some
-    rows."""
+    """Entropy, KL, token, doubt, confidence, probability [n], expected embedding [n, D] and EOS's
+    probability [n] of some rows."""
     belief = Belief.of_logits(logits_nV, model.mask_id)
     chosen = read_tokens(model, config, belief, logits_nV, rows_n, draws)
+    if state.temperature_B is not None:
+        chosen = _without_draws(config, belief, rows_n, draws, chosen)
     kl_n = state.past.kl_then_keep(belief, rows_n)
     expected_nD = None
     if config.mixes:
         expected_nD = nucleus.expected_embedding(
             belief.p_NV, belief.token_N, config.top_p, model.embedding_table, state.fixed_shapes
         )
-    return belief.entropy_N, kl_n, *chosen, expected_nD
+    eos_n = _eos_probability(model, config, belief)
+    return belief.entropy_N, kl_n, *chosen, expected_nD, eos_n
 
 
 def _read_by_kernels(
@@ -263,18 +300,43 @@ def _read_by_kernels(
     belief, kl_n, nuclei = belief_ops.read(
         logits_nV, model.mask_id, top_p, state.past.rows(), rows_n
     )
-    size = len(rows_n) if config.reads_beliefs_alone else GPU_ELEMENTS // logits_nV.shape[1]
+    alone = draws is None and config.reads_beliefs_alone
+    size = len(rows_n) if alone else GPU_ELEMENTS // logits_nV.shape[1]
     parts = [
         read_tokens(model, config, belief, x_nV, part_n, draws)
         for x_nV, part_n in zip(*(_even_parts(x, size) for x in (logits_nV, rows_n)), strict=True)
     ]
-    chosen = [torch.cat(values) for values in zip(*parts, strict=True)]
+    chosen = tuple(torch.cat(values) for values in zip(*parts, strict=True))
+    if state.temperature_B is not None:
+        chosen = _without_draws(config, belief, rows_n, draws, chosen)
     expected_nD = None
     if config.mixes:
         expected_nD = belief_ops.expected_embedding(
             logits_nV, nuclei, model.embedding_table, model.mask_id
         )
-    return belief.entropy_N, kl_n, *chosen, expected_nD
+    eos_n = _eos_probability(model, config, belief)
+    return belief.entropy_N, kl_n, *chosen, expected_nD, eos_n
+
+
+def _of_belief(belief: BeliefSummary) -> tuple[Tensor, ...]:
+    """`read_tokens` where `reads_beliefs_alone`."""
+    probability_n = (-belief.log_z_N).exp()
+    return belief.token_N, belief.entropy_N, probability_n, probability_n
+
+
+def _without_draws(
+    config: DecodingConfig,
+    belief: BeliefSummary,
+    rows_n: Tensor,
+    draws: Draws | None,
+    chosen: tuple[Tensor, ...],
+) -> tuple[Tensor, ...]:
+    """Rows whose own temperature is 0 beside others: to the bit what a run at 0 reads."""
+    if draws is None or not config.orders_by_belief:
+        return chosen
+    cold_n = draws.temperatures(rows_n) == 0
+    pairs = zip(_of_belief(belief), chosen, strict=True)
+    return tuple(torch.where(cold_n, alone_n, value_n) for alone_n, value_n in pairs)
 
 
 def read_tokens(
@@ -284,22 +346,23 @@ def read_tokens(
     logits_nV: Tensor,
     rows_n: Tensor,
     draws: Draws | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Each position's token, the doubt and confidence [n] that order commits, and the token's
     probability. belief: of these logits, needed where `reads_beliefs_alone`; draws: at these rows,
     where tokens are drawn."""
-    if config.reads_beliefs_alone:
-        probability_n = (-belief.log_z_N).exp()
-        return belief.token_N, belief.entropy_N, probability_n, probability_n
+    if draws is None and config.reads_beliefs_alone:
+        return _of_belief(belief)
+    temperature_n = None if draws is None else draws.temperatures(rows_n)
 
     def draw(log_p_nV: Tensor) -> Tensor:
         assert draws is not None
+        assert temperature_n is not None
         if belief_ops.kernels_apply(model.embedding_table):
-            return belief_ops.draw_tokens(log_p_nV, draws.states(rows_n), config.temperature)
-        return gumbel_tokens(log_p_nV, config.temperature, draws.uniform(rows_n))
+            return belief_ops.draw_tokens(log_p_nV, draws.states(rows_n), temperature_n)
+        return gumbel_tokens(log_p_nV, temperature_n, draws.uniform(rows_n))
 
     log_p_nV = log_beliefs(logits_nV, model.mask_id)
-    token_n, log_r_nV = choose_tokens(config, log_p_nV, draw)
+    token_n, log_r_nV = choose_tokens(config, log_p_nV, temperature_n, draw)
     probability_n = log_p_nV.gather(-1, token_n[:, None])[:, 0].exp()
     late_ids = [*eos_ids(model)] if config.confidence_eos_eot_inf else []
     if late_ids and model.eot_id is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,20 @@ from torch import Tensor
 
 from lrd.canvases import Canvases, StopReason, sent
 from lrd.models.protocol import DiffusionModel, eos_ids
+from lrd.templates import Scaffold
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Passes of a sample in canvases that were too short for it."""
+
+    refine_steps: int
+    decode_steps: int
+    full_passes: int
+    positions_computed: int
+    kl_trace: list[float]
+    entropy_trace: list[float]
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,16 +32,21 @@ class Sample:
 
     key: Any
     canvas: list[int]
-    """All gen_length token ids."""
+    """All token ids of its canvas."""
     text: str | None
-    """The tokens before the first EOS; None where the model has no tokenizer."""
+    """The tokens before the first EOS, of a scaffold its text; None where the model has no
+    tokenizer."""
     num_output_tokens: int
-    """Tokens before the first EOS: the paper's effective tokens."""
+    """Tokens before the first EOS: the paper's effective tokens. Of a scaffold its fixed tokens,
+    and those of each hole before the hole's first EOS."""
+    kept: list[bool]
+    """Which positions belong to the answer: those that `num_output_tokens` counts."""
     commit_step: list[int]
-    """1-based pass that committed each position; 0 where none did and EOS filled the rest."""
+    """1-based pass that committed each position; 0 for fixed tokens, and where none did and EOS
+    filled the rest."""
     token_confidence: list[float | None]
-    """Probability of each position's token in the pass that committed it; None behind the first
-    EOS, and where no pass committed it."""
+    """Probability of each position's token in the pass that committed it, 1 for fixed tokens; None
+    behind the first EOS (of a hole), and where no pass committed it."""
     num_forwards: int
     refine_steps: int
     decode_steps: int
@@ -37,8 +56,9 @@ class Sample:
     """Columns that went through the model, over all passes; padding is not counted."""
     blocks: int
     """Blocks that were decoded, the last one included."""
-    stop_reason: Literal["converged", "complete", "eos", "failed"]
-    """How the last block ended."""
+    stop_reason: Literal["converged", "complete", "eos", "failed", "grow"]
+    """How the last block ended; grow: it is to be decoded in a longer canvas, and this is no
+    answer."""
     open_at_stop: int
     """Positions that early stops committed unsettled, over all blocks."""
     max_entropy_at_stop: float
@@ -57,8 +77,44 @@ class Sample:
     """Wall time in its slot; passes are shared with the other slots."""
 
     @property
+    def canvas_length(self) -> int:
+        """Positions of its canvas."""
+        return len(self.canvas)
+
+    @property
+    def spent(self) -> Spent:
+        """The passes that it took."""
+        return Spent(
+            self.refine_steps,
+            self.decode_steps,
+            self.full_passes,
+            self.positions_computed,
+            self.kl_trace,
+            self.entropy_trace,
+            self.seconds,
+        )
+
+    def after(self, spent: Spent | None) -> Sample:
+        """The sample with the passes that were spent on shorter canvases before."""
+        if spent is None:
+            return self
+        num_before = spent.refine_steps + spent.decode_steps
+        return replace(
+            self,
+            num_forwards=self.num_forwards + num_before,
+            refine_steps=self.refine_steps + spent.refine_steps,
+            decode_steps=self.decode_steps + spent.decode_steps,
+            full_passes=self.full_passes + spent.full_passes,
+            positions_computed=self.positions_computed + spent.positions_computed,
+            kl_trace=[*spent.kl_trace, *self.kl_trace],
+            entropy_trace=[*spent.entropy_trace, *self.entropy_trace],
+            commit_step=[step + num_before if step else 0 for step in self.commit_step],
+            seconds=self.seconds + spent.seconds,
+        )
+
+    @property
     def mean_confidence(self) -> float | None:
-        """Over the tokens before the first EOS; None where there are none."""
+        """Over the tokens of the answer that a pass committed; None where there are none."""
         known = self._confidences()
         return sum(known) / len(known) if known else None
 
@@ -68,7 +124,8 @@ class Sample:
         return min(self._confidences(), default=None)
 
     def _confidences(self) -> list[float]:
-        return [p for p in self.token_confidence[: self.num_output_tokens] if p is not None]
+        places = zip(self.token_confidence, self.kept, self.commit_step, strict=True)
+        return [p for p, kept, step in places if kept and step and p is not None]
 
 
 class Readout:
@@ -80,36 +137,46 @@ class Readout:
         fields = {name: value[chosen] for name, value in state.outcomes()}
         self._fields = dict(zip(fields, on_host(*fields.values()), strict=True))
 
-    def sample(self, number: int, model: DiffusionModel, key: Any, seconds: float) -> Sample:
-        """The sample of the row with this number among those that were read."""
+    def sample(
+        self,
+        number: int,
+        model: DiffusionModel,
+        key: Any,
+        seconds: float,
+        scaffold: Scaffold | None = None,
+    ) -> Sample:
+        """The sample of the row with this number among those that were read. scaffold: the canvas
+        that it began with."""
         of: dict[str, Any] = {name: value[number].tolist() for name, value in self._fields.items()}
-        canvas = of["canvas_BG"]
-        ends = eos_ids(model)
-        length = next((n for n, token in enumerate(canvas) if token in ends), len(canvas))
+        length = of["length_B"]
+        canvas, commit_step = of["canvas_BG"][:length], of["commit_step_BG"][:length]
+        scaffold = scaffold or Scaffold.open(length, model.mask_id)
+        ends = {*eos_ids(model)}
+        if not scaffold.is_open:
+            ends.add(model.pad_id)
+        kept = scaffold.kept(canvas, ends)
         num_forwards = of["refine_steps_B"] + of["decode_steps_B"]
         num_mixed, reason = of["mix_weight_count_B"], StopReason(of["stop_B"])
         failed = reason is StopReason.FAILED
         text = None
         if model.tokenizer is not None:
-            text = model.tokenizer.decode(canvas[:length], skip_special_tokens=True)
+            text = scaffold.text(canvas, model.tokenizer, ends)
         return Sample(
             key=key,
             canvas=canvas,
             text=text,
-            num_output_tokens=length,
-            commit_step=of["commit_step_BG"],
-            token_confidence=[
-                p if step and n <= length else None
-                for n, (p, step) in enumerate(
-                    zip(of["confidence_BG"], of["commit_step_BG"], strict=True)
-                )
-            ],
+            num_output_tokens=sum(kept),
+            kept=kept,
+            commit_step=commit_step,
+            token_confidence=_confidences(
+                scaffold, kept, commit_step, of["confidence_BG"][:length]
+            ),
             num_forwards=num_forwards,
             refine_steps=of["refine_steps_B"],
             decode_steps=of["decode_steps_B"],
             full_passes=of["full_passes_B"],
             positions_computed=of["positions_computed_B"],
-            blocks=of["block_B"] + 1,
+            blocks=of["blocks_B"],
             stop_reason=reason.name.lower(),  # type: ignore[arg-type]
             open_at_stop=of["open_at_stop_B"],
             max_entropy_at_stop=of["max_entropy_at_stop_B"],
@@ -120,6 +187,18 @@ class Readout:
             seconds=seconds,
             error=f"non-finite logits in pass {num_forwards}" if failed else None,
         )
+
+
+def _confidences(
+    scaffold: Scaffold, kept: list[bool], commit_step: list[int], confidence: list[float]
+) -> list[float | None]:
+    """Of fixed tokens 1; of each hole those of its text and of the EOS that ends it."""
+    found: list[float | None] = [1.0] * len(kept)
+    for hole in scaffold.holes:
+        for at in range(hole.start, hole.end):
+            told = kept[at] or at == hole.start or kept[at - 1]
+            found[at] = confidence[at] if told and commit_step[at] else None
+    return found
 
 
 def on_host(*tensors: Tensor) -> list[Tensor]:

@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from lrd.block_cache import needs_full_pass
-from lrd.canvases import Canvases, StopReason
+from lrd.canvases import Canvases, StopReason, first_block, sent
 from lrd.config import DecodingConfig, PassRows
 from lrd.decoding import step
 from lrd.full_passes import full_passes
 from lrd.models.protocol import DiffusionModel, replays_graphs
 from lrd.sample import Readout, Sample, on_host
+from lrd.templates import Scaffold
 
 PaddingSide = Literal["left", "right"]
 OPEN_STEP = 32
@@ -34,6 +36,10 @@ class Request:
     key: Any
     prompt: list[int]
     seed: int
+    scaffold: Scaffold | None = None
+    """Its canvas; None: all positions are open."""
+    temperature: float | None = None
+    """Its own, where the engine has `row_temperatures`; None: that of the settings."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,9 +67,13 @@ class Slots:
         fixed_shapes: bool,
         padded: bool,
         pass_rows: PassRows,
+        allowed: Tensor | None,
+        row_temperatures: bool,
     ) -> None:
-        """padded: whether a prompt may be shorter than the columns for it."""
-        self.canvases = Canvases.empty(model, config, num_slots, num_columns, fixed_shapes)
+        """padded: whether prompt or canvas may be shorter than the columns for it."""
+        self.canvases = Canvases.empty(
+            model, config, num_slots, num_columns, fixed_shapes, allowed, row_temperatures
+        )
         self._model, self._config = model, config
         self._num_slots, self._num_columns = num_slots, num_columns
         self._padding_side = padding_side
@@ -95,14 +105,28 @@ class Slots:
             # A kernel without a mask rounds differently, and one row must not change another's.
             self.canvases.has_padding = self._padded
         else:
-            room = self._num_columns - self._config.gen_length
-            self.canvases.has_padding = any(len(one.prompt) < room for one in self.requests())
+            used = (len(one.prompt) + self._length(one) for one in self.requests())
+            self.canvases.has_padding = any(n < self._num_columns for n in used)
+
+    def _length(self, request: Request) -> int:
+        return len(request.scaffold.ids) if request.scaffold else self._config.gen_length
 
     def _place(self, row: int, request: Request) -> None:
         self.canvases.place(
-            row, request.prompt, self._model, self._config, self._padding_side, request.seed
+            row,
+            request.prompt,
+            self._model,
+            self._config,
+            self._padding_side,
+            request.seed,
+            request.scaffold,
+            request.temperature,
         )
-        slot = OccupiedSlot(request, time.monotonic(), self._config.block_tokens)
+        K, mask_id = self._config.block_tokens, self._model.mask_id
+        canvas = request.scaffold.ids if request.scaffold else (mask_id,) * self._config.gen_length
+        block = first_block(self._config, canvas, mask_id)
+        num_open = canvas[block * K : (block + 1) * K].count(mask_id)
+        slot = OccupiedSlot(request, time.monotonic(), num_open, block)
         self._occupied[row : row + 1] = [slot]
 
     def _close(self, row: int) -> None:
@@ -155,6 +179,7 @@ class Slots:
             elif found:
                 slot.num_open, slot.block = found[:2]
                 slot.needs_full_pass = bool(found[2])
+        self._choose_classes(set(ended))
         if not ended:
             return []
         readout = Readout(self.canvases, ended)
@@ -163,8 +188,28 @@ class Slots:
             slot, self._occupied[row] = self._occupied[row], None
             assert slot is not None
             seconds = time.monotonic() - slot.placed_at
-            samples.append(readout.sample(number, self._model, slot.request.key, seconds))
+            request = slot.request
+            samples.append(
+                readout.sample(number, self._model, request.key, seconds, request.scaffold)
+            )
         return samples
+
+    def _choose_classes(self, ended: set[int]) -> None:
+        """Which tokens may come next where what has been committed decides: in choices. Waits for
+        the device where there are any."""
+        waiting = {
+            row: slot.request.scaffold
+            for row, slot in enumerate(self._occupied)
+            if slot and slot.request.scaffold and slot.request.scaffold.has_choices
+        }
+        rows = [row for row in waiting if row not in ended]
+        if not rows or self.canvases.class_BG is None:
+            return
+        device = self.canvases.class_BG.device
+        (canvases,) = on_host(self.canvases.canvas_BG[sent(rows, device)])
+        for row, canvas in zip(rows, canvases.tolist(), strict=True):
+            classes = waiting[row].next_classes(canvas, self._model.mask_id)
+            self.canvases.class_BG[row, : len(classes)] = sent(classes, device)
 
     def _look(self) -> list[list[int]]:
         """Of each busy row after the pass: its StopReason, and where shapes are fixed its open

@@ -3,7 +3,7 @@
 The pattern keeps the next w blocks whole and the last position of every later block, so that a
 pass costs what is written and not what is empty; the positions that are kept stay where they are.
 
-Legend: M blocks, G canvas positions, R rows, C columns of a pass.
+Legend: M blocks, G canvas positions, N = G + 1, B samples, R rows, C columns of a pass.
 """
 
 from __future__ import annotations
@@ -31,17 +31,25 @@ class FedPositions:
 
     position_MG: Tensor
     """The positions of each block's passes, the last one repeated to the end."""
-    count_M: Tensor
+    count_MN: Tensor
+    """How many of these are among the first N canvas positions."""
     counts: list[int]
-    """The same on the host."""
+    """How many there are of each block, on the host."""
 
     @classmethod
     def of(cls, config: DecodingConfig, device: torch.device) -> FedPositions:
         lists = [fed_positions(config, block) for block in range(config.num_blocks)]
         counts = [len(fed) for fed in lists]
         G = config.gen_length
-        table = torch.tensor([fed + [G - 1] * (G - len(fed)) for fed in lists], device=device)
-        return cls(table, torch.tensor(counts, device=device), counts)
+        table = torch.tensor([fed + [G - 1] * (G - len(fed)) for fed in lists])
+        count_MN = torch.zeros(config.num_blocks, G + 1, dtype=torch.long)
+        for block, fed in enumerate(lists):
+            count_MN[block, torch.tensor(fed) + 1] = 1
+        return cls(table.to(device), count_MN.cumsum(-1).to(device), counts)
+
+    def count(self, block_B: Tensor, length_B: Tensor) -> Tensor:
+        """How many canvas positions [B] the passes of a block feed of a canvas of this length."""
+        return self.count_MN[block_B, length_B]
 
     def positions(self, place_RC: Tensor, prompt_R: Tensor, block_R: Tensor) -> Tensor:
         """Positions [R, C], counted from the prompt's first token, of numbered columns."""

@@ -63,6 +63,11 @@ class Scaffold:
         return [part for part in self.parts if isinstance(part, Hole)]
 
     @property
+    def is_open(self) -> bool:
+        """Whether it is one hole and nothing else."""
+        return len(self.parts) == 1 and not isinstance(self.parts[0], str)
+
+    @property
     def has_choices(self) -> bool:
         """Whether classes change while the canvas is decoded."""
         return self.classes is not None and min(self.classes, default=0) < 0

@@ -160,6 +160,7 @@ class TimedEngine:
             canvas=[1] * self._gen_length,
             text="4+3=7",
             num_output_tokens=0,
+            kept=[False] * self._gen_length,
             commit_step=[1] * self._gen_length,
             token_confidence=[0.9, *[None] * (self._gen_length - 1)],
             num_forwards=num_forwards,
