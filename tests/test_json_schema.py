@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models
 from tokenizers import pre_tokenizers as pre
 from transformers import PreTrainedTokenizerFast
 
-from lrd import load_model
+from lrd import DecodingConfig, Engine, Request, load_model
 from lrd.allowed_tokens import MAX_CLASSES, TokenClasses
 from lrd.choices import NOT_YET
 from lrd.json_schema import JsonChecker, JsonForm, json_form
@@ -523,3 +523,45 @@ def test_a_large_vocabulary_takes_seconds() -> None:
     filler = Filler(form, model)
     for _ in range(30):
         jsonschema.validate(json.loads(filler.fill(rng)), SCHEMAS["five fields"])
+
+
+# The engine.
+
+DECODINGS: dict[str, dict[str, Any]] = {
+    "fast": {},
+    "drawn": {"temperature": 1.5},
+    "baseline, two a pass": {"preset": "baseline", "tokens_per_step": 2, "temperature": 1.0},
+    "blocks with a cache": {"preset": "blocks", "block_length": 16},
+    "steps": {"preset": "baseline", "steps": 8, "confidence": "margin"},
+    "confident": {"preset": "baseline", "confidence_threshold": 0.5, "block_length": 32},
+}
+
+
+@pytest.fixture(scope="module")
+def random_tiny() -> Any:
+    """tiny's tokenizer over random weights, which know nothing of JSON."""
+    model = load_model("tiny", "cpu")
+    generator = torch.Generator().manual_seed(3)
+    weights = [weight for weight in model.transformer.parameters() if weight.dim() > 1]
+    for weight in weights:
+        weight.copy_(torch.randn(weight.shape, generator=generator) * weight.shape[-1] ** -0.5)
+    return model
+
+
+@pytest.mark.parametrize("name", DECODINGS)
+def test_the_engine_writes_json_with_random_weights(random_tiny: Any, name: str) -> None:
+    settings = dict(DECODINGS[name])
+    config = DecodingConfig.preset(settings.pop("preset", "fast"), gen_length=128, **settings)
+    answers = 0
+    for schema in (SCHEMAS["five fields"], SCHEMAS["enum of all kinds"]):
+        form = json_form(schema, random_tiny, 128)
+        engine = Engine(random_tiny, config, 8, 12, allowed=form.allowed())
+        for seed in range(12):
+            engine.submit(Request(seed, [5 + seed] * (1 + seed), seed, form.scaffold))
+        while engine.busy:
+            for sample in engine.step():
+                assert sample.error is None
+                jsonschema.validate(json.loads(sample.text or ""), schema)
+                assert sample.canvas_length == len(form.scaffold.ids)
+                answers += 1
+    assert answers == 24
