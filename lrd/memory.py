@@ -111,7 +111,7 @@ def memory_of(
     return Memory(
         weights=_weights(model),
         # Embeddings and mask, tokens and their passes, two traces, counters and flags.
-        state=S * (L * (D * d + 8) + 20 * G + 8 * T + 138) + N * (G + 1) * 8,
+        state=S * (L * (D * d + 8) + 20 * G + 8 * T + 170) + N * (2 * G + 1) * 8,
         past=S * K * (V * (4 if V <= EXACT_COLUMNS else 2) + 4),
         cache=S * model.new_cache(0, L).row_bytes if config.caches and is_cached(model) else 0,
         activations=positions * (_forward_bytes(model) + fed_bytes) + (guided - 1) * S * L * D * d,
@@ -123,6 +123,12 @@ def memory_of(
         inputs=S * K * D * d * 8,
         replayed=replays_graphs(model),
     )
+
+
+def drawing(config: DecodingConfig) -> DecodingConfig:
+    """Settings with which memory is measured where rows have temperatures of their own: tokens are
+    drawn, which takes more of it."""
+    return config.model_copy(update={"temperature": config.temperature or 1.0})
 
 
 def _belief_bytes(config: DecodingConfig, by_kernels: bool) -> int:

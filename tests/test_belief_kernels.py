@@ -309,11 +309,14 @@ def test_tokens_are_drawn_with_the_same_numbers(temperature: float) -> None:
     n = 40
     log_p = random_logits(n, SMALL, scale=2.0).log_softmax(-1)
     log_p[:, ::3] = EXCLUDED
-    made = Draws.of(torch.arange(4), torch.arange(4), torch.arange(10).expand(4, 10), SMALL)
+    warm = torch.tensor([temperature, 0.0, temperature, temperature], dtype=torch.float64)
+    positions = torch.arange(10).expand(4, 10)
+    made = Draws.of(torch.arange(4), torch.arange(4), positions, warm, SMALL)
     rows = torch.arange(n).flip(0)
-    expected = gumbel_tokens(log_p, temperature, made.uniform(rows))
-    found = belief_ops.draw_tokens(log_p, made.states(rows), temperature)
+    expected = gumbel_tokens(log_p, made.temperatures(rows), made.uniform(rows))
+    found = belief_ops.draw_tokens(log_p, made.states(rows), made.temperatures(rows))
     assert torch.equal(found, expected)
+    assert torch.equal(found[20:30], log_p[20:30].argmax(-1))  # The row at temperature 0.
     assert len(set(found.tolist())) > 30
 
 
@@ -359,7 +362,7 @@ def test_pretended_tensors_pass_through(monkeypatch: pytest.MonkeyPatch) -> None
             table = torch.empty(V, D, dtype=torch.bfloat16, device=device)
             found, kl, nuclei = belief_ops.read(logits, MASK, 0.9, past, rows)
             mixed = belief_ops.expected_embedding(logits, nuclei, table, MASK)
-            tokens = belief_ops.draw_tokens(logits.float(), rows, 0.5)
+            tokens = belief_ops.draw_tokens(logits.float(), rows, rows.double())
         assert mixed.shape == (n, D)
         assert mixed.dtype == table.dtype
         assert kl.shape == found.entropy_N.shape == (n,)

@@ -66,8 +66,9 @@ def test_draws_follow_the_tempered_cut_distribution() -> None:
     uniform = torch.rand(
         1, num_draws, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
-    draw = partial(gumbel_tokens, temperature=temperature, uniform_BKV=uniform)
-    tokens, _ = choose_tokens(config, log_p.expand(1, num_draws, 5), draw)
+    warm = torch.full((1, num_draws), temperature)
+    draw = partial(gumbel_tokens, temperature_BK=warm, uniform_BKV=uniform)
+    tokens, _ = choose_tokens(config, log_p.expand(1, num_draws, 5), warm, draw)
     counts = Counter(tokens.flatten().tolist())
     weights = [p ** (1 / temperature) for p in (0.4, 0.3, 0.15)]
     assert set(counts) == {0, 1, 2}
@@ -84,16 +85,17 @@ def test_confidence_is_read_from_the_belief_or_from_what_is_drawn() -> None:
         config = lrd.DecodingConfig(
             temperature=0.5, sample_top_k=2, confidence_source=source, confidence="probability"
         )
-        draw = partial(gumbel_tokens, temperature=0.5, uniform_BKV=uniform)
-        token, log_r = choose_tokens(config, log_p, draw)
+        warm = torch.full((1, 1), 0.5)
+        draw = partial(gumbel_tokens, temperature_BK=warm, uniform_BKV=uniform)
+        token, log_r = choose_tokens(config, log_p, warm, draw)
         assert token.tolist() == [[0]]
         assert token_confidence(config, log_r, token).item() == pytest.approx(expected)
 
 
 def test_tempering_and_leaving_out_keep_a_distribution() -> None:
     log_p = beliefs_of([0.5, 0.3, 0.2, 0.0])
-    assert tempered(log_p, 0) is log_p
-    warm = tempered(log_p, 1e-3)
+    assert torch.equal(tempered(log_p, torch.zeros(1, 1)), log_p)
+    warm = tempered(log_p, torch.full((1, 1), 1e-3))
     assert warm.exp().sum().item() == pytest.approx(1)
     assert torch.isfinite(warm).all()
     rest = without_tokens(log_p, [0, 2])
@@ -102,6 +104,10 @@ def test_tempering_and_leaving_out_keep_a_distribution() -> None:
 
 
 # Orders and schedules
+
+
+def never_drawn(log_p: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("nothing is drawn at temperature 0")
 
 
 def test_three_orders_name_three_positions() -> None:
@@ -114,7 +120,7 @@ def test_three_orders_name_three_positions() -> None:
     chosen = {}
     for order in ("entropy", "probability", "margin"):
         config = lrd.DecodingConfig(confidence=order)
-        token, log_r = choose_tokens(config, log_p, None)
+        token, log_r = choose_tokens(config, log_p, None, never_drawn)
         entropy = -(log_p.exp() * log_p).sum(-1)
         commits = choose_commits(
             config, entropy, token_confidence(config, log_r, token), still_open
@@ -129,7 +135,10 @@ def run_schedule(config: lrd.DecodingConfig, sure: bool) -> list[int]:
     still_open, commits = torch.ones(1, block, dtype=torch.bool), []
     while still_open.any():
         number = torch.tensor([len(commits) + 1])
-        quota = scheduled_quota(config, still_open.sum(-1), number) if config.steps else None
+        quota = None
+        if config.steps:
+            start = torch.tensor([block])
+            quota = scheduled_quota(config, still_open.sum(-1), number, start)
         confidence = torch.full((1, block), 0.9 if sure else 0.1)
         chosen = choose_commits(config, confidence, confidence, still_open, quota)
         still_open &= ~chosen

@@ -128,7 +128,7 @@ def test_a_younger_setting_is_recorded_only_where_it_is_set(preset: str) -> None
     """So that runs which were recorded without it go on."""
     config = DecodingConfig.preset(preset, gen_length=32)
     assert config.unrecorded == YOUNGER
-    values = {"monitor": "change"}
+    values = {"monitor": "change", "max_gen_length": 64, "eos_window": 8, "eos_enough": 0.4}
     assert values.keys() == YOUNGER
     for name, value in values.items():
         other = DecodingConfig.preset(preset, gen_length=32, **{name: value})

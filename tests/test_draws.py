@@ -22,7 +22,7 @@ SEEDS = [0, 1, 2**63 - 1, -5, 2**64 - 5, 0x9E3779B97F4A7C15]
 def draws(seeds: Tensor, passes: Tensor, positions: Tensor, num_columns: int) -> Tensor:
     """[B, K, V]."""
     B, K = positions.shape
-    made = Draws.of(seeds, passes, positions, num_columns)
+    made = Draws.of(seeds, passes, positions, torch.ones(B).double(), num_columns)
     return made.uniform(torch.arange(B * K)).view(B, K, num_columns)
 
 
@@ -33,6 +33,7 @@ def test_are_the_hash_in_plain_integers() -> None:
         torch.tensor([signed(seed) for seed in SEEDS]),
         torch.tensor(passes),
         torch.tensor(positions),
+        torch.ones(len(SEEDS)).double(),
         9,
     )
     rows = torch.tensor([11, 0, 4, 7, 2, 5, 9])
@@ -47,7 +48,7 @@ def test_are_the_hash_in_plain_integers() -> None:
 
 def test_lie_inside_of_0_and_1() -> None:
     """A hash of 0 would make a token certain."""
-    zero = Draws(torch.tensor([[-GOLDEN]]), 1).uniform(torch.tensor([0]))
+    zero = Draws(torch.tensor([[-GOLDEN]]), torch.ones(1, 1).double(), 1).uniform(torch.tensor([0]))
     assert zero.item() == 2.0**-54
     many = draws(torch.arange(50), torch.zeros(50).long(), torch.arange(40).expand(50, 40), 1000)
     assert many.dtype == torch.float64
@@ -108,7 +109,8 @@ def test_drawn_tokens_follow_the_softmax(temperature: float) -> None:
     expected = (logits / temperature).softmax(-1)
     n = 20_000
     u = draws(torch.arange(200), torch.full((200,), 5), torch.arange(100).expand(200, 100), 12)
-    tokens = gumbel_tokens(logits.log_softmax(-1).expand(n, 12), temperature, u.view(n, 12))
+    warm = torch.full((n,), temperature)
+    tokens = gumbel_tokens(logits.log_softmax(-1).expand(n, 12), warm, u.view(n, 12))
     counts = torch.bincount(tokens, minlength=12).double()
     often = expected * n >= 5
     chi_square = ((counts - expected * n) ** 2 / (expected * n))[often].sum().item()

@@ -15,6 +15,7 @@ from lrd import decoding
 from lrd.canvases import Canvases
 from lrd.models.checkpoint import LoadedModel
 from lrd.models.transformer import Transformer, TransformerConfig
+from lrd.templates import Hole, Scaffold
 
 COLUMNS = 1 << 18
 """Of the logits: so many that a whole canvas' beliefs are computed in two chunks."""
@@ -81,14 +82,22 @@ def model_on_cuda(family: str) -> LoadedModel:
     return model
 
 
-def run(family: str, config: lrd.DecodingConfig, padded: bool) -> Canvases:
-    """Two passes of three slots; the second has the full passes of two rows and of one."""
+def run(
+    family: str,
+    config: lrd.DecodingConfig,
+    padded: bool,
+    scaffold: Scaffold | None = None,
+    **more: Any,
+) -> Canvases:
+    """Two passes of three slots; the second has the full passes of two rows and of one. scaffold:
+    that of the last row; more: as for `Canvases.empty`."""
     model, slots, columns = model_on_cuda(family), 3, 8 + config.gen_length
-    state = Canvases.empty(model, config, slots, columns)
+    state = Canvases.empty(model, config, slots, columns, **more)
     assert state.fixed_shapes
     state.has_padding = padded
     for row in range(slots):
-        state.place(row, [2] * (8 - padded * row), model, config, "left")
+        own = scaffold if row == 2 else None
+        state.place(row, [2] * (8 - padded * row), model, config, "left", scaffold=own)
     groups = [(torch.arange(size, device=CUDA), columns) for size in (2, 1)]
     for number in range(2):
         state.full_passes = groups if number == 1 and config.caches else []
@@ -132,6 +141,34 @@ def test_a_cached_step_stays_on_the_device(cache: str, family: str, padded: bool
     with fake_cuda():
         config = lrd.DecodingConfig.preset("fast", gen_length=32, block_length=8, **CACHES[cache])
         assert_on_cuda(run(family, config, padded))
+
+
+SCAFFOLD = Scaffold(
+    (5, 6, *[0] * 4, 7, *[0] * 3), ("ab", Hole(2, 6), "c", Hole(7, 10)), (0,) * 3 + (1,) * 7
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("cache", [None, *CACHES])
+def test_a_step_of_canvases_with_fixed_tokens_stays_on_the_device(
+    cache: str | None, family: str
+) -> None:
+    with fake_cuda():
+        blocks = {"block_length": 8, **CACHES[cache]} if cache else {}
+        config = lrd.DecodingConfig.preset("fast", gen_length=32, **blocks)
+        allowed = torch.ones(2, COLUMNS, dtype=torch.bool)
+        more = {"allowed_CV": allowed, "row_temperatures": True}
+        assert_on_cuda(run(family, config, True, SCAFFOLD, **more))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("blocks", [{}, {"block_length": 8, "kv_cache": "dual"}])
+def test_a_step_of_growing_canvases_stays_on_the_device(
+    blocks: dict[str, Any], family: str
+) -> None:
+    with fake_cuda():
+        config = lrd.DecodingConfig.preset("fast", gen_length=32, max_gen_length=64, **blocks)
+        assert_on_cuda(run(family, config, True))
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,10 @@ DREAMS_CACHE = (
     "is fed: see test_fast_dllms_cached_rule_on_dream"
 )
 MASK_WRITTEN = "the original commits [MASK] itself, here it never is"
-MASK_IN_PROMPT = "the original writes into a prompt's own [MASK]s, here a prompt stays as it is"
+MASK_IN_PROMPT = (
+    "the original writes into a prompt's own [MASK]s, here a prompt stays as it is: its holes are "
+    "those of a canvas, see test_scaffolds"
+)
 NATIVE = "bfloat16 confidences tie: information only"
 
 
@@ -256,7 +259,8 @@ def test_gumbel_rule(record: Record, request: pytest.FixtureRequest) -> None:
     logits = record.tensor("logits")
     for temperature in record.call["temperatures"]:
         uniform = record.tensor(f"uniform_T{temperature}")
-        tokens = gumbel_tokens(logits.double().log_softmax(-1), temperature, uniform)
+        warm = torch.full(logits.shape[:-1], temperature, dtype=torch.float64)
+        tokens = gumbel_tokens(logits.double().log_softmax(-1), warm, uniform)
         assert torch.equal(tokens, record.tensor(f"argmax_T{temperature}"))
     note(request, record)
 
@@ -293,7 +297,9 @@ def test_transfer_schedule(folder, schedule, request: pytest.FixtureRequest) -> 
     config = lrd.DecodingConfig(gen_length=masks, steps=steps)
     still_open, ours = masks, []
     for number in range(1, steps + 1):
-        quota = scheduled_quota(config, torch.tensor([still_open]), torch.tensor([number]))
+        quota = scheduled_quota(
+            config, torch.tensor([still_open]), torch.tensor([number]), torch.tensor([masks])
+        )
         ours.append(min(int(quota), still_open))
         still_open -= ours[-1]
     note(request, record)

@@ -15,7 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.inspection.planned_prompts import PlannedPrompts
-from pipeline.inspection.shard_checks import Expected, ShardCheck, contradictions
+from pipeline.inspection.shard_checks import (
+    Expected,
+    ShardCheck,
+    contradictions,
+    run_canvases,
+)
 from pipeline.output import result_shards
 from pipeline.output.lease import is_dead
 from pipeline.output.run_folder import (
@@ -268,7 +273,7 @@ class Verification:
         foreign = [found for found in rows["row_id"].to_pylist() if found not in own]
         if foreign:
             yield Finding(name, str(foreign[0]), "is not of this shard", fix)
-        gen_length = self._fingerprint["decoding"].get("gen_length")
+        canvases = run_canvases(self._fingerprint)
         stops = self._fingerprint.get("stop", ())
-        for what, indices in contradictions(rows, gen_length, stops):
+        for what, indices in contradictions(rows, canvases, stops):
             yield Finding(name, rows["row_id"][indices[0]].as_py(), what, fix)

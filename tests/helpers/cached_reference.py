@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +83,7 @@ class Passes:
             return seen_T
         whole = first + (1 + self.config.suffix) * K  # this block and the next ones
         seen_T[P + whole :] = False
-        for later in range(whole, G, K):
+        for later in range(whole, G - K + 1, K):  # A shorter last block has no such position.
             seen_T[P + later + K - 1] = True
         return seen_T
 
@@ -153,8 +154,11 @@ def rotate(x_HTE: Tensor, theta: float) -> Tensor:
 
 
 def decode_cached(
-    model: LoadedModel, prompt: list[int], config: DecodingConfig, seed: int = 0
+    model: LoadedModel, prompt: list[int], config: DecodingConfig, seed: int = 0, **canvas: Any
 ) -> tuple[Outcome, Passes]:
-    """Decode one prompt; the outcome, and every pass with what it fed."""
-    passes = Passes(model, config, len(prompt))
-    return decode_one(model, prompt, config, seed, passes), passes
+    """Decode one prompt; the outcome, and every pass with what it fed. canvas: as for
+    `decode_one`."""
+    given = canvas.get("given")
+    own = config if given is None else config.at(len(given))
+    passes = Passes(model, own, len(prompt))
+    return decode_one(model, prompt, config, seed, passes, **canvas), passes

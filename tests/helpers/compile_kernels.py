@@ -26,6 +26,7 @@ SHARED_MEMORY = {80: 163 << 10, 86: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 TYPES = dict(
     [
         *((torch.bfloat16, "*bf16"), (torch.float16, "*fp16"), (torch.float32, "*fp32")),
+        (torch.float64, "*fp64"),
         *((torch.int64, "*i64"), (torch.int32, "*i32"), (torch.bool, "*i1")),
         *((int, "i32"), (float, "fp32")),
     ]
@@ -55,7 +56,7 @@ def launches(dtype: torch.dtype, shared_memory: int) -> list[tuple[Any, ...]]:
     rows, top_p = torch.arange(n), DecodingConfig().top_p
     *_, nuclei = belief_ops.read(logits, 0, top_p, (past, torch.zeros(n)), rows)
     belief_ops.expected_embedding(logits, nuclei, torch.zeros(V, D, dtype=dtype), 0)
-    belief_ops.draw_tokens(torch.zeros(n, V), rows, 0.7)
+    belief_ops.draw_tokens(torch.zeros(n, V), rows, torch.full((n,), 0.7, dtype=torch.float64))
     assert {kernel.__name__ for kernel, *_ in found} == set(names)
     return found
 

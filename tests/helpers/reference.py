@@ -58,7 +58,7 @@ def entropy(p: Belief) -> float:
 
 
 def divergence(p: Belief, q: Belief) -> float:
-    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+    return sum(a * math.log(a / max(b, 1e-300)) for a, b in zip(p, q, strict=True) if a > 0)
 
 
 def soft_embedding(
@@ -120,13 +120,19 @@ def decode_one(
     c: DecodingConfig,
     seed: int,
     forward: Forward | None = None,
+    given: list[int | None] | None = None,
+    eos_from: int = 0,
+    allowed: list[set[int] | None] | None = None,
 ) -> Outcome:
-    """Decode one prompt; seed is the row's own. forward: the model's whole pass by default."""
+    """Decode one prompt; seed is the row's own. forward: the model's whole pass by default. given:
+    the canvas, None where it is open; all of it by default. eos_from: where an EOS may end the
+    sample from. allowed: tokens that each position may take; None: any."""
     forward = forward or (lambda embeds, first, passes: model.logits(embeds[None])[0])
     G, K, mask_id = c.gen_length, c.block_length or c.gen_length, model.mask_id
     table: list[Vector] = model.embedding_table.tolist()
-    canvas: list[int | None] = [None] * G
-    vectors = [table[mask_id]] * G
+    canvas: list[int | None] = [None] * G if given is None else list(given)
+    G = len(canvas)
+    vectors = [table[mask_id if token is None else token] for token in canvas]
     o = Outcome(canvas=[], commit_step=[0] * G, confidence=[0.0] * G)
     exactly_k = isinstance(c.refinement, int)
     refines = exactly_k or c.max_refine_steps > 0
@@ -142,10 +148,13 @@ def decode_one(
                 alphas.append(alpha)
 
     for first in range(0, G, K):
-        block = range(first, first + K)
+        block = range(first, min(first + K, G))
+        size = len(block)
+        if all(canvas[i] is not None for i in block):
+            continue
         before: dict[int, Belief] = {}
         compared = {"refine": math.nan, "stop": math.nan}
-        refining = refines and (first == 0 or c.refinement != "first")
+        refining = refines and (o.blocks == 0 or c.refinement != "first")
         phase_steps, decode_passes, calm = 0, 0, 0
         passes = 0
         o.blocks += 1
@@ -155,16 +164,20 @@ def decode_one(
             logits = forward(embeds, first, passes)[len(prompt) :].tolist()
             passes += 1
             number = o.refine_steps + o.decode_steps
+            for i in block:
+                known = allowed[i] if allowed else None
+                if known is not None:
+                    logits[i] = [x if v in known else -1e30 for v, x in enumerate(logits[i])]
             p = {i: softmax(logits[i], mask_id) for i in block}
             opened = [i for i in block if canvas[i] is None]
             h = {i: entropy(p[i]) for i in opened}
             kl = [divergence(p[i], before[i]) for i in opened] if before else [math.nan]
-            o.kl_trace.append(sum(kl) / K)
+            o.kl_trace.append(sum(kl) / size)
             o.entropy_trace.append(sum(h.values()) / len(h))
             before = p
-            mean = sum(kl) / (K if c.scope == "block" else len(opened))
+            mean = sum(kl) / (size if c.scope == "block" else len(opened))
             reduced = {"mean": mean, "max": max(kl), "sum": sum(kl)}[c.reduction]
-            earlier, compared = compared, {"refine": sum(kl) / K, "stop": reduced}
+            earlier, compared = compared, {"refine": sum(kl) / size, "stop": reduced}
             monitor = compared
             if c.monitor == "change":
                 monitor = {which: abs(d - earlier[which]) for which, d in compared.items()}
@@ -225,13 +238,13 @@ def decode_one(
 
             # Ended?
             o.stop_reason = "converged" if stop else "complete"
-            if c.stop_at_eos and K < G and model.eos_id in canvas:
-                ended_at_eos = None not in canvas[: canvas.index(model.eos_id)]
+            if c.stop_at_eos and c.gen_length > K and model.eos_id in canvas[eos_from:]:
+                ended_at_eos = None not in canvas[: canvas.index(model.eos_id, eos_from)]
                 if not ended_at_eos:
                     o.branches.add("an EOS waits for a gap")
         o.stops.append(o.stop_reason)
         if ended_at_eos:
-            if None in canvas:
+            if None in canvas:  # Else the sample is complete.
                 o.branches.add("EOS fills the rest")
                 if None not in canvas[first : first + K]:
                     o.branches.add("EOS in a finished block")
