@@ -9,7 +9,7 @@ type, meaning and level. The schemas, the dataset card and the README's table ar
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from enum import Enum
 from functools import cache
@@ -22,6 +22,7 @@ from pipeline.config import Columns
 if TYPE_CHECKING:
     from lrd import Sample
     from lrd.sample import Spent
+    from lrd.templates import Scaffold
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +83,14 @@ class Prompt:
     settings: RowSettings = OF_THE_RUN
     spent: Spent | None = None
     """What it took in canvases that were too short for it."""
+    scaffold: Scaffold | None = None
+    """Its canvas, where answers have a form; one object for all rows of one template."""
 
     @property
     def canvas_length(self) -> int:
         """Canvas positions of its own, which its slot may have more of."""
+        if self.scaffold is not None:
+            return len(self.scaffold.ids)
         return self.settings.gen_length or self.bucket.canvas
 
     @property
@@ -131,6 +136,17 @@ class Result:
     stop_text: str | None = column(
         pa.string(),
         "the text of `--stop` that `output_text` ends before; null where none is there",
+        level="minimal",
+    )
+    output_json: str | None = column(
+        pa.string(),
+        "the answer as compact JSON that validates against `--schema`; null without a schema, and "
+        "where `json_error` says why",
+        level="minimal",
+    )
+    json_error: str | None = column(
+        pa.string(),
+        "why the answer is not JSON of the form that `--schema` asks for",
         level="minimal",
     )
     output_token_ids: list[int] | None = column(
@@ -227,17 +243,29 @@ class Result:
 
     @classmethod
     def of_sample(
-        cls, sample: Sample, prompt: Prompt, *, replica: str, stops: Sequence[str] = ()
+        cls,
+        sample: Sample,
+        prompt: Prompt,
+        *,
+        replica: str,
+        stops: Sequence[str] = (),
+        read_json: Callable[[str], tuple[str | None, str | None]] | None = None,
     ) -> Result:
-        """The row of a decoded sample, its text cut before the first of `stops`."""
+        """The row of a decoded sample, its text cut before the first of `stops`.
+
+        read_json: an answer as compact JSON, or why it is none; where the run has a schema.
+        """
         if sample.stop_reason == "failed":
             output: dict[str, Any] = {"status": "failed"}
         else:
             text, stop_text = cut_at_stop(sample.text, stops)
+            json_text, json_error = read_json(text or "") if read_json else (None, None)
             output = {
                 "status": "ok",
                 "output_text": text,
                 "stop_text": stop_text,
+                "output_json": json_text,
+                "json_error": json_error,
                 "output_token_ids": sample.canvas,
                 "num_output_tokens": sample.num_output_tokens,
                 "max_entropy_at_stop": sample.max_entropy_at_stop,
