@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from jobs import output
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         decoding = drawing(decoding)
     need = memory_need(checked.face, dtype, decoding, longest.prompt)
     print("\n".join([*_input(checked.files, found), *_notes(checked.notes)]))
-    print("\n".join(_lengths(found)))
+    print("\n".join([*_lengths(found), *_growth(config.decoding.canvases)]))
     print("\n".join(_memory(need, dtype, longest, config)))
     inspector = check_output(checked, config, dtype)
     print("\n".join(_output(config, inspector)))
@@ -133,6 +133,17 @@ def _lengths(found: Forecast) -> list[str]:
         f"{found.padding(canvases=True):25.1%}"
     )
     return lines
+
+
+def _growth(canvases: Sequence[int]) -> list[str]:
+    """Where rows may move to longer canvases."""
+    first, *longer = canvases
+    if not longer:
+        return []
+    return [
+        f"canvas    rows begin in {first} positions and move to "
+        f"{' and '.join(map(str, longer))} where they need them"
+    ]
 
 
 def _bars(lengths: Counter[int]) -> list[str]:

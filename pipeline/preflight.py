@@ -97,7 +97,7 @@ def check(config: RunConfig) -> Checked:
         name = "max_gen_length" if config.decoding.grows else "gen_length"
         raise ValueError(
             f"{name} {longest} leaves no room for a prompt in the model's {face.max_length} "
-            "positions"
+            f"positions; set --{name.replace('_', '-')} below"
         )
     check_form(config, form, inputs, face)
     return Checked(inputs, output, face, config.num_samples, form)

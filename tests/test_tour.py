@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from jobs import cli
@@ -19,6 +20,31 @@ def blocks(file: str, heading: str, language: str) -> list[str]:
     """Code blocks of a language under a heading."""
     chapter = (ROOT / file).read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
     return re.findall(rf"^```{language}\n(.*?)^```$", chapter, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("no_ray")
+def test_settings_a_row_and_canvases_that_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chapter = "Settings a row, and canvases that grow"
+    monkeypatch.chdir(tmp_path)
+    (rows,) = blocks("pipeline/README.md", chapter, "json")
+    Path("rows.jsonl").write_text(rows)
+    (commands,) = blocks("pipeline/README.md", chapter, "bash")
+    called = []
+    for line in commands.splitlines():
+        call = shlex.split(line, comments=True)
+        called.append(call[1])
+        monkeypatch.setattr(sys, "argv", call)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0, f"{line}: {capsys.readouterr().err}"
+    assert called == ["prepare", "plan", "generate", "verify", "generate", "verify"]
+    own, fitting = (pd.read_parquet(f"{name}/data") for name in ("own", "fitting"))
+    assert own["canvas_length"].tolist() == [32, 64, 128]
+    assert set(fitting["canvas_length"]) <= {64, 128, 256}
+    assert (pd.concat([own, fitting])["status"] == "ok").all()
 
 
 @pytest.mark.timeout(300)

@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lrd.config import DecodingConfig
-from pipeline.config import FORMS
 from pipeline.output.result_shards import repeated
+from pipeline.output.run_records import run_canvases
 from pipeline.rows import Layout
 
 ROWS_NAMED = 3
@@ -180,18 +179,6 @@ class ShardCheck:
             self._found(what, row)
         if len(rows) > ROWS_NAMED:
             self._found(f"{len(rows) - ROWS_NAMED} more rows: {what}")
-
-
-def run_canvases(fingerprint: dict[str, Any]) -> tuple[int, ...] | None:
-    """Lengths that a row's canvas may have; None where rows have their own, and where the
-    fingerprint names none."""
-    decoding = fingerprint["decoding"]
-    if "gen_length" not in decoding or "gen_length" in fingerprint.get("row_settings", ()):
-        return None
-    if not fingerprint.keys().isdisjoint(FORMS):
-        return None
-    lengths = {name: decoding.get(name) for name in ("gen_length", "max_gen_length")}
-    return DecodingConfig.model_construct(**lengths).canvases
 
 
 def contradictions(

@@ -15,12 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.inspection.planned_prompts import PlannedPrompts
-from pipeline.inspection.shard_checks import (
-    Expected,
-    ShardCheck,
-    contradictions,
-    run_canvases,
-)
+from pipeline.inspection.shard_checks import Expected, ShardCheck, contradictions
 from pipeline.output import result_shards
 from pipeline.output.lease import is_dead
 from pipeline.output.run_folder import (
@@ -40,7 +35,7 @@ from pipeline.output.run_folder import (
     segment_files,
     shard_name,
 )
-from pipeline.output.run_records import Commit
+from pipeline.output.run_records import Commit, run_canvases
 from pipeline.rows import RESULT_SCHEMA
 from pipeline.storage.storage import PARTIAL, Storage
 
