@@ -130,7 +130,8 @@ class Result:
     error: str | None = column(pa.string(), "why a row failed", level="minimal")
     output_text: str | None = column(
         pa.string(),
-        "the answer, up to the first EOS or the first text of `--stop`",
+        "the answer, up to the first EOS or the first text of `--stop`; of a template its whole "
+        "text, holes filled",
         level="minimal",
     )
     stop_text: str | None = column(
@@ -153,7 +154,10 @@ class Result:
         INTS, "the whole canvas, `canvas_length` ids", level="full"
     )
     num_output_tokens: int | None = column(
-        pa.int32(), "tokens before the first EOS: the paper's effective tokens", level="minimal"
+        pa.int32(),
+        "tokens before the first EOS: the paper's effective tokens; of a template its fixed "
+        "tokens and those of each hole before the hole's EOS",
+        level="minimal",
     )
     canvas_length: int | None = column(
         pa.int32(), "positions of the row's canvas", level="standard"
@@ -209,19 +213,20 @@ class Result:
     )
     commit_step: list[int] | None = column(
         INTS,
-        "the pass that committed each canvas position; 0 where EOS filled the rest",
+        "the pass that committed each canvas position; 0 for fixed tokens of a template, and where "
+        "EOS filled the rest",
         level="full",
     )
     token_confidence: list[float | None] | None = column(
         FLOATS,
-        "probability of each position's token in the pass that committed it; null behind the "
-        "first EOS, and where EOS filled the rest",
+        "probability of each position's token in the pass that committed it, 1 for fixed tokens of "
+        "a template; null behind the first EOS (of a hole), and where EOS filled the rest",
         level="full",
     )
     mean_confidence: float | None = column(
         pa.float32(),
-        "mean of `token_confidence` over the tokens before the first EOS; null where there are "
-        "none",
+        "mean of `token_confidence` over the tokens before the first EOS (of a hole) that a pass "
+        "committed; null where there are none",
         level="minimal",
     )
     min_confidence: float | None = column(
