@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -378,7 +379,7 @@ def test_a_template_for_all_rows(preset: str, tmp_path: Path) -> None:
 def with_schema(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A run of 24 rows, three samples each of eight questions."""
     folder = tmp_path_factory.mktemp("schema")
-    write_shards(folder / "in", QUESTIONS[:8], 2)
+    write_shards(folder / "in", QUESTIONS[:8], 2, answer=["7"] * 8)
     decoding = FAST.model_copy(update={"temperature": 1.2, "seed": 3})
     form = file_of(folder, SCHEMA, "person.json")
     config = config_of(folder, decoding, json_schema=form, num_samples=3)
@@ -432,8 +433,6 @@ def test_a_run_with_a_schema_is_that_of_the_engine(with_schema: RunConfig) -> No
 def test_other_commands_work_on_such_a_run(
     words: str, with_schema: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shlex
-
     places = {"out": with_schema.output, "new": tmp_path / "new", "card": tmp_path / "card"}
     code = cli.run(shlex.split(words.format(**places)))
     assert code == 0, capsys.readouterr().err

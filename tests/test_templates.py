@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import random
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -276,6 +278,18 @@ def test_any_order_of_commits_reaches_an_alternative(seed: int) -> None:
                 ids[n] = rng.choice(own[classes[n]])
         reached.add(choices.text(ids))
     assert reached == set(alternatives)
+
+
+def test_the_readmes_example_runs() -> None:
+    page = (Path(__file__).parents[1] / "lrd" / "README.md").read_text()
+    (code,) = re.findall(r"## Templates\n\n```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    step, answer = names["texts"]
+    assert step.startswith("Step 1: ")
+    assert "\n#### " in step
+    assert list(json.loads(answer)) == ["apples"]
+    assert json.loads(answer)["apples"] >= 0
 
 
 def test_a_scaffold_travels(tiny: Any) -> None:
