@@ -17,6 +17,7 @@ from helpers.runs import MadeRun
 
 from jobs import plan, verify
 from lrd import DecodingConfig
+from lrd.config import YOUNGER
 from pipeline.config import RunConfig
 from pipeline.input import prompt_shards
 from pipeline.input.input_files import find
@@ -106,18 +107,19 @@ def test_a_flat_folder_keeps_its_fingerprint(tmp_path: Path) -> None:
 
 
 def test_a_setting_enters_the_fingerprint_where_it_is_not_the_default(tmp_path: Path) -> None:
-    """`monitor` was added after runs were recorded without it: they go on."""
+    """Settings of `YOUNGER` were added after runs were recorded without them: they go on."""
     put(tmp_path / "in", "a.parquet")
     for decoding, recorded in (
         (DecodingConfig(), {}),
         (DecodingConfig(refinement="first"), {}),
         (DecodingConfig(monitor="change"), {"monitor": "change"}),
+        (DecodingConfig(max_gen_length=256), {"max_gen_length": 256}),
     ):
         config = RunConfig(input=str(tmp_path / "in"), output=str(tmp_path / "out"))
         config = config.model_copy(update={"decoding": decoding})
         found = fingerprint_of(config, check(config).files, "float32")["decoding"]
-        assert {name: found[name] for name in ("monitor",) if name in found} == recorded
-        assert found == {**decoding.model_dump(exclude={"monitor"}), **recorded}
+        assert {name: found[name] for name in YOUNGER if name in found} == recorded
+        assert found == {**decoding.model_dump(exclude=set(YOUNGER)), **recorded}
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:

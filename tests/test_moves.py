@@ -27,6 +27,7 @@ from pipeline.input.reader import Reader
 from pipeline.inspection.verify import Verification
 from pipeline.preflight import check
 from pipeline.replicas.deaths import Death, RunStoppedError, Suspects
+from pipeline.report.report import make_report
 from pipeline.rows import Bucket, Prompt
 from pipeline.run import generate as run_generate
 from pipeline.storage.storage import Storage
@@ -99,6 +100,12 @@ def test_rows_are_those_of_the_library(name: str, source: Path, tmp_path: Path) 
 
 def findings(source: Path, output: Path) -> list[str]:
     return list(map(str, Verification(Storage(str(output)), Storage(str(source))).findings()))
+
+
+def test_the_report_says_how_long_canvases_get(source: Path, whole: pa.Table) -> None:
+    report = make_report(Storage(str(source.parent / "whole")))
+    assert "of a canvas of 12 to 48: mean" in report.html
+    assert report.counts.num_rows == whole.num_rows
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -29,6 +29,7 @@ from pipeline.inspection.verify import Verification
 from pipeline.output.run_folder import read_manifest
 from pipeline.preflight import check, fingerprint_of
 from pipeline.replicas.deaths import RunStoppedError
+from pipeline.report.report import make_report
 from pipeline.rows import Prompt, RowSettings, split_id
 from pipeline.run import generate as run_generate
 from pipeline.storage.storage import Storage
@@ -442,6 +443,28 @@ def test_the_run_verifies_and_keeps_the_columns(source: Path, whole: pa.Table) -
     assert whole["gen_length"].to_pylist() == LENGTHS
     manifest = read_manifest(Storage(str(source / "whole")))
     assert manifest.fingerprint["row_settings"] == ALL.split(",")
+
+
+def test_chats_that_are_selected_have_the_rows_system_prompts(
+    source: Path, whole: pa.Table, tmp_path: Path
+) -> None:
+    out = str(source / "whole")
+    assert cli.run(["select", out, "--to", str(tmp_path / "new"), "--as", "messages"]) == 0
+    chats = pq.read_table(tmp_path / "new" / "data")["messages"].to_pylist()
+    systems = [next((t["content"] for t in chat if t["role"] == "system"), None) for chat in chats]
+    assert systems == SYSTEM
+    assert len(chats) == whole.num_rows
+
+
+def test_report_and_card_say_that_rows_have_their_own(source: Path, whole: pa.Table) -> None:
+    out = Storage(str(source / "whole"))
+    report = make_report(out)
+    assert "of a canvas of the row&#x27;s own length" in report.html.replace("&#39;", "&#x27;")
+    assert report.counts.num_rows == whole.num_rows
+    card = cli.run(["publish", str(source / "whole"), "--to", str(source / "published")])
+    assert card == 0
+    text = (source / "published" / "README.md").read_text()
+    assert "row_settings" in text
 
 
 @pytest.mark.usefixtures("ray_session")
