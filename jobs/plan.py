@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from jobs import output
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.config import RunConfig
     from pipeline.inspection.plan import Duration, Forecast
     from pipeline.inspection.status import Inspector
-    from pipeline.rows import InputFile
+    from pipeline.rows import Bucket, InputFile
 
 DEVICES_GB = (16, 24, 40, 80, 141)
 SHARDS_LISTED = 10
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @output.command("lrd plan")
 def run(args: argparse.Namespace) -> int:
     """Print the plan; the exit code: 2 where `lrd generate` would refuse."""
-    from lrd.memory import memory_need
+    from lrd.memory import drawing, memory_need
     from pipeline.inspection.plan import (
         check_output,
         duration_of,
@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         rows_left,
     )
     from pipeline.preflight import check
+    from pipeline.rows import Bucket
 
     if args.sample is not None and args.sample < 1:
         raise ValueError(f"--sample is {args.sample}; at least 1 is needed")
@@ -56,10 +57,15 @@ def run(args: argparse.Namespace) -> int:
     checked = check(config)
     dtype = expected_dtype(config, checked.output)
     found = forecast(checked, config, args.sample, _tell_shards(len(checked.files)))
-    longest = max(found.buckets, default=1)
-    need = memory_need(checked.face, dtype, config.decoding, longest)
+    longest = found.largest or Bucket(1, config.decoding.gen_length)
+    if config.decoding.grows:
+        longest = longest._replace(canvas=config.decoding.canvases[-1])
+    decoding = config.decoding.at(longest.canvas)
+    if "temperature" in config.row_settings:
+        decoding = drawing(decoding)
+    need = memory_need(checked.face, dtype, decoding, longest.prompt)
     print("\n".join([*_input(checked.files, found), *_notes(checked.notes)]))
-    print("\n".join(_lengths(found, config.decoding.gen_length)))
+    print("\n".join([*_lengths(found), *_growth(config.decoding.canvases)]))
     print("\n".join(_memory(need, dtype, longest, config)))
     inspector = check_output(checked, config, dtype)
     print("\n".join(_output(config, inspector)))
@@ -107,7 +113,7 @@ def _notes(notes: list[str]) -> list[str]:
     return [f"note      {line}" for line in notes]
 
 
-def _lengths(found: Forecast, gen_length: int) -> list[str]:
+def _lengths(found: Forecast) -> list[str]:
     """Histogram, buckets, padding."""
     if not found.lengths:
         return ["tokens    no prompt can be decoded"]
@@ -115,16 +121,29 @@ def _lengths(found: Forecast, gen_length: int) -> list[str]:
     lines = [f"tokens    {total / found.lengths.total():.1f} per prompt, with its template"]
     lines += _bars(found.lengths)
     lines.append("bucket         rows   padding of its prompts   of prompts and canvases")
-    for length, bucket in sorted(found.buckets.items()):
+    vary = len({bucket.canvas for bucket in found.buckets}) > 1
+    for bucket, of_it in sorted(found.buckets.items()):
+        name = str(bucket) if vary else str(bucket.prompt)
         lines.append(
-            f"  {length:5d}  {bucket.rows:9d} {found.padding(bucket=length):23.1%} "
-            f"{found.padding(gen_length, length):25.1%}"
+            f"  {name:>5}  {of_it.rows:9d} {found.padding(bucket):23.1%} "
+            f"{found.padding(bucket, canvases=True):25.1%}"
         )
     lines.append(
         f"  all    {found.lengths.total():9d} {found.padding():23.1%} "
-        f"{found.padding(gen_length):25.1%}"
+        f"{found.padding(canvases=True):25.1%}"
     )
     return lines
+
+
+def _growth(canvases: Sequence[int]) -> list[str]:
+    """Where rows may move to longer canvases."""
+    first, *longer = canvases
+    if not longer:
+        return []
+    return [
+        f"canvas    rows begin in {first} positions and move to "
+        f"{' and '.join(map(str, longer))} where they need them"
+    ]
 
 
 def _bars(lengths: Counter[int]) -> list[str]:
@@ -141,7 +160,7 @@ def _bars(lengths: Counter[int]) -> list[str]:
     ]
 
 
-def _memory(need: MemoryNeed | None, dtype: str, longest: int, config: RunConfig) -> list[str]:
+def _memory(need: MemoryNeed | None, dtype: str, longest: Bucket, config: RunConfig) -> list[str]:
     from lrd.memory import MOST_SLOTS
 
     if need is None:
@@ -149,8 +168,8 @@ def _memory(need: MemoryNeed | None, dtype: str, longest: int, config: RunConfig
             "memory    unknown: the model is another package's, and its shape is not known here"
         ]
     lines = [
-        f"memory    {_gb(need.weights)} of weights in {dtype}; slots of {longest} + "
-        f"{config.decoding.gen_length} tokens: 1 takes {_gb(need.beside_weights(1))}, "
+        f"memory    {_gb(need.weights)} of weights in {dtype}; slots of {longest.prompt} "
+        f"+ {longest.canvas} tokens: 1 takes {_gb(need.beside_weights(1))}, "
         f"{config.slots} take {_gb(need.beside_weights(config.slots))}; estimated, not measured"
     ]
     lines += _cache(need, longest, config)
@@ -163,14 +182,14 @@ def _memory(need: MemoryNeed | None, dtype: str, longest: int, config: RunConfig
     return lines
 
 
-def _cache(need: MemoryNeed, longest: int, config: RunConfig) -> list[str]:
+def _cache(need: MemoryNeed, longest: Bucket, config: RunConfig) -> list[str]:
     """The part of the memory that a block cache takes; nothing without one."""
     from lrd.memory import memory_of
 
     if not config.decoding.caches:
         return []
     one, every = (
-        memory_of(need.model, need.decoding, longest, num_slots).cache
+        memory_of(need.model, need.decoding, longest.prompt, num_slots).cache
         for num_slots in (1, config.slots)
     )
     return [

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 JOB = "lrd reproduce"
 SEED = 7
 """Of the embedded model's test problems, as in its card."""
-OWN_FLAGS = {"decoding", "input", "output", "model", "prompt_column", "num_samples", "columns"}
+OWN_FLAGS = {
+    *("decoding", "input", "output", "model", "prompt_column"),
+    *("num_samples", "columns", "row_settings"),
+}
 GEN_LENGTHS = (64, 128)
 """Of the embedded model, whose answers are short."""
 

@@ -18,7 +18,7 @@ from pipeline.config import RunConfig
 
 JOB = "lrd retry-failed"
 FIXED = {
-    *("output", "decoding", "dtype", "compile", "stop"),
+    *("output", "decoding", "dtype", "compile", "stop", "row_settings"),
     *("prompt_column", "prompt_format", "system_prompt", "truncation", "allow_special_tokens"),
     *("num_samples", "columns"),
 }

@@ -35,7 +35,7 @@ SAID = {
 """Settings of a run that `best.toml` repeats where they were given."""
 GRID: dict[str, tuple[float, ...]] = {"r_f": (0.15, 0.3), "tau_decode": (0.1, 0.01, 0.001)}
 """What is swept where no values are given."""
-OWN_FLAGS = {"decoding", "num_samples", "columns"}
+OWN_FLAGS = {"decoding", "num_samples", "columns", "row_settings"}
 """Settings of a run that are not the user's: every problem is decoded once, with all columns."""
 NEAR = 1.5
 """The second plot: settings of at most so many times the forwards of the front's last."""

@@ -125,6 +125,12 @@ def memory_of(
     )
 
 
+def drawing(config: DecodingConfig) -> DecodingConfig:
+    """Settings with which memory is measured where rows have temperatures of their own: tokens are
+    drawn, which takes more of it."""
+    return config.model_copy(update={"temperature": config.temperature or 1.0})
+
+
 def _belief_bytes(config: DecodingConfig, by_kernels: bool) -> int:
     """Bytes of one element of a chunk's beliefs: eight float32 tensors in a nucleus's search, or
     those of a draw in float64, with a sort of what may be drawn. Kernels search and draw without

@@ -10,6 +10,10 @@ from lrd.config import PromptFormat, Truncation
 from lrd.models.protocol import DiffusionModel
 from lrd.special_text import ChatReader, as_text, special_ids
 
+NO_SYSTEM_TURN = (
+    "a raw prompt has no system turn; drop the system prompt, write it into the prompt, or use "
+    "prompt format chat with a chat model"
+)
 MAX_REASON = 300
 """Characters of a template's error about a chat, which may repeat the whole chat."""
 
@@ -46,13 +50,13 @@ def encode_prompts(
     model: DiffusionModel,
     prompts: Sequence[str | Messages],
     prompt_format: PromptFormat = "auto",
-    system_prompt: str | None = None,
+    system_prompt: str | Sequence[str | None] | None = None,
     allow_special_tokens: bool = False,
 ) -> list[list[int] | ValueError]:
     """Token ids of many prompts at once, as `encode_prompt` has them.
 
-    A prompt that cannot be encoded has its ValueError in the list. Raises ValueError for what is
-    wrong with all of them.
+    system_prompt: one for all, or a list with one for each prompt. A prompt that cannot be encoded
+    has its ValueError in the list. Raises ValueError for what is wrong with all of them.
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
@@ -66,16 +70,15 @@ def encode_prompts(
             "chat_template.jinja beside its tokenizer files"
         )
     is_chat = has_template and prompt_format != "raw"
-    if system_prompt is not None and not is_chat:
-        raise ValueError(
-            "a raw prompt has no system turn; drop the system prompt, write it into the prompt, "
-            "or use prompt format chat with a chat model"
-        )
+    if isinstance(system_prompt, str) and not is_chat:
+        raise ValueError(NO_SYSTEM_TURN)
+    if system_prompt is None or isinstance(system_prompt, str):
+        system_prompt = [system_prompt] * len(prompts)
     special = frozenset[int]() if allow_special_tokens else special_ids(model)
     if is_chat:
         found = _chat_ids(tokenizer, prompts, system_prompt, special)
     else:
-        found = _raw_ids(tokenizer, prompts, special)
+        found = _raw_ids(tokenizer, prompts, system_prompt, special)
     return [_within_table(model, ids) for ids in found]
 
 
@@ -102,11 +105,12 @@ def fit_prompt(ids: Sequence[int], max_tokens: int, truncation: Truncation) -> l
 def _chat_ids(
     tokenizer: Any,
     prompts: Sequence[str | Messages],
-    system_prompt: str | None,
+    system_prompts: Sequence[str | None],
     special: frozenset[int],
 ) -> list[list[int] | ValueError]:
     """The rendered chat writes its own bos and headers, so the tokenizer must add none."""
-    rendered = [_rendered(tokenizer, prompt, system_prompt) for prompt in prompts]
+    pairs = zip(prompts, system_prompts, strict=True)
+    rendered = [_rendered(tokenizer, prompt, system_prompt) for prompt, system_prompt in pairs]
     good = [one for one in rendered if not isinstance(one, ValueError)]
     encoded = iter(_ids(tokenizer, [text for _, text in good]))
     reader = ChatReader(tokenizer, special) if special else None
@@ -153,7 +157,10 @@ def _refused(error: Exception, *, is_text: bool) -> ValueError:
 
 
 def _raw_ids(
-    tokenizer: Any, prompts: Sequence[str | Messages], special: frozenset[int]
+    tokenizer: Any,
+    prompts: Sequence[str | Messages],
+    system_prompts: Sequence[str | None],
+    special: frozenset[int],
 ) -> list[list[int] | ValueError]:
     bos: list[int] = []
     if getattr(tokenizer, "add_bos_token", False):
@@ -165,7 +172,8 @@ def _raw_ids(
         bos = [int(tokenizer.bos_token_id)]
     encoded = iter(_ids(tokenizer, [text for text in prompts if isinstance(text, str)]))
     found: list[list[int] | ValueError] = []
-    for prompt in prompts:
+    for prompt, system_prompt in zip(prompts, system_prompts, strict=True):
+        ids: list[int] | ValueError
         try:
             if not isinstance(prompt, str):
                 raise ValueError(
@@ -173,6 +181,8 @@ def _raw_ids(
                     "format chat with a chat model"
                 )
             ids = next(encoded)
+            if system_prompt is not None:
+                raise ValueError(NO_SYSTEM_TURN)
             if isinstance(ids, list):
                 is_text = special.isdisjoint(ids)
                 ids = [*bos, *(ids if is_text else as_text(tokenizer, prompt, special))]

@@ -4,7 +4,7 @@ are `lrd.DecodingConfig`.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -18,6 +18,9 @@ MAX_SAMPLES = 10_000
 
 Columns = Literal["minimal", "standard", "full"]
 """Which result columns are written; `pipeline.rows.Result` names the level of each."""
+
+RowSetting = Literal["gen_length", "temperature", "seed", "system_prompt"]
+"""Settings that rows may bring along, each in an input column of its name."""
 
 
 class RunConfig(BaseModel):
@@ -41,6 +44,11 @@ class RunConfig(BaseModel):
     )
     allow_special_tokens: bool = Field(
         False, description="<|im_end|> and the like in prompts are special tokens, not text"
+    )
+    row_settings: tuple[RowSetting, ...] = Field(
+        (),
+        description="settings that input columns of these names give row by row, separated by "
+        "commas; null: the run's",
     )
     stop: tuple[str, ...] = Field(
         (), description="output_text ends before this text; may be given several times"
@@ -147,6 +155,19 @@ class RunConfig(BaseModel):
             raise ValueError("is empty; name a folder, a file or a URI")
         return value
 
+    @field_validator("row_settings", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        given = [value] if isinstance(value, str) else value
+        if not all(isinstance(one, str) for one in given):
+            return value
+        return [name.strip() for one in given for name in one.split(",")]
+
+    @field_validator("row_settings")
+    @classmethod
+    def _put_in_order(cls, value: tuple[RowSetting, ...]) -> tuple[RowSetting, ...]:
+        return tuple(name for name in get_args(RowSetting) if name in value)
+
     @field_validator("stop")
     @classmethod
     def _check_stops(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -156,10 +177,27 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_samples(self) -> Self:
-        if self.num_samples > 1 and self.decoding.temperature == 0:
+        drawn = self.decoding.temperature > 0 or "temperature" in self.row_settings
+        if self.num_samples > 1 and not drawn:
             raise ValueError(
                 f"num_samples {self.num_samples} at temperature 0 would give every prompt the same "
                 "answer so many times; set temperature above 0, or drop num_samples"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_row_settings(self) -> Self:
+        if "gen_length" not in self.row_settings:
+            return self
+        if self.decoding.steps is not None:
+            raise ValueError(
+                "steps are shared out over gen_length, which row_settings gives row by row; drop "
+                "steps for another commit rule, or gen_length from row_settings"
+            )
+        if self.decoding.grows:
+            raise ValueError(
+                "gen_length auto (or max_gen_length) finds a canvas for each row, and row_settings "
+                "gives each row its gen_length; keep one of them"
             )
         return self
 

@@ -12,7 +12,7 @@ from lrd import load_model
 from lrd.engine import refuse_without_cache
 from lrd.models.checkpoint import fingerprint
 from pipeline.config import RunConfig
-from pipeline.input import input_files, prompt_shards
+from pipeline.input import input_files, prompt_shards, row_settings
 from pipeline.input.prompt_shards import PromptShards
 from pipeline.output.other_readers import cannot_open
 from pipeline.rows import InputFile, Layout
@@ -76,6 +76,7 @@ def check(config: RunConfig) -> Checked:
     output.check_writable()
     output.kind()  # Raises where the store does not answer.
     inputs = prompt_shards.inspect(found, config.prompt_column)
+    row_settings.check_columns(inputs, config.row_settings)
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype
     face = load_model(local_model(config.model), "meta", dtype, config.revision)
     if face.tokenizer is None:
@@ -87,10 +88,12 @@ def check(config: RunConfig) -> Checked:
         raise ValueError(f"{config.model}: has no chat template; use --prompt-format raw")
     if inputs.holds_chats:
         _check_renders_chats(config, face.tokenizer)
-    if config.decoding.gen_length >= face.max_length:
+    *_, longest = config.decoding.canvases
+    if longest >= face.max_length:
+        name = "max_gen_length" if config.decoding.grows else "gen_length"
         raise ValueError(
-            f"gen_length {config.decoding.gen_length} leaves no room for a prompt in the "
-            f"model's {face.max_length} positions"
+            f"{name} {longest} leaves no room for a prompt in the model's {face.max_length} "
+            f"positions; set --{name.replace('_', '-')} below"
         )
     return Checked(inputs, output, face, config.num_samples)
 
@@ -125,6 +128,8 @@ def fingerprint_of(
     }
     if config.stop:  # Likewise.
         found["stop"] = list(config.stop)
+    if config.row_settings:  # Likewise.
+        found["row_settings"] = list(config.row_settings)
     return found
 
 

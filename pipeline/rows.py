@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from enum import Enum
 from functools import cache
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import pyarrow as pa
 
@@ -21,6 +21,7 @@ from pipeline.config import Columns
 
 if TYPE_CHECKING:
     from lrd import Sample
+    from lrd.sample import Spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,31 @@ class InputFile:
     sha256: str
 
 
+class Bucket(NamedTuple):
+    """What a slot has room for; prompts of one bucket share forward passes."""
+
+    prompt: int
+    """Prompt tokens."""
+    canvas: int
+    """Canvas positions."""
+
+    def __str__(self) -> str:
+        return f"{self.prompt}+{self.canvas}"
+
+
+class RowSettings(NamedTuple):
+    """Decoding settings of one row; None: the run's."""
+
+    gen_length: int | None = None
+    """Where rows have their own, never None."""
+    temperature: float | None = None
+    seed: int | None = None
+
+
+OF_THE_RUN = RowSettings()
+"""Of a row that brings none along."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One sample of an input row, tokenised: from the driver to a replica."""
@@ -42,8 +68,7 @@ class Prompt:
     """Row number in its prompt shard."""
     token_ids: list[int]
     """One list for all samples of the row."""
-    bucket: int
-    """Prompt tokens that its slot has room for."""
+    bucket: Bucket
     sample: int | None = None
     """Which of the row's samples, from 0; None where a row has one."""
     begun: int = 0
@@ -54,6 +79,14 @@ class Prompt:
     deaths_alone: int = 0
     """Deaths of replicas that held no other row (but samples of the same prompt), and that no lost
     node explains."""
+    settings: RowSettings = OF_THE_RUN
+    spent: Spent | None = None
+    """What it took in canvases that were too short for it."""
+
+    @property
+    def canvas_length(self) -> int:
+        """Canvas positions of its own, which its slot may have more of."""
+        return self.settings.gen_length or self.bucket.canvas
 
     @property
     def row_id(self) -> str:
@@ -101,10 +134,13 @@ class Result:
         level="minimal",
     )
     output_token_ids: list[int] | None = column(
-        INTS, "the whole canvas, `gen_length` ids", level="full"
+        INTS, "the whole canvas, `canvas_length` ids", level="full"
     )
     num_output_tokens: int | None = column(
         pa.int32(), "tokens before the first EOS: the paper's effective tokens", level="minimal"
+    )
+    canvas_length: int | None = column(
+        pa.int32(), "positions of the row's canvas", level="standard"
     )
     num_prompt_tokens: int | None = column(
         pa.int32(), "tokens of the prompt with its template, as decoded", level="standard"
@@ -218,6 +254,7 @@ class Result:
             sample=prompt.sample or 0,
             error=sample.error,
             num_prompt_tokens=len(prompt.token_ids),
+            canvas_length=sample.canvas_length,
             num_forwards=sample.num_forwards,
             refine_steps=sample.refine_steps,
             decode_steps=sample.decode_steps,
@@ -227,7 +264,7 @@ class Result:
             stop_reason=sample.stop_reason,
             open_at_stop=sample.open_at_stop,
             refine_converged=sample.refine_converged,
-            bucket=prompt.bucket,
+            bucket=prompt.bucket.prompt,
             seconds=sample.seconds,
             replica=replica,
             attempts=prompt.begun + 1,
@@ -387,6 +424,8 @@ class Report:
     phase: Phase = Phase.DECODING
     """What the replica's passes are doing now."""
     columns: Columns = "full"
+    moved: list[tuple[Key, Spent]] = field(default_factory=list)
+    """Rows that need a longer canvas, with all that they took so far."""
 
     @classmethod
     def of(cls, results: Sequence[Result], columns: Columns = "full", **values: Any) -> Report:

@@ -139,6 +139,7 @@ def _replica_settings(config: RunConfig, placement: Placement) -> ReplicaSetting
         decoding=config.decoding,
         columns=config.columns,
         stops=config.stop,
+        row_temperatures="temperature" in config.row_settings,
         slots=config.slots,
         threads=max(1, int(placement.resources["num_cpus"])),
         compile=config.compile,

@@ -180,6 +180,17 @@ def compare(ours: Path, theirs: Path) -> tuple[int, int, bool]:
     return lost, len(ids) - len(set(ids)), same
 
 
+def own_settings(num_rows: int) -> dict[str, list[Any]]:
+    """Columns of settings, some of them null."""
+    values = {
+        "gen_length": [None, 16, 32, 48, 64],
+        "temperature": [None, 0.7, 3.0],
+        "seed": [None, 1, 2, 3],
+    }
+    rng = random.Random(num_rows)
+    return {name: [rng.choice(some) for _ in range(num_rows)] for name, some in values.items()}
+
+
 def main() -> None:
     """Print what happened; the last line is one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
@@ -188,6 +199,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--num-samples", type=int, default=1, help="of each row, drawn")
+    parser.add_argument("--row-settings", action="store_true", help="rows have their own settings")
     parser.add_argument("--limit", type=float, default=2400, help="seconds")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -195,12 +207,14 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos") as name:
         folder = Path(name)
-        write_shards(folder / "in", distinct_questions(args.rows, seed=11), args.shards)
+        own = own_settings(args.rows) if args.row_settings else {}
+        write_shards(folder / "in", distinct_questions(args.rows, seed=11), args.shards, **own)
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         try:
             nodes = [cluster.add_node(num_cpus=1) for _ in range(NODES)]
             flags = ["--num-samples", str(args.num_samples)]
             flags += ["--temperature", "2"] if args.num_samples > 1 else []
+            flags += ["--row-settings", ",".join(own)] if own else []
             calm = Run(folder / "in", folder / "calm", cluster.address, folder / "calm.log", *flags)
             calm.finish([])
             print(f"undisturbed run: {time.monotonic() - began:.0f} s", file=sys.stderr)

@@ -14,7 +14,7 @@ import lrd
 from lrd import DecodingConfig
 from pipeline.replicas import replica
 from pipeline.replicas.replica import Replica, ReplicaSettings
-from pipeline.rows import Prompt
+from pipeline.rows import Bucket, Prompt
 
 SLOTS, ROWS = 16, 256
 BUCKETS = (8, 12, 16)
@@ -40,7 +40,7 @@ def prompts(seed: int = 5) -> list[Prompt]:
     for index in range(ROWS):
         bucket = rng.choice(BUCKETS)
         ids = [rng.randrange(40) for _ in range(bucket - rng.randrange(4))]
-        found.append(Prompt(0, index, ids, bucket=bucket))
+        found.append(Prompt(0, index, ids, bucket=Bucket(bucket, UNEVEN.gen_length)))
     return found
 
 
@@ -71,7 +71,7 @@ def test_canvases_of_engines_that_were_dropped_count(monkeypatch: pytest.MonkeyP
     engines: list[lrd.Engine] = []
     new_engine = FixedShapes.new_engine
 
-    def noted(self: FixedShapes, bucket: int, num_slots: int) -> lrd.Engine:
+    def noted(self: FixedShapes, bucket: Bucket, num_slots: int) -> lrd.Engine:
         engines.append(new_engine(self, bucket, num_slots))
         return engines[-1]
 

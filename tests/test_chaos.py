@@ -42,9 +42,9 @@ def judge(found: dict[str, object], num_kills: int) -> None:
 
 @pytest.mark.timeout(400)
 def test_a_few_kills_change_no_bit() -> None:
-    """Among four samples a prompt."""
+    """Among four samples a prompt, with settings of the prompt's own."""
     words = ("--kills", "5", "--rows", "75", "--shards", "6", "--num-samples", "4", "--seed", "3")
-    found = chaos(*words)
+    found = chaos(*words, "--row-settings")
     judge(found, 3)
     assert found["rows"] == 300
 

@@ -437,7 +437,7 @@ def test_rows_that_contradict_their_stops(
     )
     table = pa.Table.from_batches([rows])
     table = with_column(with_column(table, "output_text", output_text), "stop_text", stop_text)
-    found = [what for what, _ in contradictions(table, 3, ["b", "c"])]
+    found = [what for what, _ in contradictions(table, [3], ["b", "c"])]
     assert found == ([] if finding is None else [finding])
 
 

@@ -7,11 +7,11 @@ import random
 import pytest
 
 from pipeline.replicas.deaths import Death, Suspects, Verdict
-from pipeline.rows import Prompt
+from pipeline.rows import Bucket, Prompt
 
 
 def prompts(count: int, bucket: int = 16) -> list[Prompt]:
-    return [Prompt(0, n, [1], bucket) for n in range(count)]
+    return [Prompt(0, n, [1], Bucket(bucket, 32)) for n in range(count)]
 
 
 def death(begun: list[Prompt], node: str = "node", decide_at: float = 0.0) -> Death:
@@ -99,5 +99,5 @@ def test_groups_hold_one_bucket() -> None:
     die(suspects, [*prompts(3, bucket=16), *prompts(1, bucket=48)])
     buckets = []
     while group := suspects.take():
-        buckets.append({prompt.bucket for prompt in group})
+        buckets.append({prompt.bucket.prompt for prompt in group})
     assert buckets == [{16}, {16}, {48}]

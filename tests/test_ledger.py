@@ -24,7 +24,7 @@ from pipeline.output.lease import Lease, LeaseLostError
 from pipeline.output.ledger import Ledger, Plan
 from pipeline.output.open_shard import OpenShard
 from pipeline.output.run_folder import DRIVER, EVENTS, SEGMENTS, commit_name, shard_name
-from pipeline.rows import RESULT_SCHEMA, Prompt, Result, results_batch, row_id
+from pipeline.rows import RESULT_SCHEMA, Bucket, Prompt, Result, results_batch, row_id
 from pipeline.storage.storage import Storage
 
 
@@ -400,7 +400,7 @@ def test_lengths_of_nothing_and_of_very_many() -> None:
 
 
 def prompt(shard: int, index: int, bucket: int) -> Prompt:
-    return Prompt(shard, index, [1] * bucket, bucket)
+    return Prompt(shard, index, [1] * bucket, Bucket(bucket, 32))
 
 
 def test_batches_hold_one_bucket_and_every_prompt_once() -> None:
@@ -423,11 +423,13 @@ def test_long_buckets_first_then_the_replicas_own_then_the_oldest_row() -> None:
     buckets = Buckets(batch_size=2)
     buckets.add([prompt(0, 0, 16), prompt(0, 1, 16), prompt(0, 2, 48), prompt(0, 3, 48)])
     buckets.add([prompt(1, 0, 16), prompt(1, 1, 16), prompt(1, 2, 32)])
-    assert [p.bucket for p in buckets.take(None, partial=False)] == [48, 48]
-    assert [p.bucket for p in buckets.take(16, partial=False)] == [16, 16]
+    assert [p.bucket.prompt for p in buckets.take(None, partial=False)] == [48, 48]
+    assert [p.bucket.prompt for p in buckets.take(Bucket(16, 32), partial=False)] == [16, 16]
     buckets.add([prompt(0, 9, 64)])
     assert [p.shard for p in buckets.take(None, partial=False)] == [1, 1]
     assert buckets.take(None, partial=False) == []
-    assert [p.bucket for p in buckets.take(None, partial=True)] == [64], "the oldest shard's row"
-    assert [p.bucket for p in buckets.take(None, partial=True)] == [32]
+    assert [p.bucket.prompt for p in buckets.take(None, partial=True)] == [64], (
+        "the oldest shard's row"
+    )
+    assert [p.bucket.prompt for p in buckets.take(None, partial=True)] == [32]
     assert buckets.take(None, partial=True) == []

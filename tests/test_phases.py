@@ -25,7 +25,7 @@ from pipeline.replicas.handle import ReplicaHandle
 from pipeline.replicas.pass_loop import NoRoomError, PassLoop
 from pipeline.replicas.placement import Placement
 from pipeline.replicas.replica import Replica, ReplicaSettings
-from pipeline.rows import Phase, Prompt, Report
+from pipeline.rows import Bucket, Phase, Prompt, Report
 
 HANG, START = 0.4, 6.0
 """Seconds; a report comes every hundredth."""
@@ -33,8 +33,9 @@ SETTINGS = ReplicaSettings(
     model="random", revision=None, device="cpu", dtype="float32", decoding=UNEVEN, slots=5,
     threads=1,
 )  # fmt: skip
-LONG = [Prompt(0, index, ids, bucket=9) for index, ids in enumerate(PROMPTS)]
-SHORT = [Prompt(1, index, ids[:4], bucket=4) for index, ids in enumerate(PROMPTS)]
+NINE, FOUR = (Bucket(length, UNEVEN.gen_length) for length in (9, 4))
+LONG = [Prompt(0, index, ids, bucket=NINE) for index, ids in enumerate(PROMPTS)]
+SHORT = [Prompt(1, index, ids[:4], bucket=FOUR) for index, ids in enumerate(PROMPTS)]
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +91,7 @@ def started(**settings: Any) -> Replica:
 def sleeping(seconds: float, only: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Finding out a bucket's slots takes so long."""
 
-    def fitting(self: Replica, bucket: int) -> int:
+    def fitting(self: Replica, bucket: Bucket) -> int:
         time.sleep(seconds if bucket == only else 0)
         return SETTINGS.slots
 
@@ -190,8 +191,8 @@ class Loop:
         self.engines: list[weakref.ref[lrd.Engine]] = []
         model = model or random_model(**LIVELY)
 
-        def new(bucket: int, num_slots: int) -> lrd.Engine:
-            engine = lrd.Engine(model, UNEVEN, num_slots, bucket)
+        def new(bucket: Bucket, num_slots: int) -> lrd.Engine:
+            engine = lrd.Engine(model, UNEVEN, num_slots, bucket.prompt)
             self.engines.append(weakref.ref(engine))
             return engine
 
@@ -200,7 +201,7 @@ class Loop:
 
     def give(self, bucket: int, count: int = 2) -> None:
         requests = [lrd.Request((self._given, n), [1, 2, 3], n) for n in range(count)]
-        self.loop._arrive(self._given, bucket, requests)
+        self.loop._arrive(self._given, Bucket(bucket, UNEVEN.gen_length), requests)
         self._given += 1
 
     def finish(self) -> None:
@@ -218,10 +219,10 @@ def test_a_limited_bucket_is_probed_again_when_an_engine_has_gone(
     """Memory has room for five slots, and each engine that is there takes three of them."""
     asked: list[tuple[int, int]] = []
 
-    def fitting(bucket: int) -> int:
+    def fitting(bucket: Bucket) -> int:
         gc.collect()
         there = sum(engine() is not None for engine in it.engines)
-        asked.append((bucket, there))
+        asked.append((bucket.prompt, there))
         return 5 - 3 * min(1, there)
 
     it = Loop(monkeypatch, fitting)
@@ -243,8 +244,8 @@ def test_a_limited_bucket_is_probed_again_when_an_engine_has_gone(
     it.give(4)
     assert len(asked) == 3, "found alone, so nothing can be gained"
     assert it.texts == [
-        "memory for 2 of 5 slots in bucket 4",
-        "memory for 5 of 5 slots in bucket 4",
+        f"memory for 2 of 5 slots in bucket {FOUR}",
+        f"memory for 5 of 5 slots in bucket {FOUR}",
     ]
 
 
@@ -255,28 +256,28 @@ def test_slots_that_were_halved_beside_another_engine_are_found_anew(
     it.give(9, 1)
     it.give(4, 4)
     it.finish()
-    assert it.loop._rooms[4].slots == 2
-    assert it.loop._rooms[4].beside
+    assert it.loop._rooms[FOUR].slots == 2
+    assert it.loop._rooms[FOUR].beside
     it.give(9, 1)
     it.finish()
     it.give(4, 1)
-    assert it.loop._rooms[4].slots == 5
+    assert it.loop._rooms[FOUR].slots == 5
     # Alone, what was learnt stays.
     it.finish()
     it.give(4, 5)
     it.finish()
-    assert not it.loop._rooms[4].beside
+    assert not it.loop._rooms[FOUR].beside
     it.give(9, 1)
     it.give(4, 1)
-    assert it.loop._rooms[4].slots == 2
+    assert it.loop._rooms[FOUR].slots == 2
 
 
 def test_a_bucket_without_room_beside_others_waits_for_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fitting(bucket: int) -> int:
+    def fitting(bucket: Bucket) -> int:
         gc.collect()
-        if bucket == 4 and any(engine() is not None for engine in it.engines):
+        if bucket == FOUR and any(engine() is not None for engine in it.engines):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return 5
 
@@ -293,7 +294,7 @@ def test_a_bucket_without_room_beside_others_waits_for_them(
 OUT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore words")
 
 
-def no_slot(bucket: int) -> int:
+def no_slot(bucket: Bucket) -> int:
     raise OUT
 
 
@@ -305,7 +306,7 @@ def in_probe(monkeypatch: pytest.MonkeyPatch) -> Loop:
 
 def in_pass(monkeypatch: pytest.MonkeyPatch) -> Loop:
     model = cramped(OUT)
-    monkeypatch.setattr(type(model), "hidden", lambda self, *rest: no_slot(9))
+    monkeypatch.setattr(type(model), "hidden", lambda self, *rest: no_slot(NINE))
     it = Loop(monkeypatch, lambda bucket: 1, model)
     it.give(9)
     it.finish()
@@ -320,7 +321,10 @@ def test_no_memory_for_one_slot_is_said_in_one_line(
         where(monkeypatch)
     said = str(caught.value)
     assert "\n" not in said
-    assert "no memory for one slot of 9 prompt tokens (CUDA out of memory. Tried" in said
+    assert (
+        "no memory for one slot of 9 prompt tokens and a canvas of 12 (CUDA out of memory. Tried"
+        in said
+    )
     assert "--gen-length" in said
 
 
@@ -335,7 +339,7 @@ def test_no_memory_for_one_slot_ends_the_run_in_one_line(
     import ray
 
     lost = ray.exceptions.RayTaskError(
-        "collect", "traceback", NoRoomError(512, "CUDA out of memory")
+        "collect", "traceback", NoRoomError(Bucket(512, 64), "CUDA out of memory")
     )
     handle = ReplicaHandle("replica-3", deaths=deaths, lacked_room=lacked_room)
     assert room_error(lost) is not None
@@ -351,7 +355,7 @@ def test_no_memory_for_one_slot_ends_the_run_in_one_line(
 def test_rows_are_not_blamed_for_want_of_memory() -> None:
     watched = Watched(started())
     watched.handle.in_flight = {(0, n): prompt for n, prompt in enumerate(LONG)}
-    death = watched.fleet.remove_dead(watched.handle, NoRoomError(9, "CUDA out of memory"))
+    death = watched.fleet.remove_dead(watched.handle, NoRoomError(NINE, "CUDA out of memory"))
     assert (death.begun, len(death.untouched)) == ([], len(LONG))
     assert watched.handle.lacked_room
     again = Report.of([], finished=[(0, 0)], returned=[], events=[], num_passes=1, longest_pass=0.1)

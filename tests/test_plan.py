@@ -33,7 +33,7 @@ from pipeline.observe.eta import ProgressTracker
 from pipeline.output.ledger import Ledger, Plan
 from pipeline.output.open_shard import OpenShard
 from pipeline.preflight import Checked, check, fingerprint_of
-from pipeline.rows import Prompt, results_batch
+from pipeline.rows import Bucket, Prompt, results_batch
 from pipeline.storage.storage import Storage
 
 QUESTIONS: list[Any] = [f"How many apples are there? {'One more. ' * (n % 5)}" for n in range(40)]
@@ -86,13 +86,13 @@ def test_prompts_are_foretold(source: Path) -> None:
     assert sorted(found.lengths.elements()) == sorted(fitted)
     buckets = choose_lengths([min(n, model.max_length - 64) for n in lengths], 6)
     held = [fitting(n, buckets) for n in fitted]
-    assert {length: bucket.rows for length, bucket in found.buckets.items()} == {
-        length: held.count(length) for length in set(held)
+    assert {bucket: rows.rows for bucket, rows in found.buckets.items()} == {
+        (length, 64): held.count(length) for length in set(held)
     }
     columns = sum(h or 0 for h in held)
     assert found.padding() == pytest.approx(1 - sum(fitted) / columns)
     wide = columns + 64 * 37
-    assert found.padding(64) == pytest.approx(1 - (sum(fitted) + 64 * 37) / wide)
+    assert found.padding(canvases=True) == pytest.approx(1 - (sum(fitted) + 64 * 37) / wide)
 
 
 def test_a_sample_stands_for_the_rest(source: Path) -> None:
@@ -189,7 +189,7 @@ def test_the_pace_that_a_driver_told(tmp_path: Path) -> None:
     run = MadeRun(tmp_path).begin()
     run.add(0, [0])
     meter = ProgressTracker(12, 0)
-    meter.shard_read(4, 0, [Prompt(0, n, [1], 8) for n in range(4)])
+    meter.shard_read(4, 0, [Prompt(0, n, [1], Bucket(8, 64)) for n in range(4)])
     meter.rows_done(results_batch([good(0, 0), good(0, 1, seconds=1.5)]))
     told = meter.progress({"replica-0": "busy"}).to_json()
     run.ledger.lease.publish(lambda: {**told, "seconds": 0.5})
@@ -269,7 +269,7 @@ def test_the_first_rows_do_not_make_the_rest_look_short(monkeypatch: pytest.Monk
     now = 100.0
     monkeypatch.setattr("pipeline.observe.eta.time.monotonic", lambda: now)
     meter = ProgressTracker(12, 0)
-    meter.shard_read(12, 0, [Prompt(0, n, [1], 8) for n in range(12)])
+    meter.shard_read(12, 0, [Prompt(0, n, [1], Bucket(8, 64)) for n in range(12)])
     assert meter.progress({}).seconds_left is None
     now += 15.0  # Five of them for the model to load.
     meter.rows_done(results_batch([good(0, n, seconds=10.0) for n in range(2)]))

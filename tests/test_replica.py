@@ -16,14 +16,15 @@ import lrd
 from pipeline import faults
 from pipeline.replicas import replica
 from pipeline.replicas.replica import Replica, ReplicaSettings
-from pipeline.rows import Prompt, Report
+from pipeline.rows import Bucket, Prompt, Report
 from pipeline.storage import uris
 
 SETTINGS = ReplicaSettings(
     model="random", revision=None, device="cpu", dtype="float32", decoding=UNEVEN, slots=5,
     threads=1,
 )  # fmt: skip
-BATCH = [Prompt(0, index, ids, bucket=9) for index, ids in enumerate(PROMPTS)]
+LONG, SHORT = (Bucket(length, UNEVEN.gen_length) for length in (9, 4))
+BATCH = [Prompt(0, index, ids, bucket=LONG) for index, ids in enumerate(PROMPTS)]
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +115,7 @@ def test_on_a_device_there_are_as_many_slots_as_fit(monkeypatch: pytest.MonkeyPa
     assert asked == [(5, 0.5)], "a bucket is probed once"
     assert actor._loop._engines[0][1].num_slots == 2
     notices = events_of(items)
-    assert notices == ["memory for 2 of 5 slots in bucket 9"]
+    assert notices == [f"memory for 2 of 5 slots in bucket 9+{UNEVEN.gen_length}"]
     assert len(rows_of(items)) == 2 * len(BATCH)
 
 
@@ -139,8 +140,8 @@ def test_slots_are_filled_in_the_order_in_which_batches_were_given(
 ) -> None:
     """Whatever their buckets, and in whatever order the calls come: of a replica that dies the
     driver takes the first rows that are not back for those in slots."""
-    short = [Prompt(1, index, ids[:4], bucket=4) for index, ids in enumerate(PROMPTS)]
-    again = [Prompt(2, index, ids, bucket=9) for index, ids in enumerate(PROMPTS)]
+    short = [Prompt(1, index, ids[:4], bucket=SHORT) for index, ids in enumerate(PROMPTS)]
+    again = [Prompt(2, index, ids, bucket=LONG) for index, ids in enumerate(PROMPTS)]
     actor = started(slots=3)
     given: dict[int, Any] = {}
     monkeypatch.setattr(actor._loop, "give", lambda *batch: given.update({batch[0]: batch}))

@@ -16,6 +16,7 @@ from pipeline.config import RunConfig
 from pipeline.replicas.deaths import RunStoppedError
 from pipeline.replicas.fleet import Actors
 from pipeline.replicas.replica import Replica
+from pipeline.rows import Bucket
 from pipeline.run import generate
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -121,7 +122,7 @@ def test_a_run_continued_on_another_machine_is_warned_of(
 
 def test_no_memory_for_one_slot_ends_a_run_at_once(config: RunConfig, tmp_path: Path) -> None:
     class Full(Replica):
-        def _fitting_slots(self, bucket: int) -> int:
+        def _fitting_slots(self, bucket: Bucket) -> int:
             raise RuntimeError("CUDA error: out of memory")
 
     with pytest.raises(

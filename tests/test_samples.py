@@ -40,7 +40,7 @@ from pipeline.output.statistics import summarize
 from pipeline.preflight import MANY_ROWS, check, fingerprint_of
 from pipeline.replicas.deaths import Death, RunStoppedError, Suspects
 from pipeline.report.report import make_report
-from pipeline.rows import Layout, Prompt, prompt_id, results_batch, row_id, split_id
+from pipeline.rows import Bucket, Layout, Prompt, prompt_id, results_batch, row_id, split_id
 from pipeline.run import generate as run_generate
 from pipeline.storage.storage import Storage
 
@@ -95,7 +95,7 @@ def test_a_manifest_with_an_impossible_number_is_refused(
 
 
 def test_a_sample_draws_what_its_id_says_however_many_there_are() -> None:
-    seeds = {row_seed(7, Prompt(0, 5, [1], 8, sample).row_id) for sample in range(1000)}
+    seeds = {row_seed(7, Prompt(0, 5, [1], Bucket(8, 32), sample).row_id) for sample in range(1000)}
     assert len(seeds) == 1000
     assert row_seed(7, row_id(0, 5, 3)) in seeds
     assert row_seed(7, row_id(0, 5)) not in seeds
@@ -408,7 +408,8 @@ def test_a_shard_that_its_samples_make_large_is_worth_a_note(tmp_path: Path) -> 
 
 def hunt(num_prompts: int, num_samples: int, poison: int, slots: int) -> tuple[Counter[int], int]:
     """Rows given up of each prompt, and deaths, where one prompt kills every replica."""
-    waiting = [Prompt(0, n, [1], 8, s) for n in range(num_prompts) for s in range(num_samples)]
+    bucket = Bucket(8, 32)
+    waiting = [Prompt(0, n, [1], bucket, s) for n in range(num_prompts) for s in range(num_samples)]
     suspects, deaths, given_up = Suspects(3), 0, Counter[int]()
     while waiting or len(suspects):
         batch = suspects.take() or [waiting.pop(0) for _ in range(min(slots, len(waiting)))]

@@ -31,7 +31,7 @@ from jobs import select as job
 from pipeline.output.result_shards import parquet_bytes
 from pipeline.rows import prompt_id
 from pipeline.selecting import duplicates, new_dataset
-from pipeline.selecting.conversations import conversation
+from pipeline.selecting.conversations import Exchange, conversation
 from pipeline.selecting.rules import Rules
 from pipeline.selecting.select import select
 from pipeline.selecting.selection import SELECTION, read_selection
@@ -449,7 +449,8 @@ def test_chats_keep_their_turns(
         ok = {"status": pa.array(["ok"] * 2), "output_text": pa.array(["A"] * 2)}
         return {**columns, **ok, "question": chats}
 
-    assert conversation(prompt, "A", system) == (before, turns("assistant", answer)[0])
+    row = Exchange(0, "", prompt, "A", system)
+    assert conversation(row) == (before, turns("assistant", answer)[0])
     out = write_sampled_run(tmp_path / "out", 2, 1, 1, change=change, system_prompt=system)
     assert call(out, tmp_path / "new", "--as", "messages", "--dedupe", "exact") == 0
     found = pq.read_table(tmp_path / "new/data")["messages"].to_pylist()

@@ -21,7 +21,7 @@ from pipeline.inspection import run_state
 from pipeline.inspection.status import Inspector
 from pipeline.observe.eta import ProgressTracker
 from pipeline.output.run_folder import DRIVER, EVENTS, listing
-from pipeline.rows import Prompt, results_batch
+from pipeline.rows import Bucket, Prompt, results_batch
 from pipeline.storage.storage import Storage
 
 
@@ -172,7 +172,7 @@ def test_a_broken_lease_hides_nothing_else(run: MadeRun) -> None:
 def progress() -> dict[str, Any]:
     """Four rows of which two are done, as a driver tells of them in its lease."""
     meter = ProgressTracker(12, 4)
-    meter.shard_read(4, 0, [Prompt(2, n, [1], 8) for n in range(4)])
+    meter.shard_read(4, 0, [Prompt(2, n, [1], Bucket(8, 32)) for n in range(4)])
     meter.rows_done(results_batch([good(2, 0), good(2, 1)]))
     told = meter.progress({"replica-0": "busy", "replica-1": "starting"}).to_json()
     return {**told, "seconds": 4.0, "seconds_left": 5400.0}

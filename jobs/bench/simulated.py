@@ -25,7 +25,7 @@ from lrd import Request, Sample
 from pipeline.replicas.fleet import Actors
 from pipeline.replicas.pass_loop import SlotEngine
 from pipeline.replicas.replica import Replica, ReplicaSettings
-from pipeline.rows import Prompt, Report
+from pipeline.rows import Bucket, Prompt, Report
 
 PASS_SECONDS = 0.02
 """Longest pass, in seconds: the precision of the rows' end times."""
@@ -226,10 +226,10 @@ class SimulatedReplica(Replica):
             for outbox in self._outboxes:
                 outbox.put(item)
 
-    def new_engine(self, bucket: int, num_slots: int) -> SlotEngine:
+    def new_engine(self, bucket: Bucket, num_slots: int) -> SlotEngine:
         return TimedEngine(
             num_slots,
-            self._settings.decoding.gen_length,
+            bucket.canvas,
             self._latencies,
             self._timer,
             self.occupancy,

@@ -1,16 +1,17 @@
 """Sorts prompts into length buckets and gives them out as batches for replicas.
 
-A bucket is named by the number of prompt tokens that its slots hold. Prompts share a forward pass
-only with prompts of about their length, so that little of the pass is padding.
+A bucket is the prompt tokens and the canvas positions that its slots hold. Prompts share a forward
+pass only with prompts of about their length, so that little of the pass is padding.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
-from pipeline.rows import Prompt
+from pipeline.rows import Bucket, Prompt
 
 
 def bucket_of(num_tokens: int, max_tokens: int) -> int:
@@ -72,12 +73,38 @@ def fitting(num_tokens: int, lengths: Sequence[int]) -> int | None:
     return lengths[at] if at < len(lengths) else None
 
 
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """The buckets that a run's rows go to."""
+
+    prompts: list[int]
+    """Prompt tokens of slots, ascending, for the rows that were sampled; longer ones get others."""
+    canvases: list[int]
+    """Canvas positions, likewise."""
+    max_length: int
+    """Positions of the model, less those by which canvases grow."""
+
+    def bucket(
+        self, num_tokens: int, gen_length: int, longer_canvas: Callable[[int], int]
+    ) -> Bucket:
+        """The bucket of a row, which with its own canvas has at most max_length positions.
+
+        longer_canvas: canvas for a gen_length above all that were sampled.
+        """
+        room = self.max_length - gen_length
+        prompt = fitting(num_tokens, self.prompts) or bucket_of(num_tokens, room)
+        canvas = fitting(gen_length, self.canvases) or longer_canvas(gen_length)
+        if num_tokens + canvas > self.max_length:
+            return Bucket(min(prompt, room), gen_length)
+        return Bucket(min(prompt, self.max_length - canvas), canvas)
+
+
 class Buckets:
     """The prompts that wait, by bucket; gives out batches of one bucket each."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
-        self._waiting: dict[int, deque[Prompt]] = {}
+        self._waiting: dict[Bucket, deque[Prompt]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
@@ -91,7 +118,7 @@ class Buckets:
         for prompt in reversed(prompts):
             self._waiting.setdefault(prompt.bucket, deque()).appendleft(prompt)
 
-    def take(self, last_bucket: int | None, *, partial: bool) -> list[Prompt]:
+    def take(self, last_bucket: Bucket | None, *, partial: bool) -> list[Prompt]:
         """The next batch for a replica; empty where no bucket fills one.
 
         A replica stays with its last bucket while that fills a batch. Otherwise it gets the
@@ -103,7 +130,7 @@ class Buckets:
         if last_bucket in full:
             bucket = last_bucket
         elif full:
-            bucket = max(full)
+            bucket = max(full, key=lambda b: (sum(b), b))
         elif partial and self._waiting:
             # Each bucket's first prompt is its oldest, or was given out before.
             firsts = {b: waiting[0] for b, waiting in self._waiting.items()}

@@ -8,28 +8,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from lrd.prompts import encode_prompts, fit_prompt
 from pipeline.config import RunConfig
-from pipeline.input.buckets import bucket_of, choose_lengths, fitting
+from pipeline.input.buckets import Shapes, choose_lengths
 from pipeline.input.prompt_shards import PromptShards
 from pipeline.input.prompt_text import PromptValue, prompts_of
+from pipeline.input.row_settings import OwnSettings, RowSettingsReader
 from pipeline.output.open_shard import OpenShard
 from pipeline.rows import (
     InputFile,
     Layout,
     Prompt,
     Result,
+    RowSettings,
     reported_schema,
     results_batch,
     row_id,
 )
 
-MAX_BUCKETS = 6
-"""Most buckets. Fewer mean more padding; with more, buckets often cannot fill a batch."""
+MAX_LENGTHS = 6
+"""Most prompt lengths of slots, and most canvases. Fewer mean more padding; with more, buckets
+often cannot fill a batch."""
 SAMPLE_ROWS = 500
 """Prompts of a shard that are sampled when the buckets are chosen."""
 ROWS_AT_A_TIME = 1000
@@ -45,6 +48,24 @@ class ReadShard:
     """Prompts without a stored result: every sample of a row, then those of the next."""
     failed: pa.RecordBatch
     """Results of rows that cannot be decoded, as a replica reports them."""
+
+
+class EmptyPromptError(ValueError):
+    """A row has no prompt that could be read."""
+
+
+class Row(NamedTuple):
+    """A row as its columns have it."""
+
+    prompt: PromptValue
+    own: OwnSettings
+
+
+class EncodedRow(NamedTuple):
+    """A row, tokenised."""
+
+    ids: list[int]
+    settings: RowSettings
 
 
 class Reader:
@@ -63,9 +84,13 @@ class Reader:
         restore: adds the results of a shard that are on storage already."""
         self._config, self._inputs, self._files = config, inputs, files
         self._tokenizer_of, self._restore = tokenizer_of, restore
-        self._max_tokens = max_length - config.decoding.gen_length
-        self.lengths = self._choose_lengths()
-        """Buckets that sampled prompts need; longer prompts get their own."""
+        self._max_length = max_length
+        self._growth = config.decoding.canvases[-1] - config.decoding.gen_length
+        """Positions by which a row's canvas may grow."""
+        self._row_settings = RowSettingsReader(config, max_length)
+        self.columns = list(dict.fromkeys([config.prompt_column, *config.row_settings]))
+        """Input columns that are read."""
+        self.shapes = self._choose_shapes()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self._ahead: Future[ReadShard] | None = None
 
@@ -101,15 +126,14 @@ class Reader:
 
     def encode(self, shard: OpenShard) -> ReadShard:
         """Tokenise the prompts of a shard that have no result yet, each once for all samples."""
-        column = shard.prompts[self._config.prompt_column]
         prompts: list[Prompt] = []
         failed: list[Result] = []
-        for first in range(0, len(column), ROWS_AT_A_TIME):
-            some = prompts_of(column[first : first + ROWS_AT_A_TIME])
+        for first in range(0, shard.prompts.num_rows, ROWS_AT_A_TIME):
+            some = self._rows(shard.prompts.slice(first, ROWS_AT_A_TIME))
             missing = [shard.missing(first + n) for n in range(len(some))]
             owed = [n for n, samples in enumerate(missing) if samples]
-            for n, ids in zip(owed, self._encode([some[n] for n in owed]), strict=True):
-                self._sort_in(shard.number, first + n, missing[n], ids, prompts, failed)
+            for n, row in zip(owed, self._encode([some[n] for n in owed]), strict=True):
+                self._sort_in(shard.number, first + n, missing[n], row, prompts, failed)
         schema = reported_schema(self._config.columns)
         return ReadShard(shard, prompts, results_batch(failed, schema))
 
@@ -118,43 +142,65 @@ class Reader:
         number: int,
         index: int,
         samples: Sequence[int | None],
-        ids: list[int] | ValueError,
+        row: EncodedRow | ValueError,
         prompts: list[Prompt],
         failed: list[Result],
     ) -> None:
         num_tokens = None
         try:
-            if isinstance(ids, ValueError):
-                raise ids
-            num_tokens = len(ids)
-            ids = fit_prompt(ids, self._max_tokens, self._config.truncation)
+            if isinstance(row, ValueError):
+                raise row
+            num_tokens = len(row.ids)
+            gen_length = self._row_settings.gen_length(row.settings)
+            room = self._max_length - gen_length - self._growth
+            ids = fit_prompt(row.ids, room, self._config.truncation)
         except ValueError as error:
             names = [row_id(number, index, sample) for sample in samples]
             failed += [Result.failed(n, str(error), num_prompt_tokens=num_tokens) for n in names]
             return
-        bucket = fitting(len(ids), self.lengths) or bucket_of(len(ids), self._max_tokens)
-        prompts += [Prompt(number, index, ids, bucket, sample) for sample in samples]
+        bucket = self.shapes.bucket(len(ids), gen_length, self._row_settings.rounded)
+        prompts += [
+            Prompt(number, index, ids, bucket, sample, settings=row.settings) for sample in samples
+        ]
 
-    def _encode(
-        self, prompts: Sequence[PromptValue | ValueError | None]
-    ) -> list[list[int] | ValueError]:
-        found = [_why_empty(prompt) for prompt in prompts]
-        real = [(n, prompt) for n, prompt in enumerate(prompts) if _has_text(prompt)]
+    def _rows(self, table: pa.Table) -> list[Row | ValueError]:
+        """The table's rows; why, for one that has no text or settings that cannot be."""
+        prompts = prompts_of(table[self._config.prompt_column])
+        pairs = zip(prompts, self._row_settings.read(table), strict=True)
+        return [_row(prompt, own) for prompt, own in pairs]
+
+    def _encode(self, rows: Sequence[Row | ValueError]) -> list[EncodedRow | ValueError]:
+        real = [row for row in rows if not isinstance(row, ValueError)]
+        encoded = iter(self._ids(real))
+        return [row if isinstance(row, ValueError) else next(encoded) for row in rows]
+
+    def _ids(self, rows: Sequence[Row]) -> list[EncodedRow | ValueError]:
         config = self._config
+        system: str | list[str | None] | None = config.system_prompt
+        if "system_prompt" in config.row_settings:
+            system = [
+                config.system_prompt if row.own.system_prompt is None else row.own.system_prompt
+                for row in rows
+            ]
         encoded = encode_prompts(
             self._tokenizer_of,
-            [prompt for _, prompt in real],
+            [row.prompt for row in rows],
             config.prompt_format,
-            config.system_prompt,
+            system,
             config.allow_special_tokens,
         )
-        for (n, _), ids in zip(real, encoded, strict=True):
-            # A template may render nothing.
-            found[n] = ids or ValueError("the prompt has no tokens")
+        found: list[EncodedRow | ValueError] = []
+        for row, ids in zip(rows, encoded, strict=True):
+            if isinstance(ids, list):
+                # A template may render nothing.
+                good = EncodedRow(ids, row.own.settings)
+                found.append(good if ids else ValueError("the prompt has no tokens"))
+            else:
+                found.append(ids)
         return found
 
-    def _choose_lengths(self) -> list[int]:
-        """Bucket lengths from the prompts of the first, the middle and the last shard.
+    def _choose_shapes(self) -> Shapes:
+        """Buckets from rows of the first, the middle and the last shard.
 
         Raises ValueError where there are prompts and not one of them can be tokenised.
         Equal at every start of a run, so that a row's bucket does not depend on where an earlier
@@ -162,39 +208,42 @@ class Reader:
         """
         files = self._files
         lengths: list[int] = []
+        num_blocks: list[int] = []
+        block = self._config.decoding.block_length or 1
         refused: list[ValueError] = []
         for number in sorted({0, len(files) // 2, len(files) - 1}):
-            column = self._config.prompt_column
-            sample = self._inputs.read(files[number].name, [column], SAMPLE_ROWS)
+            sample = self._inputs.read(files[number].name, self.columns, SAMPLE_ROWS)
             # A row without text fails on its own and says nothing about the others.
-            real = [prompt for prompt in prompts_of(sample[column]) if _has_text(prompt)]
-            for ids in self._encode(real):
-                if isinstance(ids, ValueError):
-                    refused.append(ids)
-                else:
-                    lengths.append(min(len(ids), self._max_tokens))
+            real = [row for row in self._rows(sample) if not isinstance(row, EmptyPromptError)]
+            for row in self._encode(real):
+                if isinstance(row, ValueError):
+                    refused.append(row)
+                    continue
+                gen_length = self._row_settings.gen_length(row.settings)
+                room = self._max_length - gen_length - self._growth
+                lengths.append(min(len(row.ids), room))
+                num_blocks.append(gen_length // block)
         if refused and not lengths:
             raise ValueError(
                 f"{self._config.input}: none of the {len(refused)} prompts that were sampled "
                 f"can be decoded: {refused[0]}"
             )
-        return choose_lengths(lengths, MAX_BUCKETS)
+        canvases = [self._config.decoding.gen_length]
+        if "gen_length" in self._config.row_settings:
+            canvases = [block * n for n in choose_lengths(num_blocks, MAX_LENGTHS)]
+        num_positions = self._max_length - self._growth
+        return Shapes(choose_lengths(lengths, MAX_LENGTHS), canvases, num_positions)
 
 
-def _has_text(prompt: PromptValue | ValueError | None) -> TypeGuard[PromptValue]:
-    """Whether a row holds a text that is not blank, or a chat's turns."""
-    return (
-        bool(prompt.strip())
-        if isinstance(prompt, str)
-        else isinstance(prompt, list) and bool(prompt)
-    )
-
-
-def _why_empty(prompt: PromptValue | ValueError | None) -> list[int] | ValueError:
-    """Why a row that has no text cannot be decoded."""
-    if isinstance(prompt, ValueError):
-        return prompt
+def _row(
+    prompt: PromptValue | ValueError | None, own: OwnSettings | ValueError
+) -> Row | ValueError:
     if prompt is None:
-        return ValueError("the prompt is null")
-    is_text = isinstance(prompt, str)
-    return ValueError("the prompt is empty" if is_text else "the chat has no turns")
+        return EmptyPromptError("the prompt is null")
+    if isinstance(prompt, ValueError):
+        return EmptyPromptError(*prompt.args)
+    if isinstance(prompt, str) and not prompt.strip():
+        return EmptyPromptError("the prompt is empty")
+    if not prompt:
+        return EmptyPromptError("the chat has no turns")
+    return own if isinstance(own, ValueError) else Row(prompt, own)

@@ -19,6 +19,7 @@ from pipeline.output.open_shard import OpenShard
 from pipeline.output.run_folder import MANIFEST, read_manifest
 from pipeline.output.statistics import reason_of
 from pipeline.preflight import Checked, fingerprint_of
+from pipeline.rows import Bucket
 from pipeline.storage.storage import Storage
 
 
@@ -29,6 +30,8 @@ class BucketRows:
     rows: int = 0
     num_tokens: int = 0
     """Sum over the prompts, as they will be decoded."""
+    num_positions: int = 0
+    """Sum over their own canvases."""
 
 
 @dataclass(slots=True)
@@ -45,15 +48,22 @@ class Forecast:
     """Prompts by their number of tokens, as they will be decoded."""
     refused: Counter[str] = field(default_factory=Counter)
     """Rows that cannot be decoded, by reason with numbers as N."""
-    buckets: dict[int, BucketRows] = field(default_factory=dict)
+    buckets: dict[Bucket, BucketRows] = field(default_factory=dict)
     shards: list[Counter[int]] = field(default_factory=list)
-    """Prompts seen of each shard, by bucket."""
+    """Prompts seen of each shard, by the prompt tokens of their bucket."""
 
-    def padding(self, num_more: int = 0, bucket: int | None = None) -> float:
-        """Share of padding among the prompt positions of slots, 0 to 1. num_more: further positions
-        of a slot, which hold no padding. bucket: this one alone."""
+    @property
+    def largest(self) -> Bucket | None:
+        """The bucket whose slots have the most positions; None where no prompt can be decoded."""
+        return max(self.buckets, key=sum, default=None)
+
+    def padding(self, bucket: Bucket | None = None, *, canvases: bool = False) -> float:
+        """Share of padding among the prompt positions of slots, 0 to 1. canvases: also among those
+        of their canvases. bucket: this one alone."""
         buckets = self.buckets if bucket is None else {bucket: self.buckets[bucket]}
-        return padding(list(buckets.items()), num_more)
+        held = sum(rows.rows * (b.prompt + canvases * b.canvas) for b, rows in buckets.items())
+        real = sum(r.num_tokens + canvases * r.num_positions for r in buckets.values())
+        return 1 - real / held if held else 0.0
 
 
 def forecast(
@@ -69,7 +79,7 @@ def forecast(
     found = Forecast(sum(file.num_rows for file in run.files), config.num_samples)
     reader = Reader(config, run.inputs, run.files, run.face, run.face.max_length)
     for number, file in enumerate(run.files):
-        prompts = run.inputs.read(file.name, [config.prompt_column], sample)
+        prompts = run.inputs.read(file.name, reader.columns, sample)
         ready = reader.encode(OpenShard(number, prompts))
         found.num_seen += ready.shard.prompts.num_rows
         found.refused.update(map(reason_of, ready.failed["error"].to_pylist()))
@@ -78,17 +88,11 @@ def forecast(
             bucket = found.buckets.setdefault(prompt.bucket, BucketRows())
             bucket.rows += 1
             bucket.num_tokens += len(prompt.token_ids)
-        found.shards.append(Counter(prompt.bucket for prompt in ready.prompts))
+            bucket.num_positions += prompt.canvas_length
+        found.shards.append(Counter(prompt.bucket.prompt for prompt in ready.prompts))
         on_shard(number)
     reader.close()
     return found
-
-
-def padding(buckets: list[tuple[int, BucketRows]], num_more: int = 0) -> float:
-    """Share of padding in these buckets, 0 to 1, as `Forecast.padding`."""
-    held = sum((length + num_more) * bucket.rows for length, bucket in buckets)
-    real = sum(bucket.num_tokens + num_more * bucket.rows for _, bucket in buckets)
-    return 1 - real / held if held else 0.0
 
 
 def check_output(run: Checked, config: RunConfig, dtype: str) -> Inspector | None:
@@ -105,7 +109,7 @@ def check_output(run: Checked, config: RunConfig, dtype: str) -> Inspector | Non
 
 
 def rows_left(found: Forecast, inspector: Inspector | None) -> dict[int, float]:
-    """Result rows still to be decoded, by bucket, for the whole input.
+    """Result rows still to be decoded, by the prompt tokens of their bucket, for the whole input.
 
     A shard that was sampled, or of which some rows are done, counts by its share.
     """
@@ -114,7 +118,7 @@ def rows_left(found: Forecast, inspector: Inspector | None) -> dict[int, float]:
         states = inspector.snapshot().shards
         shares = [1 - s.num_done / s.num_rows if s.num_rows else 0.0 for s in states]
     scale = found.num_samples * found.num_rows / found.num_seen if found.num_seen else 0.0
-    left: dict[int, float] = dict.fromkeys(found.buckets, 0.0)
+    left: dict[int, float] = {bucket.prompt: 0.0 for bucket in found.buckets}
     for share, by_bucket in zip(shares, found.shards, strict=True):
         for bucket, count in by_bucket.items():
             left[bucket] += share * count * scale

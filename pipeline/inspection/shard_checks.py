@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.output.result_shards import repeated
+from pipeline.output.run_records import run_canvases
 from pipeline.rows import Layout
 
 ROWS_NAMED = 3
@@ -44,10 +45,8 @@ class Expected:
         return self.layout.row_id(self.number, row)
 
     @property
-    def gen_length(self) -> int | None:
-        """Canvas positions; None where the fingerprint names none."""
-        length: int | None = self.fingerprint["decoding"].get("gen_length")
-        return length
+    def canvases(self) -> tuple[int, ...] | None:
+        return run_canvases(self.fingerprint)
 
     @property
     def stops(self) -> list[str]:
@@ -159,7 +158,7 @@ class ShardCheck:
             self._name_rows(numbers, what)
 
     def _wrong_rows(self, rows: pa.Table, first: int) -> Iterator[tuple[str, list[int]]]:
-        yield from contradictions(rows, self.expected.gen_length, self.expected.stops)
+        yield from contradictions(rows, self.expected.canvases, self.expected.stops)
         num_samples = self.expected.layout.num_samples
         samples = [row % num_samples for row in range(first, first + rows.num_rows)]
         wrong = pc.not_equal(rows["sample"].fill_null(-1), pa.array(samples, pa.int32()))
@@ -178,10 +177,13 @@ class ShardCheck:
 
 
 def contradictions(
-    rows: pa.Table, gen_length: int | None, stops: Sequence[str] = ()
+    rows: pa.Table, canvases: Sequence[int] | None, stops: Sequence[str] = ()
 ) -> Iterator[tuple[str, list[int]]]:
     """Values in result rows that contradict each other or the settings, and the indices of those
-    rows. Columns that the run does not keep are not checked."""
+    rows. Columns that the run does not keep are not checked.
+
+    canvases: as `run_canvases` has them.
+    """
     there = set(rows.column_names)
     failed, ok = (pc.equal(rows["status"], word).fill_null(False) for word in ("failed", "ok"))
     no_error = pc.is_null(rows["error"])
@@ -205,10 +207,15 @@ def contradictions(
     lengths: dict[str, tuple[str, Any]] = dict.fromkeys(
         ("kl_trace", "entropy_trace"), ("num_forwards", passes)
     )
-    if gen_length is not None:
+    if "canvas_length" in there:
+        canvas = rows["canvas_length"].fill_null(0)
         lengths |= dict.fromkeys(
-            ("commit_step", "token_confidence", "output_token_ids"), ("gen_length", gen_length)
+            ("commit_step", "token_confidence", "output_token_ids"), ("canvas_length", canvas)
         )
+        known = pc.greater(canvas, 0)
+        if canvases is not None:
+            known = pc.is_in(canvas, pa.array(canvases, pa.int32()))
+        rules["its canvas_length is none that the run has"] = pc.and_(ok, pc.invert(known))
     for name in [name for name in lengths if name in there]:
         of, length = lengths[name]
         differs = pc.not_equal(_lengths(rows[name]), length)

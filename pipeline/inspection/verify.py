@@ -35,7 +35,7 @@ from pipeline.output.run_folder import (
     segment_files,
     shard_name,
 )
-from pipeline.output.run_records import Commit
+from pipeline.output.run_records import Commit, run_canvases
 from pipeline.rows import RESULT_SCHEMA
 from pipeline.storage.storage import PARTIAL, Storage
 
@@ -268,7 +268,7 @@ class Verification:
         foreign = [found for found in rows["row_id"].to_pylist() if found not in own]
         if foreign:
             yield Finding(name, str(foreign[0]), "is not of this shard", fix)
-        gen_length = self._fingerprint["decoding"].get("gen_length")
+        canvases = run_canvases(self._fingerprint)
         stops = self._fingerprint.get("stop", ())
-        for what, indices in contradictions(rows, gen_length, stops):
+        for what, indices in contradictions(rows, canvases, stops):
             yield Finding(name, rows["row_id"][indices[0]].as_py(), what, fix)

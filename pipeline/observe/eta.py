@@ -19,7 +19,7 @@ from pipeline.rows import Prompt
 
 @dataclass(slots=True)
 class BucketProgress:
-    """The rows of one bucket that this driver has read."""
+    """The rows, of one number of prompt tokens a slot, that this driver has read."""
 
     read: int = 0
     """Prompts that were read and are to be decoded."""
@@ -69,7 +69,7 @@ class ProgressTracker:
         """Note a shard that was opened; num_stored: its rows that are on storage already."""
         self._num_seen += num_rows
         self._num_before += num_stored
-        for bucket, count in Counter(prompt.bucket for prompt in prompts).items():
+        for bucket, count in Counter(prompt.bucket.prompt for prompt in prompts).items():
             self._buckets.setdefault(bucket, BucketProgress()).read += count
 
     def rows_done(self, results: pa.RecordBatch) -> None:

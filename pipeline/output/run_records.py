@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
+from lrd.config import DecodingConfig
 from pipeline.rows import InputFile, Layout
 from pipeline.storage.storage import Storage
 
@@ -145,3 +146,13 @@ class Run:
     def decoding(self) -> dict[str, Any]:
         found: dict[str, Any] = self.manifest.settings["decoding"]
         return found
+
+
+def run_canvases(fingerprint: dict[str, Any]) -> tuple[int, ...] | None:
+    """Lengths that a row's canvas may have; None where rows have their own, and where the
+    fingerprint names none."""
+    decoding = fingerprint["decoding"]
+    if "gen_length" not in decoding or "gen_length" in fingerprint.get("row_settings", ()):
+        return None
+    lengths = {name: decoding.get(name) for name in ("gen_length", "max_gen_length")}
+    return DecodingConfig.model_construct(**lengths).canvases

@@ -229,8 +229,7 @@ def _settings(
     yield "dtype", code(fingerprint.get("dtype", "unknown"))
     chosen = {name: settings.get(name) for name in PROMPT_SETTINGS}
     chosen |= Layout.of(fingerprint).facts
-    if settings.get("stop"):
-        chosen["stop"] = settings["stop"]
+    chosen |= {name: settings[name] for name in ("stop", "row_settings") if settings.get(name)}
     for name, value in {**chosen, **fingerprint.get("decoding", {})}.items():
         yield code(name), code(value if isinstance(value, str) else json.dumps(value))
 

@@ -57,7 +57,7 @@ def quarantined(prompt: Prompt, reason: str) -> Result:
         f"{prompt.begun} replicas died with this row in a slot, {prompt.deaths_alone} of them "
         f"with {alone} alone; the last: {reason}",
         num_prompt_tokens=len(prompt.token_ids),
-        bucket=prompt.bucket,
+        bucket=prompt.bucket.prompt,
         attempts=prompt.begun,
     )
 

@@ -152,7 +152,7 @@ class Fleet:
         if report.phase is not replica.phase:
             replica.phase, replica.last_heartbeat = report.phase, time.monotonic()
         finished = [replica.in_flight.pop(key) for key in report.finished]
-        if finished:
+        if finished or report.moved:
             replica.deaths, replica.lacked_room = 0, False
         return finished
 

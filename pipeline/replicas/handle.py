@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.rows import Key, Phase, Prompt
+from pipeline.rows import Bucket, Key, Phase, Prompt
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +34,7 @@ class ReplicaHandle:
     """What its passes were doing at the last report."""
     lacked_room: bool = False
     """Whether its last actor had no memory for one slot."""
-    last_bucket: int | None = None
+    last_bucket: Bucket | None = None
     start_at: float = 0.0
     deaths: int = 0
     """Deaths since it last finished a row."""

@@ -22,7 +22,7 @@ from lrd import Request, Sample
 from lrd.engine import is_out_of_memory
 from pipeline import faults
 from pipeline.observe.metrics import PassMetrics
-from pipeline.rows import Phase
+from pipeline.rows import Bucket, Phase
 
 Report = Callable[[Sample | Request | str | Exception | Phase], None]
 """Called in the thread with a finished sample, a request that is returned, an event's text, the
@@ -33,15 +33,15 @@ class NoRoomError(RuntimeError):
     """There is no memory for one slot of a bucket, although nothing else of this replica takes any;
     a new replica would meet the same."""
 
-    def __init__(self, bucket: int, reason: str) -> None:
+    def __init__(self, bucket: Bucket, reason: str) -> None:
         super().__init__(bucket, reason)
         self.bucket, self.reason = bucket, reason
 
     def __str__(self) -> str:
         return (
-            f"no memory for one slot of {self.bucket} prompt tokens ({self.reason}); use a GPU "
-            "with more memory, one replica a GPU, --dtype int8, --kv-cache none, or a shorter "
-            "--gen-length"
+            f"no memory for one slot of {self.bucket.prompt} prompt tokens and a canvas of "
+            f"{self.bucket.canvas} ({self.reason}); use a GPU with more memory, one replica a "
+            "GPU, --dtype int8, --kv-cache none, or a shorter --gen-length"
         )
 
 
@@ -97,8 +97,8 @@ class PassLoop:
         name: str,
         num_slots: int,
         num_threads: int,
-        fitting_slots: Callable[[int], int],
-        new_engine: Callable[[int, int], SlotEngine],
+        fitting_slots: Callable[[Bucket], int],
+        new_engine: Callable[[Bucket, int], SlotEngine],
         report: Report,
         compiles: bool = False,
     ) -> None:
@@ -109,16 +109,16 @@ class PassLoop:
         self._fitting_slots, self._new_engine, self._report = fitting_slots, new_engine, report
         self._orders: SimpleQueue[Callable[[], None]] = SimpleQueue()
         """Calls to make before the next pass."""
-        self._engines: list[tuple[int, SlotEngine]] = []
+        self._engines: list[tuple[Bucket, SlotEngine]] = []
         """Bucket and engine, in the order in which their prompts were given."""
-        self._rooms: dict[int, Room] = {}
+        self._rooms: dict[Bucket, Room] = {}
         """By bucket."""
         self._num_gone = 0
         """Engines that were dropped."""
         self._compiles = compiles
-        self._shapes: set[tuple[int, int]] = set()
+        self._shapes: set[tuple[Bucket, int]] = set()
         """Bucket and number of rows of the passes that have ended."""
-        self._early: dict[int, tuple[int, list[Request]]] = {}
+        self._early: dict[int, tuple[Bucket, list[Request]]] = {}
         """Batches that arrived before one with a smaller number."""
         self._num_begun = 0
         self.phase = Phase.DECODING
@@ -133,7 +133,7 @@ class PassLoop:
         self._metrics = PassMetrics(name, num_slots)
         threading.Thread(target=self._work, name="passes", daemon=True).start()
 
-    def give(self, number: int, bucket: int, requests: list[Request]) -> None:
+    def give(self, number: int, bucket: Bucket, requests: list[Request]) -> None:
         """Decode a batch of one bucket. Batches may arrive out of order; slots are filled in the
         order of the numbers."""
         self._orders.put(partial(self._arrive, number, bucket, requests))
@@ -158,12 +158,12 @@ class PassLoop:
         while not self._orders.empty() or not any(engine.busy for _, engine in self._engines):
             self._orders.get()()
 
-    def _arrive(self, number: int, bucket: int, requests: list[Request]) -> None:
+    def _arrive(self, number: int, bucket: Bucket, requests: list[Request]) -> None:
         self._early[number] = bucket, requests
         while self._num_begun in self._early:
             self._begin(*self._early.pop(self._num_begun))
 
-    def _begin(self, bucket: int, requests: list[Request]) -> None:
+    def _begin(self, bucket: Bucket, requests: list[Request]) -> None:
         self._num_begun += 1
         engine = self._engine(bucket)
         for request in requests:
@@ -196,10 +196,10 @@ class PassLoop:
             self._report(sample)
         busy: Counter[int] = Counter()
         for bucket, engine in self._engines:
-            busy[bucket] += engine.num_busy
+            busy[bucket.prompt] += engine.num_busy
         self._metrics.passed(seconds, busy, self.num_canvases - num_canvases)
 
-    def _step(self, bucket: int, engine: SlotEngine) -> list[Sample]:
+    def _step(self, bucket: Bucket, engine: SlotEngine) -> list[Sample]:
         """An engine's pass, and what is noted of it."""
         before, shape = engine.num_slot_passes, self._shape(bucket, engine)
         try:
@@ -220,12 +220,12 @@ class PassLoop:
         engine.oom_events = []
         return finished
 
-    def _shape(self, bucket: int, engine: SlotEngine) -> tuple[int, int]:
+    def _shape(self, bucket: Bucket, engine: SlotEngine) -> tuple[Bucket, int]:
         """Bucket and rows of the engine's next pass."""
         wanted = engine.num_busy + engine.num_waiting
         return bucket, min(wanted, engine.num_slots, max(engine.max_busy, engine.num_busy))
 
-    def _is_new_shape(self, bucket: int, engine: SlotEngine) -> bool:
+    def _is_new_shape(self, bucket: Bucket, engine: SlotEngine) -> bool:
         shape = self._shape(bucket, engine)
         return self._compiles and shape[1] > 0 and shape not in self._shapes
 
@@ -247,7 +247,7 @@ class PassLoop:
         self.phase = phase
         self._report(phase)
 
-    def _engine(self, bucket: int) -> SlotEngine:
+    def _engine(self, bucket: Bucket) -> SlotEngine:
         """The last engine if it has this bucket, else a new or idle one behind all busy ones: in an
         engine further ahead these prompts would get slots before others that were given earlier."""
         if self._engines and self._engines[-1][0] == bucket:
@@ -262,7 +262,7 @@ class PassLoop:
         self._engines.append((bucket, own))
         return own
 
-    def _drop_idle(self, bucket: int) -> SlotEngine | None:
+    def _drop_idle(self, bucket: Bucket) -> SlotEngine | None:
         """Drop the engines that are idle; one of this bucket is returned instead."""
         own = next((e for b, e in self._engines if b == bucket and not e.busy), None)
         busy = [(b, engine) for b, engine in self._engines if engine.busy]
@@ -270,13 +270,13 @@ class PassLoop:
         self._engines = busy
         return own
 
-    def _has_more_room(self, bucket: int) -> bool:
+    def _has_more_room(self, bucket: Bucket) -> bool:
         """Whether slots were limited beside other engines, and one has gone since then."""
         room = self._rooms[bucket]
         limited = room.slots < self._num_slots and room.beside
         return limited and self._num_gone > room.num_gone
 
-    def _find_room(self, bucket: int) -> None:
+    def _find_room(self, bucket: Bucket) -> None:
         """Find out how many slots of a bucket memory has room for.
 
         Raises NoRoomError where it has none for one slot, and nothing else holds any.
@@ -296,7 +296,7 @@ class PassLoop:
         if changed and (found < self._num_slots or before is not None):
             self._report(f"memory for {found} of {self._num_slots} slots in bucket {bucket}")
 
-    def _probed(self, bucket: int) -> int | None:
+    def _probed(self, bucket: Bucket) -> int | None:
         """`fitting_slots`; None where there is no memory for one slot beside the other engines."""
         try:
             with self._in_phase(Phase.PREPARING):
@@ -308,7 +308,7 @@ class PassLoop:
                 raise NoRoomError(bucket, _first_line(error)) from None
         return None  # Only here: the error's traceback holds the tensors of the pass.
 
-    def _note_room(self, bucket: int, num_slots: int, *, beside: bool) -> None:
+    def _note_room(self, bucket: Bucket, num_slots: int, *, beside: bool) -> None:
         self._rooms[bucket] = Room(num_slots, beside, self._num_gone)
 
 

@@ -13,13 +13,14 @@ import torch
 from lrd import DecodingConfig, Engine, Request, Sample, load_model
 from lrd.config import Compile, PassRows
 from lrd.engine import row_seed
-from lrd.memory import probe_slots
+from lrd.memory import drawing, probe_slots
 from lrd.models.c_compiler import refuse_without_compiler
 from lrd.rounding import computed_by
+from lrd.templates import Scaffold
 from pipeline import faults
 from pipeline.config import Columns
 from pipeline.replicas.pass_loop import PassLoop, SlotEngine
-from pipeline.rows import Key, Prompt, Report, Result
+from pipeline.rows import Bucket, Key, Prompt, Report, Result
 from pipeline.storage import uris
 from pipeline.storage.model_files import local_model, node_folder
 
@@ -46,6 +47,8 @@ class ReplicaSettings:
     pass_rows: PassRows = "busy"
     stops: tuple[str, ...] = ()
     """Texts that answers end before."""
+    row_temperatures: bool = False
+    """Whether rows may have temperatures of their own."""
     memory_share: float = 1.0
     """This replica's share of the device's free memory."""
     faults: str | None = None
@@ -109,8 +112,6 @@ class Replica:
         self._model = load_model(
             model, settings.device, settings.dtype, settings.revision, settings.compile
         )
-        if faults.wanted():
-            self._model = faults.watched(self._model, settings.decoding.gen_length)
         return self._environment()
 
     def _environment(self) -> dict[str, Any]:
@@ -127,13 +128,20 @@ class Replica:
     def submit(self, number: int, prompts: list[Prompt]) -> None:
         """Decode a batch, whose prompts are of one bucket. number: how many batches were given
         before; calls may arrive out of order, slots are filled in the order of the numbers."""
-        seed = self._settings.decoding.seed
-        requests = []
-        for index, prompt in enumerate(prompts):
-            key = number, index
-            self._prompts[key] = prompt
-            requests.append(Request(key, prompt.token_ids, row_seed(seed, prompt.row_id)))
+        keyed: dict[Key, Prompt] = {(number, index): p for index, p in enumerate(prompts)}
+        self._prompts |= keyed
+        requests = [self._request(key, prompt) for key, prompt in keyed.items()]
         self._loop.give(number, prompts[0].bucket, requests)
+
+    def _request(self, key: Key, prompt: Prompt) -> Request:
+        own, run = prompt.settings, self._settings.decoding
+        seed = run.seed if own.seed is None else own.seed
+        scaffold = None
+        if prompt.canvas_length < prompt.bucket.canvas:
+            scaffold = Scaffold.open(prompt.canvas_length, self._model.mask_id)
+        return Request(
+            key, prompt.token_ids, row_seed(seed, prompt.row_id), scaffold, own.temperature
+        )
 
     def collect(self) -> Report:
         """Everything since the last call, as soon as there is anything; after `HEARTBEAT_SECONDS` a
@@ -172,12 +180,18 @@ class Replica:
         returned = [item.key for item in items if isinstance(item, Request)]
         for key in returned:
             del self._prompts[key]
-        samples = [item for item in items if isinstance(item, Sample)]
+        samples = [self._whole(item) for item in items if isinstance(item, Sample)]
+        finished = [sample for sample in samples if sample.stop_reason != "grow"]
+        moved = [(one.key, one.spent) for one in samples if one.stop_reason == "grow"]
+        results = [self._result(sample) for sample in finished]
+        for key, _ in moved:
+            del self._prompts[key]
         return Report.of(
-            [self._result(sample) for sample in samples],
+            results,
             self._settings.columns,
-            finished=[sample.key for sample in samples],
+            finished=[sample.key for sample in finished],
             returned=returned,
+            moved=moved,
             events=[item for item in items if isinstance(item, str)],
             num_passes=self._loop.num_passes,
             longest_pass=self._loop.longest_pass,
@@ -185,26 +199,45 @@ class Replica:
             phase=self._loop.phase,
         )
 
+    def _whole(self, sample: Sample) -> Sample:
+        """A sample with what its row took in shorter canvases."""
+        return sample.after(self._prompts[sample.key].spent)
+
     def _result(self, sample: Sample) -> Result:
         prompt = self._prompts.pop(sample.key)
         stops = self._settings.stops
         return Result.of_sample(sample, prompt, replica=self._name, stops=stops)
 
-    def _fitting_slots(self, bucket: int) -> int:
+    def _fitting_slots(self, bucket: Bucket) -> int:
         """How many of the slots fit into the device's memory."""
         settings = self._settings
         if settings.device == "cpu":
             return settings.slots
         return probe_slots(
-            self._model, settings.decoding, bucket, settings.slots, settings.memory_share
+            self._model,
+            drawing(self._decoding(bucket))
+            if settings.row_temperatures
+            else self._decoding(bucket),
+            bucket.prompt,
+            settings.slots,
+            settings.memory_share,
         )
 
-    def new_engine(self, bucket: int, num_slots: int) -> SlotEngine:
+    def new_engine(self, bucket: Bucket, num_slots: int) -> SlotEngine:
         """An engine for one bucket; benchmarks of the driver make cheaper ones."""
         return Engine(
-            self._model,
-            self._settings.decoding,
+            self._watched(bucket),
+            self._decoding(bucket),
             num_slots,
-            prompt_length=bucket,
+            prompt_length=bucket.prompt,
             pass_rows=self._settings.pass_rows,
+            row_temperatures=self._settings.row_temperatures,
         )
+
+    def _decoding(self, bucket: Bucket) -> DecodingConfig:
+        """The run's decoding with the canvas of a bucket."""
+        return self._settings.decoding.at(bucket.canvas)
+
+    def _watched(self, bucket: Bucket) -> Any:
+        """The model, with the points of faults where some are asked for."""
+        return faults.watched(self._model, bucket.canvas) if faults.wanted() else self._model

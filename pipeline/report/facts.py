@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.output.run_records import Run
+from pipeline.output.run_records import Run, run_canvases
 from pipeline.output.session_facts import canvases_computed, environments, per_forward
 from pipeline.output.statistics import UNSURE_ENTROPY
 from pipeline.report.counting import ReportCounts
@@ -86,6 +86,15 @@ def _driver(run: Run) -> str:
     )
 
 
+def canvases(run: Run) -> str:
+    """How many positions the canvases of a run have."""
+    lengths = run_canvases(run.manifest.fingerprint)
+    if lengths is None:
+        return "the row's own length"
+    first, *_, last = (*lengths, *lengths[-1:])
+    return f"{first:,}" if first == last else f"{first:,} to {last:,}"
+
+
 def tiles(run: Run, counts: ReportCounts, course: Timeline) -> Iterator[Tile]:
     """The numbers at the top."""
     failed = f"{counts.num_failed:,} failed" if counts.num_failed else "none failed"
@@ -94,11 +103,10 @@ def tiles(run: Run, counts: ReportCounts, course: Timeline) -> Iterator[Tile]:
     yield Tile(f"{counts.num_rows:,}", "rows", of_prompts + failed)
     if counts.num_ok:
         forwards, tokens = counts.all_forwards, counts.output_tokens
-        length = run.decoding.get("gen_length", 0)
         yield Tile(
             f"{mean(forwards):.1f}",
             "forward passes a row",
-            f"median {quantile(forwards, 0.5):,}; one token a pass: {length:,}",
+            f"median {quantile(forwards, 0.5):,}; one token a pass: {canvases(run)}",
         )
         if counts.num_positions is not None and counts.num_full_passes is not None:
             yield Tile(

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pipeline.output.run_records import Run
 from pipeline.report.counting import ReportCounts
 from pipeline.report.curves import bin_edges, binned, mean, quantile
+from pipeline.report.facts import canvases
 from pipeline.report.figure import Figure, stop_order, stop_style
 from pipeline.report.svg import Axis, Chart
 
@@ -33,7 +34,7 @@ def histograms(run: Run, counts: ReportCounts) -> list[Figure]:
         Figure(
             "tokens",
             "Effective tokens a row",
-            f"Tokens before the first EOS, of a canvas of {run.decoding.get('gen_length')}: mean "
+            f"Tokens before the first EOS, of a canvas of {canvases(run)}: mean "
             f"{mean(counts.output_tokens):.1f}, median {quantile(counts.output_tokens, 0.5):,}.",
             tokens,
         ),

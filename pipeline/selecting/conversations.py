@@ -16,7 +16,14 @@ import numpy as np
 import pyarrow as pa
 
 from lrd.chats import chat_of
-from pipeline.input.prompt_text import PROMPT_KINDS, PromptValue, is_chat, is_text, prompts_of
+from pipeline.input.prompt_text import (
+    PROMPT_KINDS,
+    PromptValue,
+    is_chat,
+    is_text,
+    prompts_of,
+    texts,
+)
 from pipeline.selecting.run_rows import Mask, RunRows
 
 Turn = dict[str, str]
@@ -48,6 +55,8 @@ class Exchange(NamedTuple):
     row_id: str
     prompt: PromptValue
     answer: str
+    system: str | None
+    """Its system prompt, for a chat without a system turn."""
 
 
 def exchanges(rows: RunRows, kept: Mask) -> Iterator[Exchange]:
@@ -59,27 +68,33 @@ def exchanges(rows: RunRows, kept: Mask) -> Iterator[Exchange]:
     kind = rows.field(column).type
     if not (is_text(kind) or is_chat(kind)):
         raise ValueError(f"the prompt column {column!r} holds {kind}; expected {PROMPT_KINDS}")
-    for first, batch in rows.batches(["row_id", column, "output_text"], kept):
+    run_wide = system_prompt(rows.manifest.settings)
+    columns = ["row_id", column, "output_text"]
+    if "system_prompt" in rows.manifest.settings.get("row_settings", ()):
+        columns.append("system_prompt")
+    for first, batch in rows.batches(columns, kept):
         ids, answers = batch[0].to_pylist(), batch[2].to_pylist()
         prompts = prompts_of(pa.chunked_array([batch[1]]))
+        own = texts(pa.chunked_array([batch[3]])) if len(columns) > 3 else [None] * len(ids)
         for n in np.flatnonzero(kept[first : first + batch.num_rows]).tolist():
             prompt = prompts[n]
-            assert isinstance(prompt, str | list)  # Others are failed rows.
-            yield Exchange(first + n, ids[n], prompt, answers[n])
+            system = run_wide if own[n] is None else own[n]
+            # Others are failed rows.
+            assert isinstance(prompt, str | list) and not isinstance(system, ValueError)
+            yield Exchange(first + n, ids[n], prompt, answers[n], system)
 
 
-def conversation(prompt: PromptValue, answer: str, system: str | None) -> tuple[list[Turn], Turn]:
+def conversation(row: Exchange) -> tuple[list[Turn], Turn]:
     """The turns before the answer, and the answer's turn: those that the run gave its template.
 
-    system: the run's system prompt. An answer that continues a last turn of the assistant becomes
-    one turn with it.
+    An answer that continues a last turn of the assistant becomes one turn with it.
     """
-    chat = chat_of(prompt, system)
+    chat = chat_of(row.prompt, row.system)
     turns = [
         {"role": role, "content": text} for role, text in zip(chat.roles, chat.texts, strict=True)
     ]
     begun = turns.pop()["content"] if chat.is_continued else ""
-    return turns, {"role": "assistant", "content": begun + answer}
+    return turns, {"role": "assistant", "content": begun + row.answer}
 
 
 def system_prompt(settings: dict[str, Any]) -> str | None:
@@ -87,9 +102,9 @@ def system_prompt(settings: dict[str, Any]) -> str | None:
     return None if settings.get("prompt_format") == "raw" else settings.get("system_prompt")
 
 
-def messages(found: Sequence[Exchange], system: str | None) -> pa.Table:
+def messages(found: Sequence[Exchange]) -> pa.Table:
     """Exchanges as rows of `MESSAGES`."""
-    chats = [conversation(row.prompt, row.answer, system) for row in found]
+    chats = [conversation(row) for row in found]
     columns = {
         "row_id": [row.row_id for row in found],
         "messages": [[*turns, answer] for turns, answer in chats],
@@ -97,10 +112,10 @@ def messages(found: Sequence[Exchange], system: str | None) -> pa.Table:
     return pa.table(columns, MESSAGES)
 
 
-def preferences(found: Sequence[tuple[Exchange, Exchange]], system: str | None) -> pa.Table:
+def preferences(found: Sequence[tuple[Exchange, Exchange]]) -> pa.Table:
     """Pairs of a better and a worse answer to one prompt as rows of `PREFERENCE`."""
-    better = [conversation(best.prompt, best.answer, system) for best, _ in found]
-    worse = [conversation(worst.prompt, worst.answer, system) for _, worst in found]
+    better = [conversation(best) for best, _ in found]
+    worse = [conversation(worst) for _, worst in found]
     columns = {
         "prompt": [turns for turns, _ in better],
         "chosen": [[answer] for _, answer in better],

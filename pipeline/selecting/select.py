@@ -27,7 +27,6 @@ from pipeline.selecting.conversations import (
     exchanges,
     messages,
     preferences,
-    system_prompt,
 )
 from pipeline.selecting.new_dataset import new_dataset, write_shards
 from pipeline.selecting.rules import Dropped, Rules
@@ -197,15 +196,14 @@ def _tables(rows: RunRows, rules: Rules, chooser: _Chooser) -> tuple[pa.Schema, 
     """The columns of a form, and its rows."""
     if rules.form == "rows":
         return rows.schema, _whole_rows(rows, chooser.kept)
-    system = system_prompt(rows.manifest.settings)
     found = exchanges(rows, chooser.kept)
     if rules.form == "messages":
-        return MESSAGES, (messages(part, system) for part in _parts(found))
+        return MESSAGES, (messages(part) for part in _parts(found))
     best = chooser.best
     assert best is not None
     # Two kept rows a prompt, which follow each other.
     pairs = ((a, b) if best[a.number] else (b, a) for a, b in zip(found, found, strict=True))
-    return PREFERENCE, (preferences(part, system) for part in _parts(pairs))
+    return PREFERENCE, (preferences(part) for part in _parts(pairs))
 
 
 def _whole_rows(rows: RunRows, kept: Mask) -> Iterator[pa.Table]:

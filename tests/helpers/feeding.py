@@ -8,15 +8,15 @@ from typing import Any
 import lrd
 from pipeline.input.buckets import Buckets
 from pipeline.replicas.replica import SLOTS_AHEAD, Replica, ReplicaSettings
-from pipeline.rows import Key, Prompt
+from pipeline.rows import Bucket, Key, Prompt
 
 
 class FixedShapes(Replica):
     """A replica whose engine has fixed shapes, as on a GPU."""
 
-    def new_engine(self, bucket: int, num_slots: int) -> Any:
+    def new_engine(self, bucket: Bucket, num_slots: int) -> Any:
         return lrd.Engine(
-            self._model, self._settings.decoding, num_slots, bucket, fixed_shapes=True
+            self._model, self._settings.decoding, num_slots, bucket.prompt, fixed_shapes=True
         )
 
 

@@ -37,6 +37,7 @@ def good(shard: int, index: int, part: int | None = None, **changes: Any) -> Res
         "output_text": f"answer {index}" if part is None else f"answer {index} {part}",
         "output_token_ids": [4, 5, 6],
         "num_output_tokens": 3,
+        "canvas_length": 3,
         "num_forwards": 3,
         "kl_trace": [None, 0.5, 0.25],
         "entropy_trace": [1.0, 0.5, 0.25],

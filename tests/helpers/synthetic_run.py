@@ -171,6 +171,7 @@ def _row(
         "output_text": text,
         "output_token_ids": ids,
         "num_output_tokens": num_tokens,
+        "canvas_length": LENGTH,
         "num_prompt_tokens": length,
         "num_forwards": len(phases),
         "decode_steps": phases.count("d"),
