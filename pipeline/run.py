@@ -75,7 +75,7 @@ def generate(
     placement = place(config, list(nodes.alive().values()))
     check_compile(config.compile, torch.device(placement.device))
     fleet = Fleet(
-        _replica_settings(config, placement),
+        replica_settings(config, placement),
         placement,
         record,
         config.hang_seconds,
@@ -130,7 +130,8 @@ def _decode(
             ledger.end()
 
 
-def _replica_settings(config: RunConfig, placement: Placement) -> ReplicaSettings:
+def replica_settings(config: RunConfig, placement: Placement) -> ReplicaSettings:
+    """What each replica of a run needs to start."""
     return ReplicaSettings(
         model=model_for_workers(config.model),
         revision=config.revision,
