@@ -88,9 +88,11 @@ class Screen:
         glyphs = self.glyphs
         rule = Text(glyphs.rule * width, GREY)
         above = [cut(Text(self.title, "bold"), width, glyphs)]
-        above += [Text(line, GREY) for line in _wrapped(self.prompt, width, PROMPT_LINES, glyphs)]
+        prompt = encodable(self.prompt, self.encoding)
+        above += [Text(line, GREY) for line in _wrapped(prompt, width, PROMPT_LINES, glyphs)]
         if frame is None:
-            return [*above, rule, Text(f"first pass{glyphs.more} {waited:.0f} s")][:height]
+            waiting = cut(Text(f"first pass{glyphs.more} {waited:.0f} s"), width, glyphs)
+            return [*above, rule, waiting][:height]
         below = [*_state(frame, width, waited, glyphs), *_legend(frame, width, glyphs)]
         above, below = [*above, rule], [rule, *below]
         if len(above) + len(below) > height - 3:  # Small: the canvas and where it stands.
@@ -107,14 +109,16 @@ def canvas_lines(
     lines, focus = _flow(frame, width, glyphs, encoding)
     if len(lines) <= height:
         return lines
-    if height < 3:
+    if height < 4:
         return lines[focus : focus + height]
-    room = height - 2
-    first = max(0, min(focus - int(room * LINES_BEFORE_FOCUS), len(lines) - room))
-    after = len(lines) - first - room
-    marks = [Text(f"{glyphs.more} {n} lines {where}", GREY) for n, where in (
-        (first, "above"), (after, "below"))]  # fmt: skip
-    return [marks[0], *lines[first : first + room], marks[1]]
+    first = max(0, min(focus - int(height * LINES_BEFORE_FOCUS), len(lines) - height))
+    shown = lines[first : first + height]
+    above, below = first + 1, len(lines) - first - height + 1
+    if above > 1:
+        shown[0] = cut(Text(f"{glyphs.more} {above} lines above", GREY), width, glyphs)
+    if below > 1:
+        shown[-1] = cut(Text(f"{glyphs.more} {below} lines below", GREY), width, glyphs)
+    return shown
 
 
 def _flow(frame: Frame, width: int, glyphs: Glyphs, encoding: str) -> tuple[list[Text], int]:
@@ -127,8 +131,7 @@ def _flow(frame: Frame, width: int, glyphs: Glyphs, encoding: str) -> tuple[list
         if cell.text is None and focus is None:
             focus = len(lines) - 1
         text, style = _drawn(cell, frame.num_passes, glyphs)
-        for part in _encodable(text, encoding):
-            _put(lines, part, style, width)
+        _put(lines, encodable(text, encoding), style, width)
         if cell.text and not cell.is_end and "\n" in harmless(cell.text):
             lines.append(Text())
     return lines, len(lines) - 1 if focus is None else focus
@@ -168,9 +171,9 @@ def _put(lines: list[Text], text: str, style: str, width: int) -> None:
         lines[-1].append(char, style)
 
 
-def _encodable(text: str, encoding: str) -> Iterable[str]:
+def encodable(text: str, encoding: str) -> str:
     """The text with escapes for what the stream's encoding lacks."""
-    return [text.encode(encoding, "backslashreplace").decode(encoding)]
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _state(frame: Frame, width: int, waited: float, glyphs: Glyphs) -> list[Text]:

@@ -47,7 +47,7 @@ class Frame:
     phase: Phase
     """Of the pass."""
     block: int
-    """The block of the next pass."""
+    """Of the pass."""
     block_tokens: int
     refine_steps: int
     decode_steps: int
@@ -84,7 +84,7 @@ NOTHING_SPENT = Spent(0, 0, 0, 0, [], [], 0.0)
 
 def frame_of(engine: Engine, prompt: Prompt, seconds: float, before: Frame | None = None) -> Frame:
     """The canvas of the engine's first slot, after a pass. before: the frame of the pass before."""
-    model, state = engine.model, engine.canvases
+    model, state, K = engine.model, engine.canvases, engine.config.block_tokens
     spent = prompt.spent or NOTHING_SPENT
     num_before = spent.refine_steps + spent.decode_steps
     refine, decode, length, block, stop = torch.stack(
@@ -92,7 +92,7 @@ def frame_of(engine: Engine, prompt: Prompt, seconds: float, before: Frame | Non
     )[:, 0].tolist()
     ids = state.canvas_BG[0, :length].tolist()
     steps = state.commit_step_BG[0, :length].tolist()
-    unsure = _entropies(state, block, engine.config.block_tokens, model.mask_id)
+    unsure = _entropies(state, block, K, model.mask_id)
     texts = token_texts(model.tokenizer, [None if i == model.mask_id else i for i in ids])
     ends = {*eos_ids(model), model.pad_id}
     cells = [
@@ -106,8 +106,8 @@ def frame_of(engine: Engine, prompt: Prompt, seconds: float, before: Frame | Non
         row_id=prompt.row_id,
         cells=cells,
         phase="looking" if looks else phase,
-        block=block,
-        block_tokens=engine.config.block_tokens,
+        block=next((n // K for n, step in enumerate(steps) if step == refine + decode), block),
+        block_tokens=K,
         refine_steps=spent.refine_steps + refine,
         decode_steps=spent.decode_steps + decode,
         kl_trace=[*spent.kl_trace, *state.kl_trace_BT[0, : refine + decode].tolist()],

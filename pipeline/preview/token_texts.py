@@ -1,7 +1,7 @@
 """The text of each token of a canvas, and texts as a terminal may show them.
 
-A token may be part of a word, or of a character's bytes. What it adds is what the text of the
-tokens before it grows by.
+A token may be part of a word, or of a character's bytes. Its text is what the text of the tokens
+before it grows by.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-TOKENS_BEFORE = 4
-"""Tokens that a token's text may depend on: a character has at most four bytes."""
+MOST_BYTES = 4
+"""Of a character in UTF-8, and so tokens that may make one."""
 PARTIAL = "\N{REPLACEMENT CHARACTER}"
 LINE_ENDS = "\n\x85\u2028\u2029"
 SKIN_TONES = range(0x1F3FB, 0x1F400)
@@ -25,25 +25,32 @@ def token_texts(tokenizer: Any, ids: Sequence[int | None]) -> list[str | None]:
     its number.
     """
     texts: list[str | None] = []
-    run: tuple[int, ...] = ()
+    before: tuple[int, ...] = ()  # The last tokens whose text is whole.
+    pending: tuple[int, ...] = ()
     for index in ids:
         if index is None:
-            run = ()
+            before = pending = ()
             texts.append(None)
             continue
-        run = (*run[-TOKENS_BEFORE:], index)
-        texts.append(f"[{index}]" if tokenizer is None else _added(tokenizer, run))
+        if tokenizer is None:
+            texts.append(f"[{index}]")
+            continue
+        pending = (*pending, index)
+        text = _added(tokenizer, before, pending)
+        if text.endswith(PARTIAL) and len(pending) < MOST_BYTES:
+            texts.append("")
+        else:
+            texts.append(text)
+            before, pending = pending, ()
     return texts
 
 
 @lru_cache(1 << 14)
-def _added(tokenizer: Any, run: tuple[int, ...]) -> str:
-    """What the last token adds to the text of those before it."""
-    whole: str = tokenizer.decode(run)
-    if whole.endswith(PARTIAL):
-        return ""
-    before: str = tokenizer.decode(run[:-1]).rstrip(PARTIAL) if run[1:] else ""
-    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(run[-1:])
+def _added(tokenizer: Any, before: tuple[int, ...], tokens: tuple[int, ...]) -> str:
+    """What the tokens add to the text of those before them."""
+    told: str = tokenizer.decode(before) if before else ""
+    whole: str = tokenizer.decode((*before, *tokens))
+    return whole[len(told) :] if whole.startswith(told) else str(tokenizer.decode(tokens))
 
 
 def harmless(text: str) -> str:
