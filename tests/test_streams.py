@@ -102,7 +102,8 @@ def working(name: str, folder: Path) -> list[str]:
 
 
 WITHOUT_RAY = (
-    *("models", "status", "verify", "plan", "preview", "evaluate", "select", "report", "publish", "prepare"),
+    *("models", "status", "verify", "plan", "preview", "evaluate", "select", "report", "publish"),
+    "prepare",
 )
 WITH_RAY = ("retry-failed", "tune", "reproduce")
 

@@ -48,7 +48,7 @@ def settings_here(config: RunConfig) -> ReplicaSettings:
     dtype = config.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
-    cpus = config.cpus_per_replica or min(MOST_CPUS, len(os.sched_getaffinity(0)))
+    cpus = config.cpus_per_replica or min(MOST_CPUS, os.cpu_count() or 1)
     found = replica_settings(config, Placement(device, dtype, {"num_cpus": cpus}, 1))
     # One row at a time; all slots are computed where the settings say so.
     slots = config.slots if config.pass_rows == "all" else 1
