@@ -67,19 +67,22 @@ class Checked:
 
 
 @refused_as_settings()
-def check(config: RunConfig) -> Checked:
+def check(config: RunConfig, inputs: PromptShards | None = None) -> Checked:
     """Check everything a run needs except the cluster.
 
+    inputs: prompts that are decoded in place of the input, for a preview; neither input nor output
+    is then looked at.
     Raises ValueError where settings, input or checkpoint are wrong.
     """
     refuse_secrets(config)
     form = read_form(config)
-    found = input_files.find(config.input)
     output = Storage(config.output)
-    _check_places(found.storage, output)
-    output.check_writable()
-    output.kind()  # Raises where the store does not answer.
-    inputs = prompt_shards.inspect(found, config.prompt_column)
+    if inputs is None:
+        found = input_files.find(config.input)
+        _check_places(found.storage, output)
+        output.check_writable()
+        output.kind()  # Raises where the store does not answer.
+        inputs = prompt_shards.inspect(found, config.prompt_column)
     row_settings.check_columns(inputs, config.row_settings)
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype
     face = load_model(local_model(config.model), "meta", dtype, config.revision)

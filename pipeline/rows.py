@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
@@ -96,6 +96,11 @@ class Prompt:
     @property
     def row_id(self) -> str:
         return row_id(self.shard, self.index, self.sample)
+
+    def moved(self, canvases: Sequence[int], spent: Spent) -> Prompt:
+        """The prompt as it is decoded in the next longer one of these canvases."""
+        longer = canvases[canvases.index(self.bucket.canvas) + 1]
+        return replace(self, bucket=self.bucket._replace(canvas=longer), spent=spent)
 
     @property
     def row(self) -> tuple[int, int]:

@@ -76,7 +76,7 @@ def generate(
     placement = place(config, list(nodes.alive().values()))
     check_compile(config.compile, torch.device(placement.device))
     fleet = Fleet(
-        _replica_settings(config, placement, run.form.schema),
+        replica_settings(config, placement, run.form.schema),
         placement,
         record,
         config.hang_seconds,
@@ -131,7 +131,10 @@ def _decode(
             ledger.end()
 
 
-def _replica_settings(config: RunConfig, placement: Placement, schema: Any) -> ReplicaSettings:
+def replica_settings(
+    config: RunConfig, placement: Placement, schema: Any = None
+) -> ReplicaSettings:
+    """What each replica of a run needs to start. schema: that of answers, as JSON; None: none."""
     return ReplicaSettings(
         model=model_for_workers(config.model),
         revision=config.revision,

@@ -69,9 +69,9 @@ class Replica:
     fewer and larger ones.
     """
 
-    def __init__(self, name: str, settings: ReplicaSettings) -> None:
+    def __init__(self, name: str, settings: ReplicaSettings, threaded: bool = True) -> None:
         """Loads nothing: the model comes with `load`, so that the driver knows the actor's node
-        before anything can go wrong."""
+        before anything can go wrong. threaded: False: passes run in calls of `step` alone."""
         self._name = name
         self._settings = settings
         self._node = "no node"
@@ -92,6 +92,7 @@ class Replica:
             self.new_engine,
             self.put,
             compiles=settings.device != "cpu" or settings.compile != "none",
+            threaded=threaded,
         )
 
     def location(self) -> tuple[str, int]:
@@ -151,6 +152,10 @@ class Replica:
         return Request(
             key, prompt.token_ids, row_seed(seed, prompt.row_id), scaffold, own.temperature
         )
+
+    def step(self) -> None:
+        """Run one pass, where no thread does; raises what that raises."""
+        self._loop.step()
 
     def collect(self) -> Report:
         """Everything since the last call, as soon as there is anything; after `HEARTBEAT_SECONDS` a
