@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 
 from jobs import output
+from pipeline.output.money import check_price
+from pipeline.report import speed
 from pipeline.report.export import export, has_png
 from pipeline.report.report import make_report
 from pipeline.storage import uris
@@ -24,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--export", metavar="FOLDER", help="also write the figures as SVG, and PNG with the extra"
     )
     parser.add_argument("--rows", type=int, default=200, help="rows in the sample viewer [200]")
+    output.add_price(parser)
 
 
 @output.command("lrd report")
@@ -34,13 +37,16 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--rows is {args.rows}; at least 1 is needed")
     folder, name = uris.parent(file)
     places = [Storage(place) for place in (folder, args.export) if place is not None]
-    report = make_report(Storage(args.folder), args.rows)
+    check_price(args.price_per_gpu_hour)
+    report = make_report(Storage(args.folder), args.rows, args.price_per_gpu_hour)
     for place in places:
         place.check_writable()
     places[0].write(name, report.html.encode())
     exported = export(report.figures, places[1]) if places[1:] else []
     state = "" if report.is_whole else ", a run that is not finished"
     print(f"{report.counts.num_rows} rows, {report.counts.num_failed} failed{state}")
+    for line in speed.lines(report.speed):
+        print(line)
     print(f"report: {file}")
     if exported:
         print(f"figures: {len(exported)} files in {args.export}")

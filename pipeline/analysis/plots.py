@@ -1,5 +1,8 @@
-"""Ready plots of a run's frame. Each draws into the axes that it is given, or into a new figure, and
-returns the axes; matplotlib is the extra `plots`."""
+"""Ready plots of a run's frame.
+
+Each draws into the axes that it is given, or into a new figure, and returns the axes. matplotlib
+is the extra `plots`.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def plot_kl(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     groups = passes.groupby("pass")["kl"]
     counts = groups.size()
     shown = counts >= min(MIN_ROWS, int(counts.max()))
-    bands = groups.quantile(list(QUANTILES)).unstack()[shown]
+    bands = groups.quantile(np.array(QUANTILES)).unstack()[shown]
     ax = _axes(ax)
     for low, high, alpha in ((0.1, 0.9, 0.18), (0.25, 0.75, 0.3)):
         label = f"{low:.0%} to {high:.0%}"
@@ -72,10 +75,10 @@ def plot_passes(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         color=[LIGHT[f"s{_order(stop) + 1}"] for stop in stops],
         label=[f"{stop} {(rows['stop_reason'] == stop).sum():,}" for stop in stops],
     )
-    found = passes.quantile(list(TAIL), interpolation="inverted_cdf")
-    for share, value in found.items():
+    found = np.quantile(passes, TAIL, method="inverted_cdf").tolist()
+    for value in found:
         ax.axvline(value, color=LIGHT["soft"], ls="--", lw=1)
-    texts = ", ".join(f"p{100 * share:.0f} {value:.0f}" for share, value in found.items())
+    texts = ", ".join(f"p{100 * p:.0f} {value}" for p, value in zip(TAIL, found, strict=True))
     ax.set(xlabel="forward passes a row", ylabel="rows", title=f"Forward passes: {texts}")
     ax.legend(frameon=False)
     return ax
@@ -91,7 +94,8 @@ def plot_commit_order(
 ) -> Axes:
     """Heat map of the canvas, `width` positions a line: the pass that committed each position of
     one answer, or without `row_id` the mean over all answers that have the position. Grey: no pass
-    committed it. tokenizer: writes one answer's tokens into the cells."""
+    committed it. tokenizer: writes the tokens of one answer into
+    its cells, without the EOS and what is behind it."""
     require(frame, TOKEN_COLUMNS, "plot_commit_order")
     if row_id is not None:
         frame = frame[frame["row_id"] == row_id]
@@ -115,7 +119,8 @@ def plot_commit_order(
     what = row_id if one else f"mean of {positions['row_id'].nunique():,} answers"
     ax.set_title(f"Pass that committed each position, {what}")
     if "text" in positions:
-        _write(ax, positions["text"].tolist(), image, means, width)
+        texts = positions["text"].where(positions["kept"].fillna(True), "")
+        _write(ax, texts.tolist(), image, means, width)
     return ax
 
 

@@ -34,7 +34,7 @@ def traces(frame: pd.DataFrame) -> pd.DataFrame:
     rows = _decoded(frame, "kl_trace")
     kls = _arrays(rows["kl_trace"], np.float32)
     commits = _arrays(rows["commit_step"], np.int32)
-    numbers = np.array([len(kl) for kl in kls], np.int64)
+    numbers = [len(kl) for kl in kls]
     steps = rows[["decode_steps", "refine_steps", "blocks"]].astype(object)
     phases = [
         _phases(commit, kl, *(None if pd.isna(n) else int(n) for n in facts))
@@ -43,7 +43,7 @@ def traces(frame: pd.DataFrame) -> pd.DataFrame:
     found = {
         "row_id": rows["row_id"].repeat(numbers).array,
         "pass": _joined([np.arange(1, n + 1, dtype=np.int32) for n in numbers], np.int32),
-        "phase": pd.Categorical.from_codes(_joined(phases, np.int8).tolist(), PHASES),
+        "phase": pd.Categorical.from_codes(_joined(phases, np.int8), pd.Index(PHASES)),
         "kl": _joined(kls, np.float32),
         "entropy": _joined(_arrays(rows["entropy_trace"], np.float32), np.float32),
         "num_committed": _joined(

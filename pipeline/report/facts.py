@@ -12,9 +12,9 @@ from typing import Any
 
 from pipeline.output.run_records import Run
 from pipeline.output.session_facts import canvases_computed, environments, per_forward
-from pipeline.output.statistics import UNSURE_ENTROPY
+from pipeline.output.statistics import UNSURE_ENTROPY, quantile
 from pipeline.report.counting import ReportCounts
-from pipeline.report.curves import mean, quantile
+from pipeline.report.curves import mean
 from pipeline.report.machine import padding_share
 from pipeline.report.page import Tile, folded, heading, paragraph, table
 from pipeline.report.timeline import Timeline
