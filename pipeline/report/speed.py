@@ -151,11 +151,12 @@ def cards(speed: Speed) -> list[str]:
         html += table(["", "p50", "p90", "p99"], rows, (1, 2, 3))
     if rest:
         html += table(["", "measured"], rest, (1,))
-    texts = [HOW, *([HOW_COST, *_bound(speed)] if speed.cost else []), *reasons(speed)]
+    texts = [HOW, *([HOW_COST, *bound_reasons(speed)] if speed.cost else []), *reasons(speed)]
     return [html + "".join(map(paragraph, texts))]
 
 
-def _bound(speed: Speed) -> list[str]:
+def bound_reasons(speed: Speed) -> list[str]:
+    """Why the true cost may differ."""
     why = {
         "at least": f"At least so much: {NO_END}, and its time counts up to its last event.",
         "at most": "At most so much: with --autoscale a replica counts while it waits for a "
