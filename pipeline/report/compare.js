@@ -199,5 +199,5 @@
   window.addEventListener("hashchange", fromAddress);
   for (const why of [...new Set(rows.map((r) => r.why))].sort()) part("which").append(new Option(why, why));
   list();
-  if (!fromAddress()) open(rows.find((r) => r.why !== "same answer") || rows[0], Infinity);
+  if (!fromAddress()) open(rows[0], Infinity);
 })();

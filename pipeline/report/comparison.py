@@ -214,10 +214,10 @@ def _cards(a: Side, b: Side, counts: PairCounts) -> list[str]:
     cost = [speed.HOW_COST] if a.speed.cost or b.speed.cost else []
     texts = [f"{of_all} {speed.HOW}", *cost, *bounds, *reasons]
     return [
+        heading("Rows that differ") + table(["", "rows"], _differing(counts), (1,)),
         heading("Figures")
         + table(["", "A", "B", "B ÷ A"], figures, (1, 2, 3))
         + "".join(map(paragraph, texts)),
-        heading("Rows that differ") + table(["", "rows"], _differing(counts), (1,)),
         *(_right(task, cells, a, b) for task, cells in counts.right.items()),
     ]
 

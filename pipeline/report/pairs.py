@@ -18,6 +18,7 @@ from pipeline.selecting.run_rows import Mask
 
 COLUMNS = ("row_id", "status", "output_text", "num_forwards")
 DIFFER, ONE_FAILED, SAME = "other answers", "failed in one", "same answer"
+ORDER = (DIFFER, ONE_FAILED, SAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,8 @@ class PairCounts:
 def pair_up(
     runs: tuple[Run, Run], correct: dict[str, tuple[Mask, Mask]], num_shown: int
 ) -> tuple[PairCounts, list[Pair]]:
-    """All counts, and the pairs that are shown, in order: first rows that differ, by the BLAKE2b
-    digest of row_id, with a fifth for those that failed in one run; then others.
+    """All counts, and the pairs that are shown: rows with other answers and, at most a fifth,
+    those that failed in one run, then others; a random sample by the BLAKE2b digest of row_id.
 
     correct: which rows a task's scores call right, of tasks that both runs have.
     Raises ValueError where a shard is damaged or rows are not in the order of their ids.
@@ -95,7 +96,7 @@ def pair_up(
     failed = _smallest(found[ONE_FAILED], sizes[ONE_FAILED])
     shown = [*failed, *_smallest(found[DIFFER], num_shown - len(failed))]
     shown += _smallest(found[SAME], num_shown - len(shown))
-    return counts, sorted(shown, key=lambda pair: pair.rows)
+    return counts, sorted(shown, key=lambda pair: (ORDER.index(pair.why), pair.rows))
 
 
 def _smallest(pairs: Sequence[Pair], size: int) -> list[Pair]:

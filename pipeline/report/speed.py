@@ -75,7 +75,8 @@ def measured(run: Run, counts: ReportCounts, price: float | None = None) -> Spee
         found.why_not[SECONDS] = f"the run keeps {run.layout.columns} columns, without seconds"
     up, in_passes = replica_seconds(run.events), pass_seconds(run.events)
     if not run.is_whole or not up:
-        why = NO_END if run.is_whole else NOT_FINISHED
+        why = NO_END if up is None else "the start of no replica is recorded"
+        why = why if run.is_whole else NOT_FINISHED
         found.why_not |= {TOKENS: why, OUTSIDE: why}
     else:
         found.replica_tokens = counts.num_output_tokens / up
@@ -127,8 +128,11 @@ def figures(speed: Speed) -> Iterator[tuple[str, str]]:
 
 
 def reasons(speed: Speed) -> list[str]:
-    """Why figures are left out, a sentence each."""
-    return [f"Not known: {name}, since {why}." for name, why in speed.why_not.items()]
+    """Why figures are left out, a sentence for each reason."""
+    names: dict[str, list[str]] = {}
+    for name, why in speed.why_not.items():
+        names.setdefault(why, []).append(name)
+    return [f"Not known: {' and '.join(of)}, since {why}." for why, of in names.items()]
 
 
 def spreads(speed: Speed) -> list[tuple[str, Spread]]:
