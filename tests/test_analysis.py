@@ -1,4 +1,4 @@
-"""`lrd.analysis`: a run as a DataFrame, its traces and tokens against the stored lists, its plots."""
+"""`lrd.analysis`: a run as a DataFrame, traces and tokens against the stored lists, plots."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_columns_are_chosen(run: tuple[Path, pa.Table]) -> None:
     assert list(frame.columns) == ["stop_reason", "num_forwards"]
     with pytest.raises(ValueError, match="no column 'nonsense'; there are question, row_id"):
         analysis.load(run[0], columns=["nonsense"])
-    with pytest.raises(ValueError, match="traces needs row_id, .* load the run without columns="):
+    with pytest.raises(ValueError, match=r"traces needs row_id, .* load the run without columns="):
         analysis.traces(frame)
 
 
