@@ -237,8 +237,8 @@ def _cost(
     return [
         *lines,
         text,
-        f"          {low} to {high} if all shards are like its fastest or its slowest; another "
-        "GPU, and the hours of loading, are not in this",
+        f"          {low} to {high} if all shards are like its fastest or its slowest, on "
+        "GPUs like its own",
     ]
 
 

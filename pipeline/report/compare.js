@@ -97,7 +97,7 @@
     if (!alike) return;
     for (const [mine, other] of [[a, b], [b, a]]) {
       mine.cells.forEach((cell, n) => {
-        if (other.cells.length) cell.classList.toggle("other", mine.of.ids[n] !== other.of.ids[n]);
+        cell.classList.toggle("other", n < other.of.ids.length && mine.of.ids[n] !== other.of.ids[n]);
       });
     }
   }

@@ -50,6 +50,8 @@ class Side:
     counts: ReportCounts
     speed: speed.Speed
     rows_a_second: float | None
+    time_notes: list[str]
+    """Why times are not known."""
     accuracy: dict[str, dict[str, Any]]
     """Task → summary of `lrd evaluate`."""
 
@@ -129,9 +131,11 @@ def _side(name: str, output: Storage, price: float | None) -> Side:
     if not run.shards:
         raise ValueError(f"{output.path(DATA)}: no committed shards yet; wait for the first one")
     counts, _ = count(run, 1)
-    rate = rows_a_second(timeline(run, counts)) if run.is_whole else None
+    course = timeline(run, counts)
+    rate = rows_a_second(course) if run.is_whole else None
+    notes = course.notes if run.is_whole and rate is None else []
     scored = {found["task"]: found for found in read_evaluations(output)}
-    return Side(name, run, counts, speed.measured(run, counts, price), rate, scored)
+    return Side(name, run, counts, speed.measured(run, counts, price), rate, notes, scored)
 
 
 def _correct(a: Side, b: Side) -> tuple[dict[str, tuple[Mask, Mask]], list[str]]:
@@ -210,13 +214,14 @@ def _cards(a: Side, b: Side, counts: PairCounts) -> list[str]:
     figures = [line.cells for line in _lines(a, b)]
     reasons = [f"{side.name}: {text}" for side in (a, b) for text in speed.reasons(side.speed)]
     bounds = [f"{s.name}: {t}" for s in (a, b) for t in speed.bound_reasons(s.speed)]
+    reasons += [f"{side.name}: {text}" for side in (a, b) for text in side.time_notes]
     of_all = "These are of all decoded rows of each run."
     cost = [speed.HOW_COST] if a.speed.cost or b.speed.cost else []
     texts = [f"{of_all} {speed.HOW}", *cost, *bounds, *reasons]
     return [
-        heading("Rows that differ") + table(["", "rows"], _differing(counts), (1,)),
+        heading("Rows that differ") + table(["", "rows"], _differing(counts), (1,), "figures"),
         heading("Figures")
-        + table(["", "A", "B", "B ÷ A"], figures, (1, 2, 3))
+        + table(["", "A", "B", "B ÷ A"], figures, (1, 2, 3), "figures")
         + "".join(map(paragraph, texts)),
         *(_right(task, cells, a, b) for task, cells in counts.right.items()),
     ]
@@ -250,7 +255,7 @@ def _right(task: str, cells: list[int], a: Side, b: Side) -> str:
     rows = [(name, f"{number:,}") for name, number in zip(names, cells, strict=True)]
     return (
         heading(f"Scores: {task}")
-        + table(["compared rows", "rows"], rows, (1,))
+        + table(["compared rows", "rows"], rows, (1,), "figures")
         + paragraph(f"Of all rows: {intervals}." if intervals else "")
     )
 

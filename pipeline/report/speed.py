@@ -152,9 +152,9 @@ def cards(speed: Speed) -> list[str]:
         return []
     html = heading("Speed and cost" if speed.cost else "Speed")
     if rows:
-        html += table(["", "p50", "p90", "p99"], rows, (1, 2, 3))
+        html += table(["", "p50", "p90", "p99"], rows, (1, 2, 3), "figures")
     if rest:
-        html += table(["", "measured"], rest, (1,))
+        html += table(["", "measured"], rest, (1,), "figures")
     texts = [HOW, *([HOW_COST, *bound_reasons(speed)] if speed.cost else []), *reasons(speed)]
     return [html + "".join(map(paragraph, texts))]
 
