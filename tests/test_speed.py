@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event as Event_
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,12 +17,18 @@ import pytest
 from helpers.synthetic_run import write_run
 from test_report import call, data_of, refused, text_of
 
+from lrd import Request, Sample
+from pipeline import rows
 from pipeline.output.money import Cost, money
 from pipeline.output.run_folder import EVENTS
 from pipeline.output.run_records import Event
 from pipeline.output.session_facts import GpuTime, gpu_time, pass_seconds, replica_seconds
 from pipeline.output.statistics import Spread, three_digits
+from pipeline.replicas.fleet import Fleet
+from pipeline.replicas.handle import ReplicaHandle
+from pipeline.replicas.pass_loop import PassLoop
 from pipeline.report.report import make_report
+from pipeline.rows import Report
 from pipeline.storage.storage import Storage
 
 BEGAN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -32,6 +41,38 @@ Course = list[tuple[float, str, dict[str, Any]]]
 
 def events_of(course: Course) -> list[Event]:
     return [Event(BEGAN + timedelta(seconds=s), what, facts) for s, what, facts in course]
+
+
+class SleepyEngine:
+    """One slot whose passes only take their time; the last one ends the sample."""
+
+    num_slots, max_busy, num_slot_passes, num_waiting = 1, 1, 0, 0
+
+    def __init__(self, num_passes: int, seconds: float) -> None:
+        self._left, self._seconds, self.oom_events = num_passes, seconds, list[str]()
+        self.busy = False
+
+    @property
+    def num_busy(self) -> int:
+        return int(self.busy)
+
+    def submit(self, request: Request) -> None:
+        self.busy = True
+
+    def step(self) -> list[Sample]:
+        time.sleep(self._seconds)
+        self._left -= 1
+        self.busy = self._left > 0
+        return [] if self.busy else [object.__new__(Sample)]
+
+    def return_waiting(self) -> list[Request]:
+        return []
+
+
+def _bucket() -> Any:
+    """What a bucket is called: its prompt tokens, or those and its canvas."""
+    bucket = getattr(rows, "Bucket", None)
+    return 8 if bucket is None else bucket(8, 8)
 
 
 def up(seconds: float, name: str) -> tuple[float, str, dict[str, Any]]:
@@ -83,6 +124,42 @@ def test_times_of_replicas_by_hand(course: str) -> None:
     assert pass_seconds(events) == in_passes
     found = gpu_time(events)
     assert found == gpus if gpus is not None else isinstance(found, str)
+
+
+def test_a_replica_sums_the_seconds_of_its_passes() -> None:
+    """Four passes of 0.05 s, by a real thread of passes."""
+    ended, engine = Event_(), SleepyEngine(4, 0.05)
+    loop = PassLoop("it", 1, 1, lambda bucket: 1, lambda bucket, slots: engine,
+                    lambda item: ended.set() if isinstance(item, Sample) else None)  # fmt: skip
+    began = time.monotonic()
+    loop.give(0, _bucket(), [Request((0, 0), [1])])
+    assert ended.wait(30)
+    assert 4 * 0.05 <= loop.pass_seconds <= time.monotonic() - began
+    assert loop.num_passes == 4
+
+
+def test_the_fleet_keeps_the_seconds_of_replicas_that_died() -> None:
+    fleet: Any = SimpleNamespace(
+        longest_pass=0.0, num_canvases=0, pass_seconds=0.0, _any_passed=False
+    )
+    replica = ReplicaHandle("it")
+
+    def report(passes: int, seconds: float) -> None:
+        found = Report.of(
+            [], finished=[], returned=[], events=[], num_passes=passes, longest_pass=1.0,
+            pass_seconds=seconds,
+        )  # fmt: skip
+        Fleet.received(fleet, replica, found)
+
+    report(1, 2.0)
+    report(3, 5.5)
+    report(3, 5.5)
+    assert fleet.pass_seconds == 5.5
+    # As `Fleet._start` does for a new actor.
+    replica.num_passes = replica.num_canvases = 0
+    replica.pass_seconds = 0.0
+    report(1, 0.5)
+    assert fleet.pass_seconds == 6.0
 
 
 # Percentiles.
@@ -151,9 +228,9 @@ def write_course(folder: Path, course: Course) -> None:
 
 def test_the_report_has_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    rows = write_run(folder).to_pandas()
+    table = write_run(folder).to_pandas()
     write_course(folder, ONE)
-    ok = rows[rows.status == "ok"]
+    ok = table[table.status == "ok"]
     tokens = int(ok.num_output_tokens.sum())
     assert call(str(folder), "--price-per-gpu-hour", "36") == 0
     printed = capsys.readouterr().out
