@@ -132,7 +132,7 @@ def test_a_replica_sums_the_seconds_of_its_passes() -> None:
     loop = PassLoop("it", 1, 1, lambda bucket: 1, lambda bucket, slots: engine,
                     lambda item: ended.set() if isinstance(item, Sample) else None)  # fmt: skip
     began = time.monotonic()
-    loop.give(0, _bucket(), [Request((0, 0), [1])])
+    loop.give(0, _bucket(), [Request((0, 0), [1], 0)])
     assert ended.wait(30)
     assert 4 * 0.05 <= loop.pass_seconds <= time.monotonic() - began
     assert loop.num_passes == 4

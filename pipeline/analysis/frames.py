@@ -126,7 +126,8 @@ def _scores(rows: RunRows, task: str, names: Sequence[str]) -> dict[str, Any]:
 def _frame(table: pa.Table, where: str) -> pd.DataFrame:
     options = {"types_mapper": DTYPES.get, "ignore_metadata": True}
     try:
-        return table.to_pandas(**options)
+        frame: pd.DataFrame = table.to_pandas(**options)
+        return frame
     except (pa.ArrowException, NotImplementedError, ValueError) as error:
         for name in table.column_names:
             try:

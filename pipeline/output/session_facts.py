@@ -50,7 +50,8 @@ def _plain(value: Any) -> str:
 def canvases_computed(events: Iterable[Event]) -> int | None:
     """Canvases that the replicas of all drivers computed; None where a driver did not record it,
     since it was killed or is running."""
-    return _recorded(events, CANVASES, int)
+    found = _recorded(events, CANVASES, int)
+    return None if found is None else int(found)
 
 
 def pass_seconds(events: Iterable[Event]) -> float | None:
@@ -59,9 +60,9 @@ def pass_seconds(events: Iterable[Event]) -> float | None:
     return _recorded(events, PASS_SECONDS, (int, float))
 
 
-def _recorded(events: Iterable[Event], fact: str, kind: Any) -> Any:
+def _recorded(events: Iterable[Event], fact: str, kind: Any) -> float | None:
     """The sum of a fact of every driver's last event; None where one lacks it."""
-    total, is_open, is_known = 0, False, False
+    total, is_open, is_known = 0.0, False, False
     for event in events:
         if event.what == DRIVER_STARTED:
             if is_open:

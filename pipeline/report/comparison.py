@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.output.money import money
+from pipeline.output.money import Cost, money
 from pipeline.output.run_folder import DATA, read_run
 from pipeline.output.run_records import Run
 from pipeline.output.session_facts import differences, environments
@@ -173,18 +173,10 @@ def _lines(a: Side, b: Side) -> Iterator[Line]:
         ("rows a second", lambda side: side.rows_a_second, "{:,.2f}".format),
         (speed.TOKENS, lambda side: side.speed.replica_tokens, "{:,.1f}".format),
         (speed.OUTSIDE, lambda side: side.speed.outside_passes, "{:.1%}".format),
-        ("GPU-hours", lambda side: side.speed.cost and side.speed.cost.gpu_hours, "{:,.2f}".format),
-        ("cost", lambda side: side.speed.cost and side.speed.cost.total, money),
-        (
-            "cost of a thousand rows",
-            lambda side: side.speed.cost and side.speed.cost.thousand_rows,
-            money,
-        ),
-        (
-            "cost of a million effective tokens",
-            lambda side: side.speed.cost and side.speed.cost.million_tokens,
-            money,
-        ),
+        ("GPU-hours", _of_cost(lambda cost: cost.gpu_hours), "{:,.2f}".format),
+        ("cost", _of_cost(lambda cost: cost.total), money),
+        ("cost of a thousand rows", _of_cost(lambda cost: cost.thousand_rows), money),
+        ("cost of a million effective tokens", _of_cost(lambda cost: cost.million_tokens), money),
     ]
     for name, read, text in readers:
         values = read(a), read(b)
@@ -199,6 +191,10 @@ def _spreads(
         return lambda side: getattr(spread_of(side), part, None)
 
     return [(f"{name}, {part}", reader(part), "{:,g}".format) for part in ("p50", "p90", "p99")]
+
+
+def _of_cost(read: Callable[[Cost], float | None]) -> Callable[[Side], float | None]:
+    return lambda side: None if side.speed.cost is None else read(side.speed.cost)
 
 
 def _mean(counted: Counter[int]) -> float | None:
