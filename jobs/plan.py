@@ -232,7 +232,7 @@ def _cost(
     )
     text += "" if tokens is None else f", a million effective tokens {money(tokens)}"
     if found.low is None or found.high is None:
-        return [*lines, text, "          no range: that run has a single shard to measure it by"]
+        return [*lines, text, "          no range: it takes two written shards of that run"]
     low, high = (money(cost.total * factor) for factor in (found.low, found.high))
     return [
         *lines,

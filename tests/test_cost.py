@@ -135,4 +135,4 @@ def test_one_shard_gives_no_range(
     run = made(tmp_path, num_shards=1)
     words = ("--like", str(run.output), "--price-per-gpu-hour", "100")
     assert plan.run(args(source, *words)) == 0
-    assert "no range: that run has a single shard" in capsys.readouterr().out
+    assert "no range: it takes two written shards" in capsys.readouterr().out

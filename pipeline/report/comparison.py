@@ -26,7 +26,7 @@ from pipeline.report.curves import mean
 from pipeline.report.facts import rows_a_second
 from pipeline.report.figure import Figure
 from pipeline.report.page import Section, Tile, heading, page, paragraph, table
-from pipeline.report.pairs import DIFFER, ONE_FAILED, Pair, PairCounts, pair_up
+from pipeline.report.pairs import Pair, PairCounts, pair_up
 from pipeline.report.samples import Row, read_rows
 from pipeline.report.svg import Axis, Chart
 from pipeline.report.timeline import timeline
@@ -297,7 +297,6 @@ def _viewer(sides: tuple[Side, Side], pairs: list[Pair]) -> dict[str, Any]:
         )
     return {
         "rows": shown,
-        "why": [DIFFER, ONE_FAILED],
         "tokens": [found.texts for found in tokens],
         "blocks": [side.run.decoding.get("block_length") for side in sides],
         "why_not": [
