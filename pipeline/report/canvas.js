@@ -5,6 +5,9 @@ const Canvas = (() => {
   const MASK = "░";
   const EOS = "∎";
 
+  // Whether a position's token was there before the first pass, by a template.
+  const isFixed = (row, n) => (row.fixed || []).includes(n);
+
   // The elements of all positions, and the same with marks between blocks and at line ends.
   function cells(row, tokens, blockLength) {
     const made = row.ids.map((id, n) => {
@@ -12,10 +15,11 @@ const Canvas = (() => {
       const text = tokens[id] === undefined ? `${id}` : tokens[id];
       const isTail = n >= row.facts.num_output_tokens && id === row.ids[row.facts.num_output_tokens];
       cell.dataset.text = isTail ? EOS : visible(text);
-      const when = row.commit[n] ? `committed by pass ${row.commit[n]}` : "filled with EOS at the end";
+      const other = isFixed(row, n) ? "fixed by the template" : "filled with EOS at the end";
+      const when = row.commit[n] ? `committed by pass ${row.commit[n]}` : other;
       cell.title = `position ${n} · id ${id} · ${JSON.stringify(text)} · ${when}`;
       cell.classList.toggle("tail", isTail);
-      const [r, g, b] = colour(row.commit[n] ? row.commit[n] / row.kl.length : 1);
+      const [r, g, b] = colour(row.commit[n] ? row.commit[n] / row.kl.length : isFixed(row, n) ? 0 : 1);
       cell.style.setProperty("--pass", `rgb(${r},${g},${b})`);
       cell.style.setProperty("--on-pass", r * 0.299 + g * 0.587 + b * 0.114 > 140 ? "#10151d" : "#ffffff");
       return cell;
@@ -38,7 +42,7 @@ const Canvas = (() => {
     let numFilled = 0;
     const last = row.kl.length;
     made.forEach((cell, n) => {
-      const when = row.commit[n] || last;
+      const when = row.commit[n] || (isFixed(row, n) ? 0 : last);
       const isOpen = when > pass;
       const isNow = when === pass && pass > 0;
       numOpen += isOpen;
