@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 
 from jobs import output
+from pipeline.observe.stages import stage
 from pipeline.report.export import export, has_png
 from pipeline.report.report import make_report
 from pipeline.storage import uris
@@ -34,11 +35,13 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--rows is {args.rows}; at least 1 is needed")
     folder, name = uris.parent(file)
     places = [Storage(place) for place in (folder, args.export) if place is not None]
-    report = make_report(Storage(args.folder), args.rows)
+    with stage("reading the run"):
+        report = make_report(Storage(args.folder), args.rows)
     for place in places:
         place.check_writable()
     places[0].write(name, report.html.encode())
-    exported = export(report.figures, places[1]) if places[1:] else []
+    with stage("writing figures"):
+        exported = export(report.figures, places[1]) if places[1:] else []
     state = "" if report.is_whole else ", a run that is not finished"
     print(f"{report.counts.num_rows} rows, {report.counts.num_failed} failed{state}")
     print(f"report: {file}")

@@ -248,7 +248,7 @@ class Fleet:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
         options |= {"max_concurrency": CALLS_AT_A_TIME, "max_restarts": 0}
         replica.num_batches = replica.num_passes = replica.num_canvases = 0
-        replica.phase = Phase.DECODING
+        replica.phase, replica.start_at = Phase.DECODING, time.monotonic()
         replica.actor = self._actors.start(replica.name, self._settings, options)
         replica.scheduling = replica.actor.location.remote()
 
