@@ -61,7 +61,8 @@ def frame(
         if progress.replicas:
             lines += _line("replicas", replicas(progress), columns)
         if (now := starting(progress)) is not None:
-            lines += _line("now", [now], columns)
+            dots = "." * (int(2 * (progress.seconds + since)) % 4)
+            lines += _line("now", [now + dots], columns)
     if progress.last_answer is not None:
         lines.append(_last(progress.last_answer.row_id, progress.last_answer.text, columns))
     return lines
@@ -97,7 +98,7 @@ def speed(progress: Progress) -> list[str]:
 def time_left(progress: Progress) -> str | None:
     """`12 min left (10 to 15 min)`; None before it can be estimated."""
     left = progress.seconds_left
-    if left is None:
+    if left is None or progress.num_done >= progress.num_rows:
         return None
     text = f"{output.duration(left)} left"
     if progress.seconds_left_range is None:
@@ -136,16 +137,15 @@ def starting(progress: Progress) -> str | None:
     if states["waiting"]:
         return f"waiting for room on a node for {states['waiting']} of {total} replicas"
     for state, what in (
-        ("preparing", "finding out how many slots fit into memory"),
-        ("compiling", "compiling kernels in the first passes"),
-        ("loading", "loading the model"),
-        ("starting", "starting the processes of replicas"),
-        ("dead", "starting replicas anew after a pause"),
-        ("idle", "reading prompts"),
+        ("preparing", "finding out how many slots fit on"),
+        ("compiling", "compiling kernels on"),
+        ("loading", "loading the model on"),
+        ("starting", "starting"),
+        ("dead", "restarting after a pause:"),
     ):
         if states[state]:
-            return f"{what}: {states[state]} of {total} replicas" if state != "idle" else what
-    return None
+            return f"{what} {states[state]} of {total} replicas"
+    return "reading prompts" if states["idle"] else None
 
 
 def _last(row_id: str, text: str, columns: int) -> str:
@@ -235,8 +235,7 @@ class Display:
 
     def _tell(self, progress: Progress) -> None:
         """A line where the stage of the start changes, and every `LINE_SECONDS`."""
-        stage = starting(progress)
-        what = None if stage is None else stage.partition(":")[0]
+        what = starting(progress)
         is_new = what is not None and what != self._told
         if not is_new and time.monotonic() - self._told_at < output.LINE_SECONDS:
             return

@@ -17,12 +17,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs import output
-from jobs.screen import Screen, cut, is_smart, styled
+from jobs.screen import Screen, cut, is_smart, styled, width_of
 from pipeline.observe import stages
 from pipeline.observe.stages import Stage
 
 FRAME_SECONDS = 0.2
 """Time between two redraws."""
+IDLE_SECONDS = 0.5
+"""A line stays for so long after its stage: most often the next one begins meanwhile."""
 
 Frame = Callable[[int], list[str]]
 """Terminal's columns → the lines to show."""
@@ -41,7 +43,7 @@ class Live:
         self._over = threading.Event()
         self._held: list[tuple[float, Stage]] | None = []
         """Stages that wait until it is known that the command goes on; None: no longer."""
-        self._began = self._told_at = clock()
+        self._began = self._told_at = self._drawn_at = clock()
         self._lock = threading.RLock()
         self._thread = threading.Thread(target=self._keep_showing, name="live", daemon=True)
 
@@ -89,16 +91,19 @@ class Live:
         running = stages.current()
         if running:
             lines = [*lines, self._stage_line(running, columns - 1)]
+        now = self._clock()
         if lines:
+            self._drawn_at = now
             self.screen.draw(lines)
-        else:
+        elif now - self._drawn_at >= IDLE_SECONDS:
             self.screen.erase()
 
     def _stage_line(self, running: list[Stage], columns: int) -> str:
-        seconds = f" {self._clock() - running[-1].began:.0f} s"
+        passed = self._clock() - running[-1].began
+        seconds = f" {passed:.1f} s" if passed < 100 else f" {passed:.0f} s"
         what = "; ".join(stage.text for stage in running)
-        line = cut(f"{self.job}: {what}", max(1, columns - len(seconds)))
-        return line + styled(seconds, "dim")
+        line, room = f"{self.job}: {what}", max(1, columns - len(seconds))
+        return cut(line if width_of(line) <= room else what, room) + styled(seconds, "dim")
 
     def _show_lines(self) -> None:
         now = self._clock()

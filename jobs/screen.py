@@ -92,7 +92,8 @@ class Screen:
             start = self._to_first_row(columns)
             text = "\r\n".join(f"{line}\x1b[K" for line in lines)
             self._widths = [width_of(line) for line in lines]
-            self._write(f"{start}{text}\x1b[J" if lines else f"{start}\x1b[J")
+            # The cursor waits at the line's start: the terminal's echo of ^C breaks no line there.
+            self._write(f"{start}{text}\x1b[J\r")
 
     def erase(self) -> None:
         """Take the frame away; what is printed next begins where it stood."""

@@ -85,6 +85,7 @@ class Driver:
         on storage then.
         """
         self._ledger.event(DRIVER_STARTED, owed_shards=len(self._owed), **self.fleet.facts)
+        self._publish()
         try:
             while not self._stopping:
                 self._read_ahead()

@@ -123,7 +123,8 @@ def _decode(
     try:
         if unused := getattr(run.face, "unused_tensors", None):
             ledger.event("tensors not used", names=unused)
-        driver = Driver(config, ledger, reader, fleet, on_progress)
+        with stage("finding out what is done"):
+            driver = Driver(config, ledger, reader, fleet, on_progress)
         on_driver(driver)
         driver.run()
     except LeaseLostError as error:
