@@ -7,6 +7,7 @@ it over or it was read from the lease.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ LABEL = 10
 """Columns of a line's name."""
 LONGEST_BAR, SHORTEST_BAR = 30, 8
 FAILED = " failed"
+_BREAKS = re.compile(r"(?<=,) | (?=\()")
+"""Where a line may go on in the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,25 +152,32 @@ def starting(progress: Progress) -> str | None:
 
 
 def _last(row_id: str, text: str, columns: int) -> str:
-    line = one_line(text, columns - LABEL - len(row_id) - 2)
-    return f"{_label('last')}{styled(row_id, 'dim')}  {line}"
+    room = columns - _indent(columns)
+    name = cut(row_id, room)
+    line = one_line(text, room - len(name) - 2)
+    return f"{_label('last', columns)}{styled(name, 'dim')}{'  ' + line if line else ''}"
 
 
-def _label(name: str) -> str:
-    return styled(f"{name:{LABEL}}", "dim")
+def _indent(columns: int) -> int:
+    """Columns of the labels; very narrow terminals have no room for them."""
+    return LABEL if columns >= 2 * LABEL else 0
+
+
+def _label(name: str, columns: int) -> str:
+    return styled(f"{name:{LABEL}}", "dim") if _indent(columns) else ""
 
 
 def _line(name: str, parts: Sequence[str], columns: int) -> list[str]:
     """Parts with commas between them, on as many lines as they need."""
-    lines: list[list[str]] = [[]]
-    for part in parts:
-        if lines[-1] and LABEL + len(", ".join([*lines[-1], part])) + 1 > columns:
-            lines.append([])
-        lines[-1].append(part)
-    texts = [", ".join(line) for line in lines]
-    texts[:-1] = [f"{text}," for text in texts[:-1]]
-    shown = [_coloured(cut(text, columns - LABEL)) for text in texts]
-    return [_label(name) + shown[0], *(" " * LABEL + text for text in shown[1:])]
+    indent = _indent(columns)
+    lines: list[str] = []
+    for piece in _BREAKS.split(", ".join(parts)):
+        if lines and indent + len(lines[-1]) + 1 + len(piece) <= columns:
+            lines[-1] += f" {piece}"
+        else:
+            lines.append(piece)
+    shown = [_coloured(cut(text, columns - indent)) for text in lines]
+    return [_label(name, columns) + shown[0], *(" " * indent + text for text in shown[1:])]
 
 
 def _coloured(text: str) -> str:

@@ -34,10 +34,12 @@ def styled(text: str, style: str) -> str:
 
 def width_of(text: str) -> int:
     """Columns that a text takes, without its styles."""
+    plain = _SGR.sub("", text)
+    if plain.isascii():  # The first line has to stand there before anything is imported.
+        return len(plain)
     from rich.cells import cell_len
 
-    plain = _SGR.sub("", text)
-    return len(plain) if plain.isascii() else cell_len(plain)
+    return cell_len(plain)
 
 
 def one_line(text: str, columns: int) -> str:
@@ -69,6 +71,8 @@ class Screen:
         self._lock = threading.RLock()
         self._widths: list[int] = []
         """Columns of the lines that stand there now."""
+        self._columns = 0
+        """Those of the terminal when it was drawn last."""
         self._at_line_start = True
         """Whether what others printed has ended its line."""
 
@@ -89,7 +93,7 @@ class Screen:
                 return
             columns, height = self.size
             lines = list(lines)[: max(1, height - 1)]
-            start = self._to_first_row(columns)
+            start, self._columns = self._to_first_row(columns), columns
             text = "\r\n".join(f"{line}\x1b[K" for line in lines)
             self._widths = [width_of(line) for line in lines]
             # The cursor waits at the line's start: the terminal's echo of ^C breaks no line there.
@@ -124,10 +128,12 @@ class Screen:
                 self._lock.release()
 
     def _to_first_row(self, columns: int) -> str:
-        """Moves the cursor from the frame's last row to its first. A terminal that was made
-        narrower since has broken its longer lines."""
-        rows = sum(max(1, -(-width // columns)) for width in self._widths)
-        return f"\r\x1b[{rows - 1}A" if rows > 1 else "\r"
+        """Moves the cursor from the start of the frame's last line to that of its first. A terminal
+        that was made narrower since has broken longer lines, and joins them when it gets wider: all
+        is cleared then."""
+        rows = sum(max(1, -(-width // columns)) for width in self._widths[:-1])
+        up = f"\x1b[{rows}A" if rows else ""
+        return f"\r{up}\x1b[J" if columns != self._columns else f"\r{up}"
 
     def _write(self, text: str) -> None:
         content = text.encode(self._encoding, errors="replace")

@@ -108,7 +108,7 @@ class _Seen:
         since = time.monotonic() - self.at if at_work else 0.0
         title = f"lrd status  {state.settings.get('model', '?')} → {state.uri}"
         lines = dashboard.frame(title, _counted(state), reported, columns, since, at_work)
-        rest = [f"driver    {_driver(driver)}", *_rest(state, self.every_shard)]
+        rest = [f"driver    {_driver(driver, watched=True)}", *_rest(state, self.every_shard)]
         return [*lines, *(cut(line, columns) for line in rest)]
 
 
@@ -164,7 +164,7 @@ def _rows(state: RunState) -> str:
     return line
 
 
-def _driver(driver: DriverState | None) -> str:
+def _driver(driver: DriverState | None, watched: bool = False) -> str:
     if driver is None:
         return "none has written its lease here"
     who = f"process {driver.pid} on {driver.host}"
@@ -174,7 +174,8 @@ def _driver(driver: DriverState | None) -> str:
         "dead": f"none is running; {who} is dead, {beat}: the same command continues",
         "beating": f"running: {who}, {beat}",
         "silent": f"{who} sent no heartbeat while watched, {beat}: it may be gone",
-        "unknown": f"{who}, {beat}; --watch shows whether it is running",
+        "unknown": f"{who}, {beat}; "
+        + ("watching for the next" if watched else "--watch shows whether it is running"),
     }[driver.state]
 
 
