@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib import import_module
 from typing import Any
 
-from jobs import output
+from jobs import live, output
 from pipeline import faults
 from pipeline.import_path import named_folders, safe_folders
+from pipeline.observe.stages import stage
 
 COMMANDS = {
     "generate": "decode prompt shards into a result dataset",
@@ -33,6 +35,8 @@ COMMANDS = {
     "models": "list the models that are known by name",
 }
 """What each command does; `retry-failed` is the module `jobs.retry_failed`."""
+AT_ONCE = {"models", "-h", "--help"}
+"""Words of a command line that is answered before anything has to be shown."""
 
 
 def main(*before: str) -> None:
@@ -56,12 +60,19 @@ def _run(words: Sequence[str]) -> int:
     for word in words:
         if word != word.encode(errors="replace").decode():  # Bytes that cannot be decoded.
             raise ValueError(output.not_a_name(word))
-    args, rest = parser(words).parse_known_args(words)
-    if rest:
-        raise ValueError(f"unrecognized arguments: {' '.join(rest)}; see lrd {args.command} --help")
-    faults.wanted()  # A malformed LRD_FAULTS is refused before anything is done.
-    code: int = args.run(args)
-    return code
+    name = next((word for word in words if not word.startswith("-")), "")
+    with ExitStack() as shown:
+        if name in COMMANDS and not AT_ONCE & set(words):
+            shown.enter_context(live.shown(f"lrd {name}"))
+        with stage("starting"):  # Imports may take longer than anyone waits without a sign.
+            args, rest = parser(words).parse_known_args(words)
+        if rest:
+            raise ValueError(
+                f"unrecognized arguments: {' '.join(rest)}; see lrd {args.command} --help"
+            )
+        faults.wanted()  # A malformed LRD_FAULTS is refused before anything is done.
+        code: int = args.run(args)
+        return code
 
 
 def parser(words: Sequence[str]) -> argparse.ArgumentParser:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,7 +53,6 @@ def run(args: argparse.Namespace) -> int:
         scores=args.output,
         num_workers=args.workers,
         partial=args.partial,
-        on_progress=_tell_progress(),
     )
     problems = _problems(args, task.name)
     print(describe(result))
@@ -64,17 +62,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"problems: {num_right} of {num_problems} right, {share}")
     print(json.dumps(result.to_json() | problems))
     return output.OK
-
-
-def _tell_progress() -> Callable[[int], None]:
-    """Writes a line now and then on how many rows are scored."""
-    ticker = output.Ticker()
-
-    def tell(num_scored: int) -> None:
-        if ticker.ready():
-            output.tell(f"{num_scored} rows scored")
-
-    return tell
 
 
 def describe(result: Evaluation) -> str:

@@ -34,8 +34,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from rich.progress import Progress as Bar
-
+    from jobs.screen import Screen
     from pipeline.config import RunConfig
     from pipeline.observe.eta import Progress
     from pipeline.output.statistics import Summary
@@ -49,8 +48,10 @@ LOG = logging.getLogger("lrd")
 """The events of a run (`pipeline/observe/events.py`)."""
 WARNINGS = logging.getLogger("py.warnings")
 LINE_SECONDS = 5.0
-"""Seconds between two lines of progress where there is no terminal."""
+"""Seconds between two lines of progress where there is no terminal, and before the first one."""
 ERRORS_SHOWN = 5
+screens: list[Screen | None] = []
+"""Frames that terminals show now; what is printed goes above the last one."""
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -86,13 +87,14 @@ class Stream(io.TextIOWrapper):
             line_buffering=descriptor == 2 or self.descriptor.isatty(),
         )
         self.as_json = False
+        self._is_terminal = self.descriptor.isatty()
         self._rest = ""
         self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
         """As JSON, whole lines become one object each and the rest waits for its line's end."""
         if not self.as_json:
-            return super().write(text)
+            return self._print(text)
         with self._lock:
             *lines, self._rest = re.split(r"[\r\n]", self._rest + text)
             for line in filter(str.strip, lines):
@@ -101,7 +103,14 @@ class Stream(io.TextIOWrapper):
 
     def write_line(self, line: str) -> None:
         """A line as it is, whatever the format."""
-        super().write(line + "\n")
+        self._print(line + "\n")
+
+    def _print(self, text: str) -> int:
+        screen = screens[-1] if screens and self._is_terminal else None
+        if screen is None:
+            return super().write(text)
+        with screen.above(text):
+            return super().write(text)
 
 
 def take_streams() -> None:
@@ -185,6 +194,16 @@ def is_json() -> bool:
 def tell(line: str) -> None:
     """Write a line to stderr, in the format that is set."""
     _write_line(as_line(line))
+
+
+def log_event(at: datetime, event: str, facts: dict[str, Any]) -> None:
+    """Write an event of a time to stderr; lines are JSON."""
+    _write_line(_json(at, "info", event, facts))
+
+
+def encoding_of(descriptor: int) -> str:
+    """The encoding of stdout or stderr."""
+    return getattr(sys.stdout if descriptor == 1 else sys.stderr, "encoding", None) or "utf-8"
 
 
 def as_line(text: str) -> str:
@@ -345,94 +364,16 @@ def _exit_at_once() -> NoReturn:
 
 def _tell_in_handler(line: str) -> None:
     """A line on stderr from within a signal handler, where a buffered stream may be half way
-    through another; a terminal gets back the cursor that a bar has hidden."""
-    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-    before = "" if is_json() else f"{show_cursor}\r"
+    through another."""
+    if screens and screens[-1] is not None:
+        screens[-1].say_at_once(line)
+        return
+    before = "" if is_json() else "\r"
     with suppress(OSError):
         os.write(2, f"{before}{as_line(line)}\n".encode(errors="backslashreplace"))
 
 
-# Progress, and the end of a run.
-
-
-class Ticker:
-    """Says when the next line of progress may be written."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def ready(self) -> bool:
-        """Whether `LINE_SECONDS` have passed since the last line."""
-        if time.monotonic() - self._last < LINE_SECONDS:
-            return False
-        self._last = time.monotonic()
-        return True
-
-
-class Display:
-    """Shows a run's progress: a bar on a terminal, a line every few seconds elsewhere."""
-
-    def __init__(self) -> None:
-        self._bar = _bar()
-        self._task: Any = None
-        self._ticker = Ticker()
-
-    def __enter__(self) -> Callable[[Progress], None]:
-        if self._bar is not None:
-            self._bar.start()
-        return self.show
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def show(self, progress: Progress) -> None:
-        if self._bar is not None:
-            if self._task is None:
-                self._task = self._bar.add_task("", total=progress.num_rows, rate="")
-            self._bar.update(self._task, completed=progress.num_done, rate=rates(progress))
-        elif self._ticker.ready():
-            if is_json():
-                LOG.info("progress", extra={"facts": progress.to_json()})
-            else:
-                tell(f"{progress.num_done}/{progress.num_rows} rows, {rates(progress)}")
-
-
-def _bar() -> Bar | None:
-    """A bar on stderr; None where that is not a terminal, or lines are JSON."""
-    if is_json() or not sys.stderr.isatty():
-        return None
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return None
-    return Progress(
-        TextColumn("rows"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        console=console,
-    )
-
-
-def rates(progress: Progress) -> str:
-    """Rows per second, mean forwards per row, failed rows and the time left."""
-    done_now = progress.num_done - progress.num_done_before
-    if not done_now or not progress.seconds:
-        return "starting"
-    decoded = max(1, done_now - progress.num_failed)
-    parts = [
-        f"{done_now / progress.seconds:.1f} rows/s",
-        f"{progress.num_forwards / decoded:.1f} forwards/row",
-    ]
-    if progress.seconds_left is not None:
-        parts.append(f"{progress.seconds_left:.0f} s left")
-    if progress.num_failed:
-        parts.append(f"{progress.num_failed} failed")
-    return ", ".join(parts)
+# A run and its end.
 
 
 def decode(job: str, config: RunConfig, *, retry_failed: bool = False) -> int:
@@ -440,24 +381,34 @@ def decode(job: str, config: RunConfig, *, retry_failed: bool = False) -> int:
 
     Raises as `pipeline.run.generate`.
     """
-    from pipeline.run import generate
+    from jobs.dashboard import Display
+    from pipeline.observe.stages import stage
 
-    with Display() as show:
+    with stage("loading torch and Ray"):
+        from pipeline.run import generate
+
+    with Display(job, f"{config.model} → {config.output}") as display:
         began = time.monotonic()
-        summary = generate(
-            config, show, lambda driver: handle_signals(job, driver), retry_failed=retry_failed
-        )
+
+        def handle(driver: Stoppable) -> None:
+            handle_signals(job, driver)
+            display.accepted()
+
+        summary = generate(config, display.show, handle, retry_failed=retry_failed)
     seconds = time.monotonic() - began
     if is_json():
         facts = {**asdict(summary), "seconds": seconds, "output": config.output}
         LOG.info("run finished", extra={"facts": facts})
     else:
-        print("\n".join(closing_lines(summary, config.output, seconds)))
+        print("\n".join(closing_lines(summary, config.output, seconds, display.progress)))
     return FAILED_ROWS if summary.num_failed else OK
 
 
-def closing_lines(summary: Summary, output: str, seconds: float) -> list[str]:
-    """What a run has done, for people."""
+def closing_lines(
+    summary: Summary, output: str, seconds: float, progress: Progress | None = None
+) -> list[str]:
+    """What a run has done, for people. progress: the last one of its driver."""
+    from jobs.dashboard import speed
     from pipeline.storage import uris
 
     num_ok = summary.num_rows - summary.num_failed
@@ -471,6 +422,8 @@ def closing_lines(summary: Summary, output: str, seconds: float) -> list[str]:
             f"{positions}effective tokens per row: {summary.num_output_tokens / num_ok:.1f} mean",
             f"stop reasons: {counts(summary.stop_reasons)}",
         ]
+    if progress is not None and (parts := speed(progress)):
+        lines.append(f"speed: {', '.join(parts)}")
     if summary.canvases_per_forward is not None:
         lines.append(f"canvases computed per forward: {summary.canvases_per_forward:.2f}")
     if summary.num_unsure_stops:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jobs import output
 from jobs.flags import add_run_flags, run_config
+from pipeline.observe.stages import stage
 
 if TYPE_CHECKING:
     from lrd.memory import MemoryNeed
@@ -41,17 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @output.command("lrd plan")
 def run(args: argparse.Namespace) -> int:
     """Print the plan; the exit code: 2 where `lrd generate` would refuse."""
-    from lrd.memory import drawing, memory_need
-    from pipeline.inspection.plan import (
-        check_output,
-        duration_of,
-        expected_dtype,
-        forecast,
-        rows_left,
-    )
-    from pipeline.output.money import check_price
-    from pipeline.preflight import check
-    from pipeline.rows import Bucket
+    with stage("loading torch"):
+        from lrd.memory import drawing, memory_need
+        from pipeline.inspection.plan import (
+            check_output,
+            duration_of,
+            expected_dtype,
+            forecast,
+            rows_left,
+        )
+        from pipeline.output.money import check_price
+        from pipeline.preflight import check
+        from pipeline.rows import Bucket
 
     check_price(args.price_per_gpu_hour)
     if args.sample is not None and args.sample < 1:
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     config = run_config(args)
     checked = check(config)
     dtype = expected_dtype(config, checked.output)
-    found = forecast(checked, config, args.sample, _tell_shards(len(checked.files)))
+    found = forecast(checked, config, args.sample)
     longest = found.largest or Bucket(1, config.decoding.gen_length)
     if config.decoding.grows:
         longest = longest._replace(canvas=config.decoding.canvases[-1])
@@ -78,17 +80,6 @@ def run(args: argparse.Namespace) -> int:
     for line in _cost(config, duration, source, args.price_per_gpu_hour):
         print(line)
     return output.OK
-
-
-def _tell_shards(num_shards: int) -> Callable[[int], None]:
-    """Writes a line of progress now and then."""
-    ticker = output.Ticker()
-
-    def tell(number: int) -> None:
-        if ticker.ready():
-            output.tell(f"{number + 1}/{num_shards} shards read")
-
-    return tell
 
 
 def _input(files: list[InputFile], found: Forecast) -> list[str]:

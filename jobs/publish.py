@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 
 from jobs import output
+from pipeline.observe.stages import stage
 from pipeline.publishing.dataset_card import About, Facts
 from pipeline.publishing.destinations import publish_to
 from pipeline.publishing.publish import PushError
@@ -46,24 +47,19 @@ def run(args: argparse.Namespace) -> int:
     name = args.to.partition("?")[0].rstrip("/").rpartition("/")[2]
     about = About(args.title or name, args.license, tuple(args.tag))
     try:
-        facts, where = publish_to(
-            Storage(args.output),
-            args.to,
-            about,
-            public=args.public,
-            partial=args.partial,
-            on_shard=tell_progress,
-        )
+        with stage("writing the dataset", unit="shards") as step:
+            facts, where = publish_to(
+                Storage(args.output),
+                args.to,
+                about,
+                public=args.public,
+                partial=args.partial,
+                on_shard=step.at,
+            )
     except PushError as error:
         return output.refuse(JOB, str(error), output.INTERRUPTED)
     print(describe(facts, about, where))
     return output.OK
-
-
-def tell_progress(done: int, planned: int) -> None:
-    """A line per hundred shards."""
-    if done % 100 == 0:
-        output.tell(f"{done} of {planned} shards")
 
 
 def describe(facts: Facts, about: About, where: str) -> str:

@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Iterator
 
 from jobs import output
+from pipeline.observe.stages import stage
 from pipeline.output.money import check_price
 from pipeline.report import speed
 from pipeline.report.comparison import Comparison, make_comparison
@@ -45,11 +46,13 @@ def run(args: argparse.Namespace) -> int:
     check_price(args.price_per_gpu_hour)
     folder, name = uris.parent(file)
     places = [Storage(place) for place in (folder, args.export) if place is not None]
-    report = _made(args)
+    with stage("reading the run"):
+        report = _made(args)
     for place in places:
         place.check_writable()
     places[0].write(name, report.html.encode())
-    exported = export(report.figures, places[1]) if places[1:] else []
+    with stage("writing figures"):
+        exported = export(report.figures, places[1]) if places[1:] else []
     for line in _lines(report):
         print(line)
     print(f"report: {file}")

@@ -21,6 +21,7 @@ from jobs.flags import add_model_flags, given, in_one_line
 from lrd.config import DecodingConfig
 from pipeline.config import FORMS, RunConfig
 from pipeline.experiments.paper.decodings import NEEDED, items_named
+from pipeline.observe.stages import stage
 from pipeline.scoring.word_problems import TASK as OWN_TASK
 
 if TYPE_CHECKING:
@@ -155,14 +156,19 @@ def check_all(study: Study, prompts: dict[str, Prompts], items: list[str]) -> No
 
 def decode_all(runs: list[RunConfig]) -> int:
     """Every run to its end, at once where it is finished; how many rows failed."""
-    from pipeline.run import generate
+    from jobs.dashboard import Display
+
+    with stage("loading torch and Ray"):
+        from pipeline.run import generate
 
     num_failed = 0
     for number, config in enumerate(runs, 1):
         output.default_signals()
         output.tell(f"run {number} of {len(runs)}: {config.output}")
-        with output.Display() as show:
-            summary = generate(config, show, lambda driver: output.handle_signals(JOB, driver))
+        with Display(JOB, config.output) as display:
+            summary = generate(
+                config, display.show, lambda driver: output.handle_signals(JOB, driver)
+            )
         num_failed += summary.num_failed
     output.default_signals()
     return num_failed

@@ -15,8 +15,9 @@ from dataclasses import asdict
 from typing import get_args
 
 from jobs import output
+from pipeline.observe.stages import stage
 from pipeline.selecting.rules import Dedupe, Form, Rules, table
-from pipeline.selecting.select import Tell, select
+from pipeline.selecting.select import select
 from pipeline.selecting.selection import Selection
 from pipeline.storage.storage import Storage
 
@@ -93,14 +94,19 @@ def run(args: argparse.Namespace) -> int:
         max_per_prompt=args.max_per_prompt,
         form=args.form,
     )
-    found = select(
-        Storage(args.output),
-        args.to,
-        rules,
-        task=args.task,
-        partial=args.partial,
-        on_step=_teller(),
-    )
+    with stage("selecting") as step:
+
+        def tell(name: str) -> None:
+            step.detail = name
+
+        found = select(
+            Storage(args.output),
+            args.to,
+            rules,
+            task=args.task,
+            partial=args.partial,
+            on_step=tell,
+        )
     if output.is_json():
         rows = [asdict(step) for step in found.rules]
         facts = {"rules": rows, "num_rows": found.num_rows, "form": found.form, "to": args.to}
@@ -108,17 +114,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(describe(found, args.to)))
     return output.OK
-
-
-def _teller() -> Tell:
-    """Says now and then what is done."""
-    ticker = output.Ticker()
-
-    def tell(name: str) -> None:
-        if ticker.ready():
-            output.tell(f"{JOB}: {name}")
-
-    return tell
 
 
 def describe(found: Selection, to: str) -> list[str]:

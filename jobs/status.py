@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from jobs import output
+from jobs import dashboard, live, output
+from jobs.dashboard import Counted
+from jobs.screen import cut, is_smart, one_line
 from pipeline.inspection.run_state import DriverState, RunState, ShardState
 from pipeline.inspection.status import Inspector
+from pipeline.observe.eta import Progress
+from pipeline.observe.stages import stage
 from pipeline.storage.retry import RefusedError
 from pipeline.storage.storage import Storage
 
@@ -40,16 +44,81 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show the state; the exit code."""
     try:
-        inspector = Inspector(Storage(args.output))
-        with _shown(live=args.watch and not args.json) as show:
-            while True:
-                state = inspector.snapshot()
-                show(json.dumps(state.to_json()) if args.json else describe(state, args.all))
-                if not args.watch or is_over(state) or output.reader_is_gone():
-                    return output.OK
-                time.sleep(WATCH_SECONDS)
+        with stage("reading the run"):
+            inspector = Inspector(Storage(args.output))
+            state = inspector.snapshot()
+        if not args.watch or is_over(state):
+            _print(state, args)
+        elif args.json or not is_smart(1) or not sys.stdout.isatty():
+            _watch_lines(inspector, state, args)
+        else:
+            _watch_screen(inspector, state, args)
+        return output.OK
     except RefusedError as error:
         raise ValueError(str(error)) from error
+
+
+def _print(state: RunState, args: argparse.Namespace, end: str = "") -> None:
+    text = json.dumps(state.to_json()) if args.json else describe(state, args.all)
+    print(text + end, flush=True)
+
+
+def _watch_lines(inspector: Inspector, state: RunState, args: argparse.Namespace) -> None:
+    """Print each state below the one before."""
+    end = "" if args.json else "\n"
+    _print(state, args, end)
+    while not is_over(state) and not output.reader_is_gone():
+        time.sleep(WATCH_SECONDS)
+        state = inspector.snapshot()
+        _print(state, args, end)
+
+
+def _watch_screen(inspector: Inspector, state: RunState, args: argparse.Namespace) -> None:
+    """Redraw the state in place; the last one stays as text."""
+    try:
+        with live.shown("lrd status", descriptor=1) as screen:
+            seen = _Seen(state, time.monotonic(), args.all)
+            screen.frame = lambda columns: seen.lines(columns)
+            while not is_over(state):
+                time.sleep(WATCH_SECONDS)
+                state = inspector.snapshot()
+                seen = _Seen(state, seen.reported_at(state), args.all)
+    finally:
+        _print(state, args)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A state, and when its driver's report was seen first."""
+
+    state: RunState
+    at: float
+    every_shard: bool
+
+    def reported_at(self, later: RunState) -> float:
+        """When the report of a later state was seen first."""
+        before, after = self.state.driver, later.driver
+        same = before and after and before.progress == after.progress
+        return self.at if same else time.monotonic()
+
+    def lines(self, columns: int) -> list[str]:
+        state, driver = self.state, self.state.driver
+        reported = _reported(driver)
+        at_work = driver is not None and driver.state in ("beating", "unknown")
+        since = time.monotonic() - self.at if at_work else 0.0
+        title = f"lrd status  {state.settings.get('model', '?')} → {state.uri}"
+        lines = dashboard.frame(title, _counted(state), reported, columns, since, at_work)
+        rest = [f"driver    {_driver(driver, watched=True)}", *_rest(state, self.every_shard)]
+        return [*lines, *(cut(line, columns) for line in rest)]
+
+
+def _counted(state: RunState) -> Counted:
+    return Counted(state.num_rows, state.num_done, state.num_failed)
+
+
+def _reported(driver: DriverState | None) -> Progress | None:
+    """The driver's last report; None where there is none."""
+    return Progress.from_json(driver.progress) if driver and driver.progress else None
 
 
 def is_over(state: RunState) -> bool:
@@ -67,11 +136,16 @@ def describe(state: RunState, every_shard: bool = False) -> str:
     ]
     if state.driver is not None:
         lines += _progress(state.driver)
-    lines += _shards(state.shards, every_shard)
+    return "\n".join([*lines, *_rest(state, every_shard)])
+
+
+def _rest(state: RunState, every_shard: bool) -> list[str]:
+    """Shards, what cannot be read, and the last events."""
+    lines = _shards(state.shards, every_shard)
     lines += [f"cannot be read: {name}" for name in state.unreadable]
     if state.events:
         lines += ["events", *(f"  {_event(event)}" for event in state.events)]
-    return "\n".join(lines)
+    return lines
 
 
 def _rows(state: RunState) -> str:
@@ -90,7 +164,7 @@ def _rows(state: RunState) -> str:
     return line
 
 
-def _driver(driver: DriverState | None) -> str:
+def _driver(driver: DriverState | None, watched: bool = False) -> str:
     if driver is None:
         return "none has written its lease here"
     who = f"process {driver.pid} on {driver.host}"
@@ -100,34 +174,34 @@ def _driver(driver: DriverState | None) -> str:
         "dead": f"none is running; {who} is dead, {beat}: the same command continues",
         "beating": f"running: {who}, {beat}",
         "silent": f"{who} sent no heartbeat while watched, {beat}: it may be gone",
-        "unknown": f"{who}, {beat}; --watch shows whether it is running",
+        "unknown": f"{who}, {beat}; "
+        + ("watching for the next" if watched else "--watch shows whether it is running"),
     }[driver.state]
 
 
 def _progress(driver: DriverState) -> list[str]:
     """Speed, buckets and replicas as that driver last reported them."""
-    reported = driver.progress
-    if not reported:
+    reported = _reported(driver)
+    if reported is None:
         return []
-    num_now = reported["num_done"] - reported["num_done_before"]
-    seconds = reported["seconds"]
     lines = []
-    if num_now and seconds:
-        left = reported["seconds_left"]
-        spent = f"{num_now} rows in {output.duration(seconds)}"
-        ahead = "" if left is None or driver.over else f", {output.duration(left)} left"
-        lines.append(f"speed     {num_now / seconds:.2f} rows/s, {spent}{ahead}")
-    done = [(int(name), b) for name, b in reported["buckets"].items() if b["done"]]
+    if speed := dashboard.speed(reported):
+        spent = f"{reported.num_done_now} rows in {output.duration(reported.seconds)}"
+        left = None if driver.over else dashboard.time_left(reported)
+        lines.append(f"speed     {', '.join([*speed, spent, *([left] if left else [])])}")
+    done = sorted((length, b) for length, b in reported.buckets.items() if b.done)
     if done:
         lines.append("bucket    rows done     of read  forwards/row  seconds/row")
         lines += [
-            f"  {length:5d} {b['done']:12d} {b['read']:11d} {b['num_forwards'] / b['done']:13.1f} "
-            f"{b['seconds'] / b['done']:12.2f}"
-            for length, b in sorted(done)
+            f"  {length:5d} {b.done:12d} {b.read:11d} {b.num_forwards / b.done:13.1f} "
+            f"{b.seconds / b.done:12.2f}"
+            for length, b in done
         ]
-    if reported["replicas"] and not driver.over:
-        replicas = ", ".join(f"{name} {word}" for name, word in reported["replicas"].items())
+    if reported.replicas and not driver.over:
+        replicas = ", ".join(f"{name} {word}" for name, word in reported.replicas.items())
         lines.append(f"replicas  {replicas}")
+        if now := dashboard.starting(reported):
+            lines.append(f"now       {now}")
     return lines
 
 
@@ -155,30 +229,13 @@ def _event(event: dict[str, Any]) -> str:
     if isinstance(facts.get("rows"), list):
         facts["rows"] = len(facts["rows"])
     words = " ".join(
-        f"{key}={_cut(str(value), FACT_WIDTH)}" for key, value in facts.items() if value is not None
+        f"{key}={one_line(str(value), FACT_WIDTH)}"
+        for key, value in facts.items()
+        if value is not None
     )
     line = f"{_utc(str(event.get('time', '?')))}  {event.get('event', '?')}  {words}"
-    return _cut(line.rstrip(), LINE_WIDTH)
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+    return cut(line.rstrip(), LINE_WIDTH)
 
 
 def _utc(stamp: str) -> str:
     return stamp.partition("+")[0].partition(".")[0].replace("T", " ") + " UTC"
-
-
-@contextmanager
-def _shown(live: bool) -> Iterator[Callable[[str], None]]:
-    """Where text goes: over the last one on a terminal that is watched, else below it."""
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
-
-    console = Console()
-    if live and console.is_terminal:
-        with Live(console=console, auto_refresh=False, vertical_overflow="crop") as display:
-            yield lambda text: display.update(Text(text), refresh=True)
-    else:
-        yield lambda text: print(text + "\n" if live else text, flush=True)

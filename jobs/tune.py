@@ -19,6 +19,7 @@ from lrd.config import PRESETS, DecodingConfig
 from pipeline.config import FORMS, RunConfig
 from pipeline.experiments.tuning.grid import SWEPT, Grid
 from pipeline.experiments.tuning.monitor import FIELDS, FORM
+from pipeline.observe.stages import stage
 from pipeline.scoring.tasks import TASKS, task_named
 
 if TYPE_CHECKING:
@@ -103,11 +104,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @output.decoding_command(JOB)
 def run(args: argparse.Namespace) -> int:
     """Measure the settings that are not measured yet and write the outcome; the exit code."""
-    from pipeline.experiments.tuning import task_sample
-    from pipeline.experiments.tuning.trials import measure
-    from pipeline.preflight import check
-    from pipeline.replicas.deaths import RunStoppedError
-    from pipeline.storage.storage import Storage
+    with stage("loading torch and Ray"):
+        from pipeline.experiments.tuning import task_sample
+        from pipeline.experiments.tuning.trials import measure
+        from pipeline.preflight import check
+        from pipeline.replicas.deaths import RunStoppedError
+        from pipeline.storage.storage import Storage
 
     task = task_named(args.task)
     if args.limit < 1:
@@ -125,14 +127,15 @@ def run(args: argparse.Namespace) -> int:
     for number, decoding in enumerate(configs, 1):
         if current.stopped:
             raise RunStoppedError("interrupted")
-        trial = measure(
-            config,
-            store,
-            task,
-            decoding,
-            on_driver=current.take,
-            reference_column=args.reference_column,
-        )
+        with stage(f"measuring setting {number} of {len(configs)}"):
+            trial = measure(
+                config,
+                store,
+                task,
+                decoding,
+                on_driver=current.take,
+                reference_column=args.reference_column,
+            )
         output.tell(f"{number}/{len(configs)} {described(trial, configs)}")
     write(config, task, store, args.max_loss)
     return output.OK

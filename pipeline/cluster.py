@@ -58,11 +58,17 @@ def connect(config: RunConfig) -> None:
     """
     if ray.is_initialized():
         return
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
+    address = cluster_of(config)
+    if address is None:
         _start_local()
     else:
         _join(address)
+
+
+def cluster_of(config: RunConfig) -> str | None:
+    """The address of the cluster that the run joins; None: it starts a local one."""
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    return None if address == "local" else address
 
 
 def last_words() -> str | None:

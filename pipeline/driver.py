@@ -64,7 +64,9 @@ class Driver:
         self._stopping = False
         self._limits = Limits(config.max_restarts, config.start_seconds)
         owed_rows = sum(map(ledger.plan.num_rows_of, self._owed))
-        self._tracker = ProgressTracker(ledger.plan.num_rows, ledger.plan.num_rows - owed_rows)
+        num_committed = ledger.plan.num_rows - owed_rows
+        num_failed = ledger.num_failed_but(self._owed)
+        self._tracker = ProgressTracker(ledger.plan.num_rows, num_committed, num_failed)
         self._metrics = RunMetrics()
         self._environments = environments(ledger.earlier)
         """What replicas of this run have computed on."""
@@ -82,6 +84,7 @@ class Driver:
         on storage then.
         """
         self._ledger.event(DRIVER_STARTED, owed_shards=len(self._owed), **self.fleet.facts)
+        self._publish()
         try:
             while not self._stopping:
                 self._read_ahead()
@@ -122,7 +125,8 @@ class Driver:
             self._owed.popleft()
             shard = found.shard
             self._ledger.open(shard)
-            self._tracker.shard_read(shard.num_rows, shard.num_done, found.prompts)
+            counts = (shard.num_rows, shard.num_done, found.prompts, shard.num_failed)
+            self._tracker.shard_read(*counts)
             self._take(shard.number, found.failed)
             self._buckets.add(found.prompts)
 

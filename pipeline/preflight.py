@@ -15,6 +15,7 @@ from pipeline.config import RunConfig
 from pipeline.input import input_files, prompt_shards, row_settings
 from pipeline.input.prompt_shards import PromptShards
 from pipeline.input.row_templates import FREE, AnswerForm, check_form, read_form
+from pipeline.observe.stages import BYTES, stage
 from pipeline.output.other_readers import cannot_open
 from pipeline.rows import InputFile, Layout
 from pipeline.storage.model_files import local_model
@@ -78,14 +79,16 @@ def check(config: RunConfig, inputs: PromptShards | None = None) -> Checked:
     form = read_form(config)
     output = Storage(config.output)
     if inputs is None:
-        found = input_files.find(config.input)
-        _check_places(found.storage, output)
-        output.check_writable()
-        output.kind()  # Raises where the store does not answer.
+        with stage("looking for input and output"):
+            found = input_files.find(config.input)
+            _check_places(found.storage, output)
+            output.check_writable()
+            output.kind()  # Raises where the store does not answer.
         inputs = prompt_shards.inspect(found, config.prompt_column)
     row_settings.check_columns(inputs, config.row_settings)
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype
-    face = load_model(local_model(config.model), "meta", dtype, config.revision)
+    with stage(f"reading settings and tokenizer of {config.model}"):
+        face = load_model(local_model(config.model), "meta", dtype, config.revision)
     if face.tokenizer is None:
         raise ValueError(
             f"{config.model}: has no tokenizer.json; put its tokenizer files into the folder"
@@ -114,7 +117,13 @@ def refuse_secrets(config: RunConfig) -> None:
 
 def model_fingerprint(config: RunConfig) -> str:
     """The fingerprint of the run's model; reads large weights once on this machine."""
-    return fingerprint(local_model(config.model), config.revision)
+    with stage("hashing weights", unit=BYTES) as step:
+
+        def count(new: int, total: int) -> None:
+            step.total = total
+            step.add(new)
+
+        return fingerprint(local_model(config.model), config.revision, count)
 
 
 def fingerprint_of(

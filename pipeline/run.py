@@ -17,12 +17,13 @@ from ray.exceptions import RayError
 
 from lrd.models.compiled import check_compile
 from pipeline import faults
-from pipeline.cluster import connect
+from pipeline.cluster import cluster_of, connect
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
 from pipeline.input.reader import Reader
 from pipeline.observe.eta import Progress
 from pipeline.observe.events import note, record
+from pipeline.observe.stages import stage
 from pipeline.output.lease import LeaseLostError
 from pipeline.output.ledger import Ledger, Plan
 from pipeline.output.statistics import Summary, summarize
@@ -72,7 +73,10 @@ def generate(
     digest = _begun(lambda: model_fingerprint(config))
     for line in run.notes:
         note(line)
-    connect(config)
+    with stage(
+        f"connecting to Ray at {where}" if (where := cluster_of(config)) else "starting Ray"
+    ):
+        connect(config)
     placement = place(config, list(nodes.alive().values()))
     check_compile(config.compile, torch.device(placement.device))
     fleet = Fleet(
@@ -97,7 +101,8 @@ def generate(
         _decode(config, run, ledger, fleet, on_progress, on_driver)
     finally:
         fleet.end()
-    return summarize(run.output)
+    with stage("counting results"):
+        return summarize(run.output)
 
 
 def _decode(
@@ -110,14 +115,23 @@ def _decode(
 ) -> None:
     """Decode what the ledger owes."""
     with refused_as_settings():
-        reader = Reader(
-            config, run.inputs, run.files, run.face, run.face.max_length, ledger.restore, run.form
-        )
-        ledger.begin()
+        with stage("tokenising a sample of the prompts"):
+            reader = Reader(
+                config,
+                run.inputs,
+                run.files,
+                run.face,
+                run.face.max_length,
+                ledger.restore,
+                run.form,
+            )
+        with stage("taking the lease of the output"):
+            ledger.begin()
     try:
         if unused := getattr(run.face, "unused_tensors", None):
             ledger.event("tensors not used", names=unused)
-        driver = Driver(config, ledger, reader, fleet, on_progress)
+        with stage("finding out what is done"):
+            driver = Driver(config, ledger, reader, fleet, on_progress)
         on_driver(driver)
         driver.run()
     except LeaseLostError as error:
@@ -127,7 +141,7 @@ def _decode(
         ledger.output.patience = LAST_TRY_SECONDS
         raise
     finally:
-        with suppress(LeaseLostError, OSError):
+        with stage("storing the last rows"), suppress(LeaseLostError, OSError):
             ledger.end()
 
 
@@ -171,10 +185,13 @@ def _begun(call: Callable[[], str]) -> Future[str]:
 
 def _awaited(digest: Future[str], fleet: Fleet) -> str:
     """The digest of the weights; while it takes long, replicas start and load these."""
-    while True:
-        try:
-            return digest.result(timeout=DIGEST_SECONDS)
-        except TimeoutError:
-            if digest.done():
-                raise  # The call's own.
-            fleet.begin_starts()
+    with stage("starting replicas") as step:
+        while True:
+            try:
+                return digest.result(timeout=DIGEST_SECONDS)
+            except TimeoutError:
+                if digest.done():
+                    raise  # The call's own.
+                fleet.begin_starts()
+                num_loading = sum(replica.state == "loading" for replica in fleet)
+                step.detail = f"{num_loading} of {len(fleet.replicas)} load the model"

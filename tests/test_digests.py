@@ -21,9 +21,9 @@ def reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     found: list[Path] = []
     read = digests._read
 
-    def spied(file: Path) -> str:
+    def spied(file: Path, on_bytes: Any) -> str:
         found.append(file)
-        return read(file)
+        return read(file, on_bytes)
 
     monkeypatch.setattr(digests, "_read", spied)
     monkeypatch.setattr(digests, "KEPT_BYTES", 8)

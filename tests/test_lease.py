@@ -132,7 +132,7 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(tmp_path: Path) -> Non
 def test_a_beat_carries_what_was_published(storage: Storage) -> None:
     lease = Lease(storage, BEAT)
     lease.acquire()
-    progress = ProgressTracker(12, 7).progress({"replica-0": "busy"}).to_json()
+    progress = ProgressTracker(12, 7).progress({"replica-0": "decoding"}).to_json()
     lease.publish(lambda: progress)
     time.sleep(3 * BEAT)
     content = read_lease(storage)

@@ -113,7 +113,14 @@ def test_a_run_says_everything_as_json(
     printed = capfd.readouterr()
     assert printed.out == ""
     found = lines(printed.err)
-    events = [line["event"] for line in found]
+    stages = [line["stage"] for line in found if line["event"] == "stage"]
+    begun = ["starting", "looking for input and output", "checking input", "hashing weights"]
+    assert [stage for stage in stages if stage in begun] == begun
+    assert {"taking the lease of the output", "counting results"} <= set(stages)
+    assert [line["time"] for line in found if line["event"] == "stage"] == sorted(
+        line["time"] for line in found if line["event"] == "stage"
+    ), "each with the time at which it began"
+    events = [line["event"] for line in found if line["event"] != "stage"]
     assert events[0] == "driver started"
     assert {"replica up", "progress", "driver finished"} <= set(events)
     ids = [f"00000-{number:08d}" for number in range(9)]

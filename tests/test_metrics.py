@@ -131,7 +131,7 @@ def test_rows_are_counted_once_and_by_their_labels(recorded: Recorded) -> None:
     counts.tick(
         3,
         2,
-        [FakeReplica("replica-0", "busy", 4), FakeReplica("replica-1", "busy", 1)],
+        [FakeReplica("replica-0", "decoding", 4), FakeReplica("replica-1", "decoding", 1)],
     )
     assert recorded == {
         "lrd_rows_total": {
@@ -146,7 +146,7 @@ def test_rows_are_counted_once_and_by_their_labels(recorded: Recorded) -> None:
         "lrd_failures_total": {("row", ""): [1], ("replica", "replica-0"): [1]},
         "lrd_rows_left": {(): [3]},
         "lrd_queue_depth": {(): [2]},
-        "lrd_replicas": {(state,): [2 if state == "busy" else 0] for state in STATES},
+        "lrd_replicas": {(state,): [2 if state == "decoding" else 0] for state in STATES},
         "lrd_rows_in_flight": {("replica-0",): [4], ("replica-1",): [1]},
     }
 
@@ -159,15 +159,15 @@ def test_a_replica_that_has_gone_holds_nothing(
     counts.tick(
         3,
         0,
-        [FakeReplica("replica-0", "busy", 1), FakeReplica("replica-1", "idle", 0)],
+        [FakeReplica("replica-0", "decoding", 1), FakeReplica("replica-1", "idle", 0)],
     )
-    counts.tick(2, 0, [FakeReplica("replica-1", "busy", 2)])
-    counts.tick(2, 0, [FakeReplica("replica-1", "busy", 2)])
+    counts.tick(2, 0, [FakeReplica("replica-1", "decoding", 2)])
+    counts.tick(2, 0, [FakeReplica("replica-1", "decoding", 2)])
     assert recorded["lrd_rows_in_flight"] == {
         ("replica-0",): [1, 0, 0],
         ("replica-1",): [0, 2, 2],
     }
-    assert recorded["lrd_replicas"]["busy",] == [1, 1, 1]
+    assert recorded["lrd_replicas"]["decoding",] == [1, 1, 1]
     monkeypatch.setattr(metrics, "TICK_SECONDS", 60.0)
     counts.tick(1, 0, [])
     assert recorded["lrd_rows_left"] == {(): [3, 2, 2]}, "seldom enough for a busy driver"

@@ -191,7 +191,7 @@ def test_the_pace_that_a_driver_told(tmp_path: Path) -> None:
     meter = ProgressTracker(12, 0)
     meter.shard_read(4, 0, [Prompt(0, n, [1], Bucket(8, 64)) for n in range(4)])
     meter.rows_done(results_batch([good(0, 0), good(0, 1, seconds=1.5)]))
-    told = meter.progress({"replica-0": "busy"}).to_json()
+    told = meter.progress({"replica-0": "decoding"}).to_json()
     run.ledger.lease.publish(lambda: {**told, "seconds": 0.5})
     run.end()
     pace = pace_of(Storage(str(run.output)))

@@ -174,8 +174,9 @@ def progress() -> dict[str, Any]:
     meter = ProgressTracker(12, 4)
     meter.shard_read(4, 0, [Prompt(2, n, [1], Bucket(8, 32)) for n in range(4)])
     meter.rows_done(results_batch([good(2, 0), good(2, 1)]))
-    told = meter.progress({"replica-0": "busy", "replica-1": "starting"}).to_json()
-    return {**told, "seconds": 4.0, "seconds_left": 5400.0}
+    told = meter.progress({"replica-0": "decoding", "replica-1": "loading"}).to_json()
+    left = {"seconds_left": 5400.0, "seconds_left_range": (4800.0, 6000.0)}
+    return {**told, "seconds": 4.5, "decoding_seconds": 4.0, **left}
 
 
 def test_the_text(run: MadeRun) -> None:
@@ -184,10 +185,11 @@ def test_the_text(run: MadeRun) -> None:
     rewrite_lease(run, progress=progress(), beat=99)
     text = describe(look(run))
     assert "6 of 12 done (50.0%), 2 failed, 6 left; 1 of 3 shards written" in text
-    assert "0.50 rows/s, 2 rows in 4 s, 90 min left" in text
+    figures = "0.50 rows/s, 3.0 forwards/row, 2 effective tokens/s, 2 rows in 4 s"
+    assert f"speed     {figures}, 90 min left (80 to 100 min)" in text
     bucket = next(line for line in text.splitlines() if line.startswith("      8"))
     assert bucket.split() == ["8", "2", "4", "3.0", "0.50"]
-    assert "replica-0 busy, replica-1 starting" in text
+    assert "replica-0 decoding, replica-1 loading" in text
     assert "replica died  replica=replica-0" in text
     assert "rows=2" in text
     assert max(map(len, text.splitlines())) <= 160
@@ -198,7 +200,7 @@ def test_the_text(run: MadeRun) -> None:
     rewrite_lease(run, released=True)
     over = describe(look(run))
     assert "90 min left" not in over, "nobody is at work"
-    assert "replica-1 starting" not in over
+    assert "replica-1 loading" not in over
     run.end()
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lrd.config import Compile
 from lrd.models.compiled import check_compile, speed_up
-from lrd.models.digests import sha256_of
+from lrd.models.digests import OnBytes, sha256_of
 from lrd.models.families import family_of
 from lrd.models.files import read_object
 from lrd.models.hub import (
@@ -316,12 +316,16 @@ def _added_eos(folder: Path, config: Mapping[str, Any]) -> list[Any]:
     return [index for index in added if index is not None and index not in known]
 
 
-def fingerprint(path_or_id: str | Path, revision: str | None = None) -> str:
+def fingerprint(
+    path_or_id: str | Path,
+    revision: str | None = None,
+    on_bytes: OnBytes = lambda new, total: None,
+) -> str:
     """SHA-256 over configuration, tokenizer and weights: equal exactly for equal models.
 
     Of contents alone, so where they lie and which revision they came from does not matter. A hub
     id's weights are not downloaded for it where the hub states their SHA-256. Of a plug: over its
-    name and its module's source.
+    name and its module's source. on_bytes: called while weights are read.
     """
     if is_plug(str(path_or_id)):
         return plug_fingerprint(str(path_or_id))
@@ -334,7 +338,7 @@ def fingerprint(path_or_id: str | Path, revision: str | None = None) -> str:
     weights = _stated_weights(str(path_or_id), revision, folder) if on_hub else []
     if not weights:
         files = weight_files(folder)
-        weights = list(zip([file.name for file in files], sha256_of(files), strict=True))
+        weights = list(zip([file.name for file in files], sha256_of(files, on_bytes), strict=True))
     named = zip([file.name for file in sides], sha256_of(sides), strict=True)
     digest = hashlib.sha256()
     for name, found in [*named, *weights]:

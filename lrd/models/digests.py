@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -25,13 +25,19 @@ KEPT_BYTES = 1 << 24
 SETTLED_SECONDS = 2.0
 """Digests of files that changed later than this long ago are not kept: the clock of file times is
 coarse, and a second change could leave them as they are."""
+READ_BYTES = 1 << 20
 _SHA256 = re.compile("[0-9a-f]{64}")
 
+OnBytes = Callable[[int, int], None]
+"""Called with the bytes of which the digest has become known, and those of all files; from several
+threads."""
 
-def sha256_of(files: Sequence[Path]) -> list[str]:
+
+def sha256_of(files: Sequence[Path], on_bytes: OnBytes = lambda new, total: None) -> list[str]:
     """The SHA-256 of each file, as hex; several files are read at a time. Raises OSError."""
+    total = sum(file.stat().st_size for file in files)
     with ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
-        return list(pool.map(_sha256, files))
+        return list(pool.map(lambda file: _sha256(file, lambda new: on_bytes(new, total)), files))
 
 
 def blob_sha256(file: Path) -> str | None:
@@ -45,26 +51,32 @@ def blob_sha256(file: Path) -> str | None:
     return blob.name if in_cache and _SHA256.fullmatch(blob.name) else None
 
 
-def _sha256(file: Path) -> str:
-    if named := blob_sha256(file):
-        return named
+def _sha256(file: Path, on_bytes: Callable[[int], None]) -> str:
     about = file.stat()
+    if named := blob_sha256(file):
+        on_bytes(about.st_size)
+        return named
     if about.st_size < KEPT_BYTES:
-        return _read(file)
+        return _read(file, on_bytes)
     key = f"{file.resolve()} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"
     kept = _folder() / hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
     with suppress(OSError, UnicodeDecodeError):
         if _SHA256.fullmatch(found := kept.read_text(encoding="ascii")):
+            on_bytes(about.st_size)
             return found
-    digest = _read(file)
+    digest = _read(file, on_bytes)
     if time.time() - max(about.st_mtime, about.st_ctime) > SETTLED_SECONDS:
         _keep(kept, digest)
     return digest
 
 
-def _read(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _read(file: Path, on_bytes: Callable[[int], None]) -> str:
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(READ_BYTES))
+    with file.open("rb", buffering=0) as stream:
+        while size := stream.readinto(buffer):
+            digest.update(buffer[:size])
+            on_bytes(size)
+    return digest.hexdigest()
 
 
 def _folder() -> Path:

@@ -18,6 +18,7 @@ from pipeline.input.features import Features
 from pipeline.input.input_files import FoundFiles
 from pipeline.input.one_schema import OneSchema, conform
 from pipeline.input.prompt_text import PROMPT_KINDS, is_chat, is_text, unread_fields
+from pipeline.observe.stages import stage
 from pipeline.parquet_batches import batches, read_table
 from pipeline.rows import RESULT_SCHEMA, InputFile
 from pipeline.storage import retry
@@ -100,12 +101,15 @@ def _inspect(found: FoundFiles, prompt_column: str, int96_unit: str) -> PromptSh
     folders = input_files.folder_columns(found.names)
     one_schema, features = OneSchema(), Features()
     files: list[InputFile] = []
-    for name in found.names:
-        where = found.storage.path(name)
-        seen = _inspect_file(found.storage, name, prompt_column, folders, int96_unit)
-        one_schema.add(where, seen.schema, seen.only_nulls)
-        features.add(where, seen.schema.metadata or {})
-        files.append(InputFile(name, seen.num_rows, seen.sha256))
+    with stage("checking input", len(found.names), "files") as step:
+        for name in found.names:
+            where = found.storage.path(name)
+            seen = _inspect_file(found.storage, name, prompt_column, folders, int96_unit)
+            one_schema.add(where, seen.schema, seen.only_nulls)
+            features.add(where, seen.schema.metadata or {})
+            files.append(InputFile(name, seen.num_rows, seen.sha256))
+            step.add()
+            step.detail = f"{sum(file.num_rows for file in files):,} rows"
     schema = one_schema.schema
     if any(file.num_rows for file in files):
         _check_prompts(found.storage.uri, schema, prompt_column)

@@ -7,13 +7,13 @@ what would happen to each of them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pipeline.config import RunConfig
 from pipeline.input.reader import Reader
 from pipeline.inspection.pace import pace_of, seconds_for
 from pipeline.inspection.status import Inspector
+from pipeline.observe.stages import Stage, stage
 from pipeline.output.ledger import Ledger, Plan
 from pipeline.output.open_shard import OpenShard
 from pipeline.output.run_folder import MANIFEST, read_manifest
@@ -66,16 +66,13 @@ class Forecast:
         return 1 - real / held if held else 0.0
 
 
-def forecast(
-    run: Checked,
-    config: RunConfig,
-    sample: int | None = None,
-    on_shard: Callable[[int], None] = lambda number: None,
-) -> Forecast:
-    """Tokenise the input, shard by shard. sample: at most so many rows of each.
+def forecast(run: Checked, config: RunConfig, sample: int | None = None) -> Forecast:
+    """Tokenise the input, shard by shard. sample: at most so many rows of each."""
+    with stage("tokenising prompts", len(run.files), "shards") as step:
+        return _forecast(run, config, sample, step)
 
-    on_shard: called with the number of every shard that has been read.
-    """
+
+def _forecast(run: Checked, config: RunConfig, sample: int | None, step: Stage) -> Forecast:
     found = Forecast(sum(file.num_rows for file in run.files), config.num_samples)
     reader = Reader(config, run.inputs, run.files, run.face, run.face.max_length, form=run.form)
     for number, file in enumerate(run.files):
@@ -90,7 +87,7 @@ def forecast(
             bucket.num_tokens += len(prompt.token_ids)
             bucket.num_positions += prompt.canvas_length
         found.shards.append(Counter(prompt.bucket.prompt for prompt in ready.prompts))
-        on_shard(number)
+        step.add()
     reader.close()
     return found
 

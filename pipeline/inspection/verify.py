@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.inspection.planned_prompts import PlannedPrompts
 from pipeline.inspection.shard_checks import Expected, ShardCheck, contradictions
+from pipeline.observe.stages import stage
 from pipeline.output import result_shards
 from pipeline.output.lease import is_dead
 from pipeline.output.run_folder import (
@@ -96,17 +97,22 @@ class Verification:
 
     def findings(self) -> Iterator[Finding]:
         """All findings, shard by shard; shards that are not written yet are only counted."""
-        with ThreadPoolExecutor(SHARDS_AT_A_TIME) as pool:
+        with (
+            stage("checking shards", len(self.files), "shards") as step,
+            ThreadPoolExecutor(SHARDS_AT_A_TIME) as pool,
+        ):
             for number, shard in enumerate(pool.map(self._check, range(len(self.files)))):
+                step.add()
                 self.num_unfinished += shard.state != "whole"
                 yield from shard.findings
                 if shard.check is not None:
                     self.num_rows += shard.check.num_rows
                     self.num_failed += shard.check.num_failed
                     yield from self._compare_schema(number, shard.check.schema)
-        yield from self._strays()
-        yield from self._segments()
-        yield from self._notes()
+        with stage("checking other files"):
+            yield from self._strays()
+            yield from self._segments()
+            yield from self._notes()
 
     def _check(self, number: int) -> _Shard:
         name, planned = shard_name(number, len(self.files)), self.files[number]

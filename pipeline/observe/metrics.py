@@ -18,8 +18,18 @@ from ray.util import metrics as ray_metrics
 
 TICK_SECONDS = 1.0
 """Time between two recordings by the driver; Ray exports every ten seconds."""
-STATES = ("waiting", "starting", "idle", "busy", "draining")
-"""States of a replica (`pipeline.replicas.handle.ReplicaHandle.state`)."""
+STATES = {
+    "starting": "its process starts",
+    "waiting": "no node has had room for it for a while",
+    "loading": "it loads the model",
+    "preparing": "it finds out how many slots fit into memory",
+    "compiling": "the first pass of a shape, in which kernels may be compiled",
+    "decoding": "it holds rows",
+    "idle": "it holds none",
+    "draining": "its node will be taken away; it finishes the rows in slots",
+    "dead": "it has ended; another is started after a pause",
+}
+"""States of a replica (`pipeline.replicas.handle.ReplicaHandle.state`) and their meanings."""
 PASSES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 SECONDS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60]
 LONG_SECONDS = [0.1, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800]

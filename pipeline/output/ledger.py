@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.observe.events import record
+from pipeline.observe.stages import stage
 from pipeline.output import result_shards
 from pipeline.output.lease import Lease
 from pipeline.output.open_shard import OpenShard
@@ -159,8 +160,12 @@ class Ledger:
                 return number, ""
             return number, damage(self.output, name, records[number])
 
-        with ThreadPoolExecutor(READS_AT_A_TIME) as pool:
+        with (
+            stage("checking written shards", len(self.plan.files), "shards") as step,
+            ThreadPoolExecutor(READS_AT_A_TIME) as pool,
+        ):
             for number, wrong in pool.map(check, range(len(self.plan.files))):
+                step.add()
                 if wrong is None or wrong == NOT_REPLACED:
                     self._commits[number] = records[number]
                 elif wrong:
@@ -168,6 +173,10 @@ class Ledger:
                 if wrong is not None or (self.retry_failed and records[number].failed):
                     owed.append(number)
         return owed
+
+    def num_failed_but(self, owed: Collection[int]) -> int:
+        """Failed rows of the written shards that are not among `owed`."""
+        return sum(one.failed for number, one in self._commits.items() if number not in owed)
 
     def restore(self, shard: OpenShard) -> None:
         """Add to a shard its results that are on storage already."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.rows import Layout, split_id
 
@@ -41,6 +42,12 @@ class OpenShard:
     @property
     def num_done(self) -> int:
         return self._num_done
+
+    @property
+    def num_failed(self) -> int:
+        """Of those done."""
+        batches = [*self._stored, *self._unflushed]
+        return sum(pc.sum(pc.equal(rows["status"], "failed")).as_py() or 0 for rows in batches)
 
     @property
     def complete(self) -> bool:

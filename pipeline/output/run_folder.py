@@ -188,7 +188,7 @@ def read_lease(output: Storage) -> LeaseRecord | None:
     except FileNotFoundError:
         return None
     try:
-        _PROGRESS.validate_python(lease.progress)
+        Progress.from_json(lease.progress)
     except ValidationError:
         return replace(lease, progress={})
     return lease
@@ -256,7 +256,7 @@ def is_own(name: str) -> bool:
 
 
 _MANIFEST, _LEASE = TypeAdapter(Manifest), TypeAdapter(LeaseRecord)
-_COMMIT_RECORD, _PROGRESS = TypeAdapter(Commit), TypeAdapter(Progress)
+_COMMIT_RECORD = TypeAdapter(Commit)
 
 
 def _read(output: Storage, name: str, kind: TypeAdapter[T], fix: str) -> T:

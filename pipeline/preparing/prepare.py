@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.observe.stages import stage
 from pipeline.preparing.reading import Reading, Rows
 from pipeline.preparing.source import open_source
 from pipeline.preparing.task_prompts import read_exemplars, with_prompts
@@ -64,7 +65,11 @@ def prepare(
         raise ValueError(f"--rows-per-shard is {rows_per_shard}; at least 1 is needed")
     if reading.limit is not None and reading.limit < 1:
         raise ValueError(f"--limit is {reading.limit}; at least 1 row is needed")
-    with _output_folder(output) as folder, open_source(source, reading) as rows:
+    with (
+        stage(f"reading {source}"),
+        _output_folder(output) as folder,
+        open_source(source, reading) as rows,
+    ):
         if task_prompts:
             task = task_named(task_prompts.name)
             exemplars = read_exemplars(task, task_prompts.shots, task_prompts.exemplars)
@@ -108,12 +113,14 @@ def _output_folder(output: str) -> Iterator[Path]:
 def write_shards(rows: Rows, folder: Path, rows_per_shard: int) -> tuple[int, int]:
     """Write shards of so many rows each, the last with the rest; numbers of rows and shards."""
     num_rows = num_shards = 0
-    for shard, pieces in groupby(_cut(rows.tables, rows_per_shard), lambda piece: piece[0]):
-        with pq.ParquetWriter(folder / f"{shard}{PARTIAL}", rows.schema) as writer:
-            for _, table in pieces:
-                writer.write_table(table)
-                num_rows += table.num_rows
-        num_shards = shard + 1
+    with stage("writing shards", unit="rows") as step:
+        for shard, pieces in groupby(_cut(rows.tables, rows_per_shard), lambda piece: piece[0]):
+            with pq.ParquetWriter(folder / f"{shard}{PARTIAL}", rows.schema) as writer:
+                for _, table in pieces:
+                    writer.write_table(table)
+                    num_rows += table.num_rows
+                    step.at(num_rows)
+            num_shards = shard + 1
     for shard in range(num_shards):  # The names hold the number of shards, known only now.
         (folder / f"{shard}{PARTIAL}").rename(folder / shard_name(shard, num_shards))
     return num_rows, num_shards

@@ -259,7 +259,7 @@ class Fleet:
         options |= {"max_concurrency": CALLS_AT_A_TIME, "max_restarts": 0}
         replica.num_batches = replica.num_passes = replica.num_canvases = 0
         replica.pass_seconds = 0.0
-        replica.phase = Phase.DECODING
+        replica.phase, replica.start_at = Phase.DECODING, time.monotonic()
         replica.actor = self._actors.start(replica.name, self._settings, options)
         replica.scheduling = replica.actor.location.remote()
 

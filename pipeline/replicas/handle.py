@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.rows import Bucket, Key, Phase, Prompt
+
+WAITING_SECONDS = 10.0
+"""An actor that is on no node after so long is waiting for one with room; a worker process starts
+within a few seconds."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +43,7 @@ class ReplicaHandle:
     """Whether its last actor had no memory for one slot."""
     last_bucket: Bucket | None = None
     start_at: float = 0.0
+    """When its actor may be started, then when it was."""
     deaths: int = 0
     """Deaths since it last finished a row."""
     last_heartbeat: float = 0.0
@@ -51,12 +57,17 @@ class ReplicaHandle:
 
     @property
     def state(self) -> str:
-        """waiting (for the end of a pause or room on a node), starting, idle, busy or draining."""
-        if self.actor is None or self.scheduling is not None:
-            return "waiting"
+        """One of `pipeline.observe.metrics.STATES`, which has their meanings."""
+        if self.actor is None:
+            return "dead" if self.deaths else "starting"
+        if self.scheduling is not None:
+            waits = time.monotonic() - self.start_at > WAITING_SECONDS
+            return "waiting" if waits else "starting"
         if self.loading is not None:
-            return "starting"
-        return "draining" if self.draining else "busy" if self.in_flight else "idle"
+            return "loading"
+        if self.draining:
+            return "draining"
+        return self.phase.value if self.in_flight else "idle"
 
     @property
     def references(self) -> list[Any]:

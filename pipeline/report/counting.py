@@ -16,6 +16,7 @@ from itertools import chain
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.observe.stages import counted
 from pipeline.output.result_shards import batches, with_nulls
 from pipeline.output.run_records import Run
 from pipeline.output.statistics import (
@@ -126,7 +127,7 @@ def count(run: Run, num_viewer_rows: int) -> tuple[ReportCounts, Chosen]:
     sampled = Pick(max(CURVE_ROWS, num_viewer_rows), lambda row: (row.digest,))
     longest = Pick(max(1, num_viewer_rows // 10), lambda row: (-row.num_forwards, row.digest))
     failed = Pick(max(1, num_viewer_rows // 5), lambda row: (row.digest,))
-    for index, shard in enumerate(run.shards):
+    for index, shard in enumerate(counted(run.shards, "reading rows", "shards")):
         num_rows = 0
         for rows in batches(run.output, shard.name, SCALARS):
             counts.add(rows)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.input.one_schema import is_list
+from pipeline.observe.stages import stage
 from pipeline.output.result_shards import kept_columns, opened, parquet_bytes
 from pipeline.output.run_folder import SCORES, finished_shards
 from pipeline.output.statistics import COUNTED
@@ -47,7 +48,6 @@ def evaluate(
     scores: str | None = None,
     num_workers: int = 0,
     partial: bool = False,
-    on_progress: Callable[[int], None] = lambda num_scored: None,
 ) -> Evaluation:
     """Score every row of a result dataset and write the scores to one Parquet file.
 
@@ -65,9 +65,10 @@ def evaluate(
     tables: list[pa.Table] = []
     found: dict[int, Score] = {}
     answers = _answers(output, names, columns, reference, tables, found)
-    for index, score in score_answers(task.name, answers, num_workers or os.cpu_count() or 1):
-        found[index] = score
-        on_progress(len(found))
+    with stage("scoring answers", unit="rows") as step:
+        for index, score in score_answers(task.name, answers, num_workers or os.cpu_count() or 1):
+            found[index] = score
+            step.at(len(found))
     rows = pa.concat_tables(tables)
     if not rows.num_rows:
         raise ValueError(f"{output.uri}: has no rows to score")

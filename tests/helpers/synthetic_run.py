@@ -117,7 +117,7 @@ def _begun(
         columns=layout.columns,
         decoding=decoding,
     )
-    with patch("pipeline.preflight.fingerprint", lambda model, revision: _tiny()[1]):
+    with patch("pipeline.preflight.fingerprint", lambda model, revision, on_bytes: _tiny()[1]):
         return begun(
             Storage(str(folder)),
             source,
