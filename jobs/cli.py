@@ -18,6 +18,7 @@ from pipeline.import_path import named_folders, safe_folders
 COMMANDS = {
     "generate": "decode prompt shards into a result dataset",
     "submit": "run generate as a job on a Ray cluster, and follow it",
+    "preview": "watch a few prompts being decoded here, without Ray",
     "plan": "say what generate would do, without doing it",
     "status": "say where a run stands, from its files alone",
     "verify": "read a whole result dataset and name all that is wrong with it",

@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from lrd.config import PRESETS, DecodingConfig
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, shown
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -89,9 +89,13 @@ def add_model_flags(
         elif any(get_origin(kind) is tuple for kind in kinds):
             options |= {"action": "append", "metavar": "TEXT"}
         else:
-            options["metavar"] = "|".join(_words(field.annotation)) or name.upper()
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, help=help_text, **options)
+            options["metavar"] = "|".join(_words(field.annotation)) or shown(name).upper()
+        parser.add_argument(flag_of(name), help=help_text, **options)
+
+
+def flag_of(name: str) -> str:
+    """The flag of a setting's field."""
+    return "--" + shown(name).replace("_", "-")
 
 
 def given(args: argparse.Namespace, model: type[BaseModel]) -> dict[str, Any]:
@@ -124,12 +128,12 @@ def one_line(error: ValidationError) -> str:
     """Pydantic's findings as one line that names each setting."""
     parts = []
     for finding in error.errors():
-        where = ".".join(map(str, finding["loc"][:1]))
+        where = shown(".".join(map(str, finding["loc"][:1])))
         message = finding["msg"].removeprefix("Value error, ")
         if finding["type"] == "extra_forbidden":
             message = "no such setting; see lrd generate --help"
         elif finding["type"] == "missing":
-            message = f"is needed; give --{where.replace('_', '-')}"
+            message = f"is needed; give {flag_of(where)}"
         elif finding["type"] == "string_unicode":
             message = f"{finding['input']!r} holds bytes that are not UTF-8; rename it"
         elif where:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from jobs import output
 from jobs.flags import add_model_flags, given, in_one_line
 from lrd.config import DecodingConfig
-from pipeline.config import RunConfig
+from pipeline.config import FORMS, RunConfig
 from pipeline.experiments.paper.decodings import NEEDED, items_named
 from pipeline.scoring.word_problems import TASK as OWN_TASK
 
@@ -34,7 +34,8 @@ SEED = 7
 """Of the embedded model's test problems, as in its card."""
 OWN_FLAGS = {
     *("decoding", "input", "output", "model", "prompt_column"),
-    *("num_samples", "columns", "row_settings"),
+    *("num_samples", "columns", "row_settings", "template_filler"),
+    *FORMS,
 }
 GEN_LENGTHS = (64, 128)
 """Of the embedded model, whose answers are short."""

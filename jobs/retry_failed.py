@@ -20,10 +20,10 @@ JOB = "lrd retry-failed"
 FIXED = {
     *("output", "decoding", "dtype", "compile", "stop", "row_settings"),
     *("prompt_column", "prompt_format", "system_prompt", "truncation", "allow_special_tokens"),
-    *("num_samples", "columns"),
+    *("num_samples", "columns", "template_column", "template_filler", "infill"),
 }
-"""Settings that the fingerprint has by value. Input and model are in it by their contents, so they
-may be at another path now."""
+"""Settings that the fingerprint has by value. Input, model, template and schema are in it by their
+contents, so they may be at another path now."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from jobs import output
-from jobs.flags import add_model_flags, add_run_flags, run_config
+from jobs.flags import add_model_flags, add_run_flags, flag_of, run_config
 from lrd.config import PRESETS, DecodingConfig
 from pipeline.config import RunConfig
 
@@ -146,11 +146,11 @@ def _flags(settings: BaseModel, names: Any, defaults: dict[str, Any]) -> list[st
     for name, value in settings.model_dump().items():
         if name not in names or value == defaults[name]:
             continue
-        flag = name.replace("_", "-")
+        flag = flag_of(name)
         if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
+            words.append(flag if value else f"--no-{flag.removeprefix('--')}")
         elif isinstance(value, tuple):
-            words += [f"--{flag}={one}" for one in value]
+            words += [f"{flag}={one}" for one in value]
         else:
-            words.append(f"--{flag}={'none' if value is None else value}")
+            words.append(f"{flag}={'none' if value is None else value}")
     return words

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import output
 from jobs.flags import add_model_flags, given, in_one_line, parsed
 from lrd.config import PRESETS, DecodingConfig
-from pipeline.config import RunConfig
+from pipeline.config import FORMS, RunConfig
 from pipeline.experiments.tuning.grid import SWEPT, Grid
 from pipeline.experiments.tuning.monitor import FIELDS, FORM
 from pipeline.scoring.tasks import TASKS, task_named
@@ -35,7 +35,7 @@ SAID = {
 """Settings of a run that `best.toml` repeats where they were given."""
 GRID: dict[str, tuple[float, ...]] = {"r_f": (0.15, 0.3), "tau_decode": (0.1, 0.01, 0.001)}
 """What is swept where no values are given."""
-OWN_FLAGS = {"decoding", "num_samples", "columns", "row_settings"}
+OWN_FLAGS = {"decoding", "num_samples", "columns", "row_settings", "template_filler", *FORMS}
 """Settings of a run that are not the user's: every problem is decoded once, with all columns."""
 NEAR = 1.5
 """The second plot: settings of at most so many times the forwards of the front's last."""

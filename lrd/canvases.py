@@ -36,10 +36,6 @@ class StopReason(IntEnum):
     """The canvas is too short; the sample is decoded again in a longer one."""
 
 
-NOT_YET = -1
-"""Class of a position that waits until others before it are committed."""
-
-
 @dataclass(frozen=True, slots=True)
 class AllowedTokens:
     """Which tokens positions of each class may take."""

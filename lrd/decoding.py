@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from lrd import beliefs, block_cache
-from lrd.canvases import NOT_YET, Canvases, StopReason
+from lrd.canvases import Canvases, StopReason
+from lrd.choices import NOT_YET
 from lrd.commit_rules import choose_commits, is_any_of, scheduled_quota
 from lrd.config import DecodingConfig
 from lrd.draws import Draws

@@ -82,6 +82,21 @@ def encode_prompts(
     return [_within_table(model, ids) for ids in found]
 
 
+def encode_texts(
+    model: DiffusionModel, texts: Sequence[str], allow_special_tokens: bool = False
+) -> list[list[int] | ValueError]:
+    """Token ids of texts as they are, each read apart from the others: without bos or template.
+
+    allow_special_tokens: as for `encode_prompt`. A text that cannot be encoded has its ValueError
+    in the list.
+    """
+    if model.tokenizer is None:
+        raise ValueError("the model has no tokenizer; give token ids instead of text")
+    special = frozenset[int]() if allow_special_tokens else special_ids(model)
+    found = _text_ids(model.tokenizer, texts, special)
+    return [_within_table(model, ids) for ids in found]
+
+
 def fit_prompt(ids: Sequence[int], max_tokens: int, truncation: Truncation) -> list[int]:
     """The prompt, if it has at most max_tokens tokens.
 
@@ -170,25 +185,37 @@ def _raw_ids(
                 "set bos_token in tokenizer_config.json, or add_bos_token to false"
             )
         bos = [int(tokenizer.bos_token_id)]
-    encoded = iter(_ids(tokenizer, [text for text in prompts if isinstance(text, str)]))
+    encoded = iter(
+        _text_ids(tokenizer, [text for text in prompts if isinstance(text, str)], special)
+    )
     found: list[list[int] | ValueError] = []
     for prompt, system_prompt in zip(prompts, system_prompts, strict=True):
-        ids: list[int] | ValueError
-        try:
-            if not isinstance(prompt, str):
-                raise ValueError(
+        if not isinstance(prompt, str):
+            found.append(
+                ValueError(
                     "the prompt is a chat, which only a chat template can render; use prompt "
                     "format chat with a chat model"
                 )
-            ids = next(encoded)
-            if system_prompt is not None:
-                raise ValueError(NO_SYSTEM_TURN)
-            if isinstance(ids, list):
-                is_text = special.isdisjoint(ids)
-                ids = [*bos, *(ids if is_text else as_text(tokenizer, prompt, special))]
-        except ValueError as error:
-            ids = error
-        found.append(ids)
+            )
+            continue
+        ids = next(encoded)
+        if system_prompt is not None:
+            ids = ValueError(NO_SYSTEM_TURN)
+        found.append([*bos, *ids] if isinstance(ids, list) else ids)
+    return found
+
+
+def _text_ids(
+    tokenizer: Any, texts: Sequence[str], special: frozenset[int]
+) -> list[list[int] | ValueError]:
+    """Ids of texts in which nothing is special."""
+    found = _ids(tokenizer, texts)
+    for number, ids in enumerate(found):
+        if isinstance(ids, list) and not special.isdisjoint(ids):
+            try:
+                found[number] = as_text(tokenizer, texts[number], special)
+            except ValueError as error:
+                found[number] = error
     return found
 
 

@@ -22,6 +22,16 @@ Columns = Literal["minimal", "standard", "full"]
 RowSetting = Literal["gen_length", "temperature", "seed", "system_prompt"]
 """Settings that rows may bring along, each in an input column of its name."""
 
+FORMS = ("template", "template_column", "json_schema", "infill")
+"""Settings that give answers their form; at most one may be set."""
+FIELDS = {"schema": "json_schema"}
+"""Names of settings, as users write them, where the field has another: pydantic has a `schema`."""
+
+
+def shown(name: str) -> str:
+    """A field's name as users write it."""
+    return next((flag for flag, field in FIELDS.items() if field == name), name)
+
 
 class RunConfig(BaseModel):
     """One run: prompts in, results out.
@@ -49,6 +59,25 @@ class RunConfig(BaseModel):
         (),
         description="settings that input columns of these names give row by row, separated by "
         "commas; null: the run's",
+    )
+    template: str | None = Field(
+        None,
+        description="file with the answers' fixed text and holes: [[12]] is 12 positions, [[*]] "
+        "what gen_length leaves",
+    )
+    template_column: str | None = Field(
+        None, description="input column with each row's own template"
+    )
+    json_schema: str | None = Field(
+        None,
+        description="file with a JSON Schema: every answer is JSON of its form, in output_json too",
+    )
+    infill: bool = Field(
+        False,
+        description="fill the holes of a raw prompt, or of a chat's last assistant turn",
+    )
+    template_filler: str | None = Field(
+        None, description="a hole that is exactly this text, as in <none>, reads as empty"
     )
     stop: tuple[str, ...] = Field(
         (), description="output_text ends before this text; may be given several times"
@@ -148,6 +177,13 @@ class RunConfig(BaseModel):
     )
     decoding: DecodingConfig = Field(default_factory=lambda: DecodingConfig.preset("fast"))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_flag_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {FIELDS.get(name, name): value for name, value in values.items()}
+
     @field_validator("input", "output", "model")
     @classmethod
     def _check_named(cls, value: str) -> str:
@@ -199,6 +235,32 @@ class RunConfig(BaseModel):
                 "gen_length auto (or max_gen_length) finds a canvas for each row, and row_settings "
                 "gives each row its gen_length; keep one of them"
             )
+        return self
+
+    @property
+    def form(self) -> str | None:
+        """The setting that gives answers their form; None where none does."""
+        given = [name for name in FORMS if getattr(self, name) not in (None, False)]
+        return given[0] if given else None
+
+    @model_validator(mode="after")
+    def _check_forms(self) -> Self:
+        given = [shown(name) for name in FORMS if getattr(self, name) not in (None, False)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} each give answers their form; keep one")
+        if self.template_filler is not None and not given:
+            raise ValueError("template_filler is for holes; drop it, or set a template")
+        if self.template_filler is not None and not self.template_filler.strip():
+            raise ValueError("template_filler is empty, as a hole that reads so is anyway; drop it")
+        if given and self.decoding.grows:
+            raise ValueError(
+                f"gen_length auto (or max_gen_length) finds a canvas for each row, and {given[0]} "
+                "gives it; set gen_length to a number"
+            )
+        if self.json_schema is not None and self.stop:
+            raise ValueError("stop would cut the JSON that schema asks for; drop one of them")
+        if self.json_schema is not None and self.decoding.logits_eos_inf:
+            raise ValueError("logits_eos_inf leaves out EOS, which ends schema's holes; drop it")
         return self
 
     @model_validator(mode="after")

@@ -8,14 +8,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.exceptions import RayError
 
-from lrd.sample import Spent
 from pipeline.cluster import last_words
 from pipeline.config import RunConfig
 from pipeline.input.buckets import Buckets
@@ -215,20 +213,15 @@ class Driver:
         for text in report.events:
             self._ledger.event("replica notice", replica=replica.name, text=text)
         self._return([replica.in_flight.pop(key) for key in report.returned])
+        canvases = self._config.decoding.canvases
         self._return(
-            [self._moved(replica.in_flight.pop(key), spent) for key, spent in report.moved]
+            [replica.in_flight.pop(key).moved(canvases, spent) for key, spent in report.moved]
         )
         finished = self.fleet.received(replica, report)
         if finished:
             self._take_rows(finished, report.rows())
         if finished or report.moved:
             self._limits.row_finished()
-
-    def _moved(self, prompt: Prompt, spent: Spent) -> Prompt:
-        """The prompt as it is decoded in the next longer canvas."""
-        canvases = self._config.decoding.canvases
-        longer = canvases[canvases.index(prompt.bucket.canvas) + 1]
-        return replace(prompt, bucket=prompt.bucket._replace(canvas=longer), spent=spent)
 
     def _publish(self) -> None:
         """Publish the progress: in the lease's file, as metrics, and to the caller."""

@@ -14,6 +14,7 @@ from lrd.models.checkpoint import fingerprint
 from pipeline.config import RunConfig
 from pipeline.input import input_files, prompt_shards, row_settings
 from pipeline.input.prompt_shards import PromptShards
+from pipeline.input.row_templates import FREE, AnswerForm, check_form, read_form
 from pipeline.output.other_readers import cannot_open
 from pipeline.rows import InputFile, Layout
 from pipeline.storage.model_files import local_model
@@ -43,6 +44,8 @@ class Checked:
     """The model without weights: tokenizer, positions, special ids."""
     num_samples: int = 1
     """Result rows of each prompt."""
+    form: AnswerForm = FREE
+    """Of the answers, where it comes from files."""
 
     @property
     def files(self) -> list[InputFile]:
@@ -64,18 +67,22 @@ class Checked:
 
 
 @refused_as_settings()
-def check(config: RunConfig) -> Checked:
+def check(config: RunConfig, inputs: PromptShards | None = None) -> Checked:
     """Check everything a run needs except the cluster.
 
+    inputs: prompts that are decoded in place of the input, for a preview; neither input nor output
+    is then looked at.
     Raises ValueError where settings, input or checkpoint are wrong.
     """
     refuse_secrets(config)
-    found = input_files.find(config.input)
+    form = read_form(config)
     output = Storage(config.output)
-    _check_places(found.storage, output)
-    output.check_writable()
-    output.kind()  # Raises where the store does not answer.
-    inputs = prompt_shards.inspect(found, config.prompt_column)
+    if inputs is None:
+        found = input_files.find(config.input)
+        _check_places(found.storage, output)
+        output.check_writable()
+        output.kind()  # Raises where the store does not answer.
+        inputs = prompt_shards.inspect(found, config.prompt_column)
     row_settings.check_columns(inputs, config.row_settings)
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype
     face = load_model(local_model(config.model), "meta", dtype, config.revision)
@@ -95,7 +102,8 @@ def check(config: RunConfig) -> Checked:
             f"{name} {longest} leaves no room for a prompt in the model's {face.max_length} "
             f"positions; set --{name.replace('_', '-')} below"
         )
-    return Checked(inputs, output, face, config.num_samples)
+    check_form(config, form, inputs, face)
+    return Checked(inputs, output, face, config.num_samples, form)
 
 
 def refuse_secrets(config: RunConfig) -> None:
@@ -110,7 +118,11 @@ def model_fingerprint(config: RunConfig) -> str:
 
 
 def fingerprint_of(
-    config: RunConfig, files: list[InputFile], dtype: str, model: str | None = None
+    config: RunConfig,
+    files: list[InputFile],
+    dtype: str,
+    model: str | None = None,
+    form: AnswerForm = FREE,
 ) -> dict[str, Any]:
     """All that the results of a run depend on. model: `model_fingerprint`, where it is known."""
     prompts = {"prompt_column", "prompt_format", "system_prompt", "truncation"}
@@ -130,7 +142,10 @@ def fingerprint_of(
         found["stop"] = list(config.stop)
     if config.row_settings:  # Likewise.
         found["row_settings"] = list(config.row_settings)
-    return found
+    for name in ("template_column", "template_filler", "infill"):  # Likewise.
+        if getattr(config, name):
+            found[name] = getattr(config, name)
+    return found | form.facts
 
 
 def _check_renders_chats(config: RunConfig, tokenizer: Any) -> None:

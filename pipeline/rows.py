@@ -9,8 +9,8 @@ type, meaning and level. The schemas, the dataset card and the README's table ar
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
 from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
@@ -22,6 +22,7 @@ from pipeline.config import Columns
 if TYPE_CHECKING:
     from lrd import Sample
     from lrd.sample import Spent
+    from lrd.templates import Scaffold
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +83,24 @@ class Prompt:
     settings: RowSettings = OF_THE_RUN
     spent: Spent | None = None
     """What it took in canvases that were too short for it."""
+    scaffold: Scaffold | None = None
+    """Its canvas, where answers have a form; one object for all rows of one template."""
 
     @property
     def canvas_length(self) -> int:
         """Canvas positions of its own, which its slot may have more of."""
+        if self.scaffold is not None:
+            return len(self.scaffold.ids)
         return self.settings.gen_length or self.bucket.canvas
 
     @property
     def row_id(self) -> str:
         return row_id(self.shard, self.index, self.sample)
+
+    def moved(self, canvases: Sequence[int], spent: Spent) -> Prompt:
+        """The prompt as it is decoded in the next longer one of these canvases."""
+        longer = canvases[canvases.index(self.bucket.canvas) + 1]
+        return replace(self, bucket=self.bucket._replace(canvas=longer), spent=spent)
 
     @property
     def row(self) -> tuple[int, int]:
@@ -125,7 +135,8 @@ class Result:
     error: str | None = column(pa.string(), "why a row failed", level="minimal")
     output_text: str | None = column(
         pa.string(),
-        "the answer, up to the first EOS or the first text of `--stop`",
+        "the answer, up to the first EOS or the first text of `--stop`; of a template its whole "
+        "text, holes filled",
         level="minimal",
     )
     stop_text: str | None = column(
@@ -133,11 +144,25 @@ class Result:
         "the text of `--stop` that `output_text` ends before; null where none is there",
         level="minimal",
     )
+    output_json: str | None = column(
+        pa.string(),
+        "the answer as compact JSON that validates against `--schema`; null without a schema, and "
+        "where `json_error` says why",
+        level="minimal",
+    )
+    json_error: str | None = column(
+        pa.string(),
+        "why the answer is not JSON of the form that `--schema` asks for",
+        level="minimal",
+    )
     output_token_ids: list[int] | None = column(
         INTS, "the whole canvas, `canvas_length` ids", level="full"
     )
     num_output_tokens: int | None = column(
-        pa.int32(), "tokens before the first EOS: the paper's effective tokens", level="minimal"
+        pa.int32(),
+        "tokens before the first EOS: the paper's effective tokens; of a template its fixed "
+        "tokens and those of each hole before the hole's EOS",
+        level="minimal",
     )
     canvas_length: int | None = column(
         pa.int32(), "positions of the row's canvas", level="standard"
@@ -193,19 +218,20 @@ class Result:
     )
     commit_step: list[int] | None = column(
         INTS,
-        "the pass that committed each canvas position; 0 where EOS filled the rest",
+        "the pass that committed each canvas position; 0 for fixed tokens of a template, and where "
+        "EOS filled the rest",
         level="full",
     )
     token_confidence: list[float | None] | None = column(
         FLOATS,
-        "probability of each position's token in the pass that committed it; null behind the "
-        "first EOS, and where EOS filled the rest",
+        "probability of each position's token in the pass that committed it, 1 for fixed tokens of "
+        "a template; null behind the first EOS (of a hole), and where EOS filled the rest",
         level="full",
     )
     mean_confidence: float | None = column(
         pa.float32(),
-        "mean of `token_confidence` over the tokens before the first EOS; null where there are "
-        "none",
+        "mean of `token_confidence` over the tokens before the first EOS (of a hole) that a pass "
+        "committed; null where there are none",
         level="minimal",
     )
     min_confidence: float | None = column(
@@ -227,17 +253,29 @@ class Result:
 
     @classmethod
     def of_sample(
-        cls, sample: Sample, prompt: Prompt, *, replica: str, stops: Sequence[str] = ()
+        cls,
+        sample: Sample,
+        prompt: Prompt,
+        *,
+        replica: str,
+        stops: Sequence[str] = (),
+        read_json: Callable[[str], tuple[str | None, str | None]] | None = None,
     ) -> Result:
-        """The row of a decoded sample, its text cut before the first of `stops`."""
+        """The row of a decoded sample, its text cut before the first of `stops`.
+
+        read_json: an answer as compact JSON, or why it is none; where the run has a schema.
+        """
         if sample.stop_reason == "failed":
             output: dict[str, Any] = {"status": "failed"}
         else:
             text, stop_text = cut_at_stop(sample.text, stops)
+            json_text, json_error = read_json(text or "") if read_json else (None, None)
             output = {
                 "status": "ok",
                 "output_text": text,
                 "stop_text": stop_text,
+                "output_json": json_text,
+                "json_error": json_error,
                 "output_token_ids": sample.canvas,
                 "num_output_tokens": sample.num_output_tokens,
                 "max_entropy_at_stop": sample.max_entropy_at_stop,

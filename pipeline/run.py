@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from ray.exceptions import RayError
@@ -75,7 +76,7 @@ def generate(
     placement = place(config, list(nodes.alive().values()))
     check_compile(config.compile, torch.device(placement.device))
     fleet = Fleet(
-        _replica_settings(config, placement),
+        replica_settings(config, placement, run.form.schema),
         placement,
         record,
         config.hang_seconds,
@@ -86,7 +87,7 @@ def generate(
         model = _awaited(digest, fleet)
         plan = Plan(
             files=run.files,
-            fingerprint=fingerprint_of(config, run.files, placement.dtype, model),
+            fingerprint=fingerprint_of(config, run.files, placement.dtype, model, run.form),
             settings=config.model_dump(),
         )
         with refused_as_settings():
@@ -110,7 +111,7 @@ def _decode(
     """Decode what the ledger owes."""
     with refused_as_settings():
         reader = Reader(
-            config, run.inputs, run.files, run.face, run.face.max_length, ledger.restore
+            config, run.inputs, run.files, run.face, run.face.max_length, ledger.restore, run.form
         )
         ledger.begin()
     try:
@@ -130,7 +131,10 @@ def _decode(
             ledger.end()
 
 
-def _replica_settings(config: RunConfig, placement: Placement) -> ReplicaSettings:
+def replica_settings(
+    config: RunConfig, placement: Placement, schema: Any = None
+) -> ReplicaSettings:
+    """What each replica of a run needs to start. schema: that of answers, as JSON; None: none."""
     return ReplicaSettings(
         model=model_for_workers(config.model),
         revision=config.revision,
@@ -139,6 +143,7 @@ def _replica_settings(config: RunConfig, placement: Placement) -> ReplicaSetting
         decoding=config.decoding,
         columns=config.columns,
         stops=config.stop,
+        schema=schema,
         row_temperatures="temperature" in config.row_settings,
         slots=config.slots,
         threads=max(1, int(placement.resources["num_cpus"])),

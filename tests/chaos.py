@@ -181,11 +181,12 @@ def compare(ours: Path, theirs: Path) -> tuple[int, int, bool]:
 
 
 def own_settings(num_rows: int) -> dict[str, list[Any]]:
-    """Columns of settings, some of them null."""
+    """Columns of settings, some of them null, and of templates."""
     values = {
         "gen_length": [None, 16, 32, 48, 64],
         "temperature": [None, 0.7, 3.0],
         "seed": [None, 1, 2, 3],
+        "template": ["[[*]]", "a: [[4]], b: [[*]].", "[[6]] = [[3]]"],
     }
     rng = random.Random(num_rows)
     return {name: [rng.choice(some) for _ in range(num_rows)] for name, some in values.items()}
@@ -199,7 +200,9 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--num-samples", type=int, default=1, help="of each row, drawn")
-    parser.add_argument("--row-settings", action="store_true", help="rows have their own settings")
+    parser.add_argument(
+        "--row-settings", action="store_true", help="rows have their own settings and templates"
+    )
     parser.add_argument("--limit", type=float, default=2400, help="seconds")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -214,7 +217,9 @@ def main() -> None:
             nodes = [cluster.add_node(num_cpus=1) for _ in range(NODES)]
             flags = ["--num-samples", str(args.num_samples)]
             flags += ["--temperature", "2"] if args.num_samples > 1 else []
-            flags += ["--row-settings", ",".join(own)] if own else []
+            if own:
+                names = [name for name in own if name != "template"]
+                flags += ["--row-settings", ",".join(names), "--template-column", "template"]
             calm = Run(folder / "in", folder / "calm", cluster.address, folder / "calm.log", *flags)
             calm.finish([])
             print(f"undisturbed run: {time.monotonic() - began:.0f} s", file=sys.stderr)

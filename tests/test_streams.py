@@ -81,6 +81,7 @@ def working(name: str, folder: Path) -> list[str]:
         "status": ["status", run],
         "verify": ["verify", run],
         "plan": ["plan", *generate(folder)[1:]],
+        "preview": ["preview", *generate(folder)[1:], "--rows", "1"],
         "evaluate": ["evaluate", run, "--task", "word-problems", "--workers", "1"],
         "report": ["report", run, "--output", f"{new}.html"],
         "select": ["select", run, "--to", str(new), "--max-per-prompt", "1"],
@@ -101,7 +102,8 @@ def working(name: str, folder: Path) -> list[str]:
 
 
 WITHOUT_RAY = (
-    *("models", "status", "verify", "plan", "evaluate", "select", "report", "publish", "prepare"),
+    *("models", "status", "verify", "plan", "preview", "evaluate", "select", "report", "publish"),
+    "prepare",
 )
 WITH_RAY = ("retry-failed", "tune", "reproduce")
 
@@ -137,6 +139,7 @@ FAILING = {
     "generate": ["--input", "nowhere", "--output", "out"],
     "submit": ["nowhere.toml"],
     "plan": ["--input", "nowhere", "--output", "out"],
+    "preview": ["--input", "nowhere"],
     "status": ["nowhere"],
     "verify": ["nowhere"],
     "retry-failed": ["nowhere"],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pandas as pd
 import pytest
 
@@ -45,6 +47,36 @@ def test_settings_a_row_and_canvases_that_grow(
     assert own["canvas_length"].tolist() == [32, 64, 128]
     assert set(fitting["canvas_length"]) <= {64, 128, 256}
     assert (pd.concat([own, fitting])["status"] == "ok").all()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("no_ray")
+def test_answers_of_a_fixed_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chapter = "Answers of a fixed form"
+    monkeypatch.chdir(tmp_path)
+    files = blocks("pipeline/README.md", chapter, "json")
+    for name, content in zip(("ask.jsonl", "gaps.jsonl", "person.json"), files, strict=True):
+        Path(name).write_text(content)
+    (template,) = blocks("pipeline/README.md", chapter, "text")
+    Path("answer.txt").write_text(template)
+    (commands,) = blocks("pipeline/README.md", chapter, "bash")
+    for line in commands.splitlines():
+        monkeypatch.setattr(sys, "argv", shlex.split(line, comments=True))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0, f"{line}: {capsys.readouterr().err}"
+    one, own, answers, filled = (
+        pd.read_parquet(f"{name}/data") for name in ("one", "own", "json", "filled")
+    )
+    assert one["output_text"].str.fullmatch("The answer is .*\\.", flags=re.DOTALL).all()
+    assert own["output_text"][0].startswith("Tom has ")
+    assert own["output_text"][1].startswith("#### ")
+    schema = json.loads(files[2])
+    for text in answers["output_json"]:
+        jsonschema.validate(json.loads(text), schema)
+    assert filled["output_text"][0].endswith(" apples and buys 4. Now he has 7.")
 
 
 @pytest.mark.timeout(300)

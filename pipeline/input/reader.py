@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from lrd.prompts import encode_prompts, fit_prompt
+from lrd.templates import Scaffold
 from pipeline.config import RunConfig
 from pipeline.input.buckets import Shapes, choose_lengths
 from pipeline.input.prompt_shards import PromptShards
 from pipeline.input.prompt_text import PromptValue, prompts_of
 from pipeline.input.row_settings import OwnSettings, RowSettingsReader
+from pipeline.input.row_templates import FREE, AnswerForm, RowTemplates
 from pipeline.output.open_shard import OpenShard
 from pipeline.rows import (
     InputFile,
@@ -59,6 +61,8 @@ class Row(NamedTuple):
 
     prompt: PromptValue
     own: OwnSettings
+    template: str | None = None
+    """Its own; None: the run's, where there is one."""
 
 
 class EncodedRow(NamedTuple):
@@ -66,6 +70,8 @@ class EncodedRow(NamedTuple):
 
     ids: list[int]
     settings: RowSettings
+    scaffold: Scaffold | None
+    """Its canvas, where answers have a form."""
 
 
 class Reader:
@@ -79,16 +85,20 @@ class Reader:
         tokenizer_of: Any,
         max_length: int,
         restore: Callable[[OpenShard], None] = lambda shard: None,
+        form: AnswerForm = FREE,
     ) -> None:
-        """tokenizer_of: an object with the model's `.tokenizer`. max_length: the model's positions.
-        restore: adds the results of a shard that are on storage already."""
+        """tokenizer_of: an object with the model's `.tokenizer`, where answers have a form the
+        model without weights. max_length: the model's positions. restore: adds the results of a
+        shard that are on storage already. form: of the answers, where it comes from files."""
         self._config, self._inputs, self._files = config, inputs, files
         self._tokenizer_of, self._restore = tokenizer_of, restore
         self._max_length = max_length
         self._growth = config.decoding.canvases[-1] - config.decoding.gen_length
         """Positions by which a row's canvas may grow."""
         self._row_settings = RowSettingsReader(config, max_length)
-        self.columns = list(dict.fromkeys([config.prompt_column, *config.row_settings]))
+        self._templates = RowTemplates(config, form, tokenizer_of)
+        columns = [config.prompt_column, *config.row_settings, *self._templates.columns]
+        self.columns = list(dict.fromkeys(columns))
         """Input columns that are read."""
         self.shapes = self._choose_shapes()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="reader")
@@ -151,7 +161,7 @@ class Reader:
             if isinstance(row, ValueError):
                 raise row
             num_tokens = len(row.ids)
-            gen_length = self._row_settings.gen_length(row.settings)
+            gen_length = self._positions(row)
             room = self._max_length - gen_length - self._growth
             ids = fit_prompt(row.ids, room, self._config.truncation)
         except ValueError as error:
@@ -160,14 +170,30 @@ class Reader:
             return
         bucket = self.shapes.bucket(len(ids), gen_length, self._row_settings.rounded)
         prompts += [
-            Prompt(number, index, ids, bucket, sample, settings=row.settings) for sample in samples
+            Prompt(number, index, ids, bucket, sample, settings=row.settings, scaffold=row.scaffold)
+            for sample in samples
         ]
+
+    def _positions(self, row: EncodedRow) -> int:
+        """Canvas positions of a row."""
+        if row.scaffold is not None:
+            return len(row.scaffold.ids)
+        return self._row_settings.gen_length(row.settings)
 
     def _rows(self, table: pa.Table) -> list[Row | ValueError]:
         """The table's rows; why, for one that has no text or settings that cannot be."""
         prompts = prompts_of(table[self._config.prompt_column])
-        pairs = zip(prompts, self._row_settings.read(table), strict=True)
-        return [_row(prompt, own) for prompt, own in pairs]
+        columns = (prompts, self._row_settings.read(table), self._templates.read(table))
+        rows = [_row(*values) for values in zip(*columns, strict=True)]
+        return [row if isinstance(row, ValueError) else self._split(row) for row in rows]
+
+    def _split(self, row: Row) -> Row | ValueError:
+        """A row whose prompt has holes: up to the first one, and the rest as its template."""
+        try:
+            prompt, template = self._templates.split(row.prompt)
+        except ValueError as error:
+            return error
+        return row if template is None else Row(prompt, row.own, template)
 
     def _encode(self, rows: Sequence[Row | ValueError]) -> list[EncodedRow | ValueError]:
         real = [row for row in rows if not isinstance(row, ValueError)]
@@ -191,13 +217,20 @@ class Reader:
         )
         found: list[EncodedRow | ValueError] = []
         for row, ids in zip(rows, encoded, strict=True):
-            if isinstance(ids, list):
-                # A template may render nothing.
-                good = EncodedRow(ids, row.own.settings)
-                found.append(good if ids else ValueError("the prompt has no tokens"))
-            else:
-                found.append(ids)
+            try:
+                found.append(self._with_scaffold(row, ids))
+            except ValueError as error:
+                found.append(error)
         return found
+
+    def _with_scaffold(self, row: Row, ids: list[int] | ValueError) -> EncodedRow:
+        if isinstance(ids, ValueError):
+            raise ids
+        if not ids:  # A chat template may render nothing.
+            raise ValueError("the prompt has no tokens")
+        gen_length = self._row_settings.gen_length(row.own.settings)
+        scaffold = self._templates.scaffold(row.template, gen_length)
+        return EncodedRow(ids, row.own.settings, scaffold)
 
     def _choose_shapes(self) -> Shapes:
         """Buckets from rows of the first, the middle and the last shard.
@@ -219,24 +252,28 @@ class Reader:
                 if isinstance(row, ValueError):
                     refused.append(row)
                     continue
-                gen_length = self._row_settings.gen_length(row.settings)
+                gen_length = self._positions(row)
                 room = self._max_length - gen_length - self._growth
                 lengths.append(min(len(row.ids), room))
-                num_blocks.append(gen_length // block)
+                num_blocks.append(-(-gen_length // block))
         if refused and not lengths:
             raise ValueError(
                 f"{self._config.input}: none of the {len(refused)} prompts that were sampled "
                 f"can be decoded: {refused[0]}"
             )
         canvases = [self._config.decoding.gen_length]
-        if "gen_length" in self._config.row_settings:
+        # Steps are shared out over the run's gen_length.
+        has_own = self._templates.is_on and self._config.decoding.steps is None
+        if has_own or "gen_length" in self._config.row_settings:
             canvases = [block * n for n in choose_lengths(num_blocks, MAX_LENGTHS)]
         num_positions = self._max_length - self._growth
         return Shapes(choose_lengths(lengths, MAX_LENGTHS), canvases, num_positions)
 
 
 def _row(
-    prompt: PromptValue | ValueError | None, own: OwnSettings | ValueError
+    prompt: PromptValue | ValueError | None,
+    own: OwnSettings | ValueError,
+    template: str | ValueError | None,
 ) -> Row | ValueError:
     if prompt is None:
         return EmptyPromptError("the prompt is null")
@@ -246,4 +283,6 @@ def _row(
         return EmptyPromptError("the prompt is empty")
     if not prompt:
         return EmptyPromptError("the chat has no turns")
-    return own if isinstance(own, ValueError) else Row(prompt, own)
+    if isinstance(own, ValueError):
+        return own
+    return template if isinstance(template, ValueError) else Row(prompt, own, template)

@@ -77,7 +77,7 @@ def forecast(
     on_shard: called with the number of every shard that has been read.
     """
     found = Forecast(sum(file.num_rows for file in run.files), config.num_samples)
-    reader = Reader(config, run.inputs, run.files, run.face, run.face.max_length)
+    reader = Reader(config, run.inputs, run.files, run.face, run.face.max_length, form=run.form)
     for number, file in enumerate(run.files):
         prompts = run.inputs.read(file.name, reader.columns, sample)
         ready = reader.encode(OpenShard(number, prompts))
@@ -103,7 +103,7 @@ def check_output(run: Checked, config: RunConfig, dtype: str) -> Inspector | Non
     """
     is_new = run.output.kind(MANIFEST) == "missing"
     # Large weights take a while to digest, and a new run has nothing to compare them with.
-    known = {} if is_new else fingerprint_of(config, run.files, dtype)
+    known = {} if is_new else fingerprint_of(config, run.files, dtype, form=run.form)
     Ledger(run.output, Plan(run.files, known, {}))
     return None if is_new else Inspector(run.output)
 

@@ -158,7 +158,12 @@ class ShardCheck:
             self._name_rows(numbers, what)
 
     def _wrong_rows(self, rows: pa.Table, first: int) -> Iterator[tuple[str, list[int]]]:
-        yield from contradictions(rows, self.expected.canvases, self.expected.stops)
+        yield from contradictions(
+            rows,
+            self.expected.canvases,
+            self.expected.stops,
+            has_schema="json_schema" in self.expected.fingerprint,
+        )
         num_samples = self.expected.layout.num_samples
         samples = [row % num_samples for row in range(first, first + rows.num_rows)]
         wrong = pc.not_equal(rows["sample"].fill_null(-1), pa.array(samples, pa.int32()))
@@ -177,12 +182,16 @@ class ShardCheck:
 
 
 def contradictions(
-    rows: pa.Table, canvases: Sequence[int] | None, stops: Sequence[str] = ()
+    rows: pa.Table,
+    canvases: Sequence[int] | None,
+    stops: Sequence[str] = (),
+    *,
+    has_schema: bool = False,
 ) -> Iterator[tuple[str, list[int]]]:
     """Values in result rows that contradict each other or the settings, and the indices of those
     rows. Columns that the run does not keep are not checked.
 
-    canvases: as `run_canvases` has them.
+    canvases: as `run_canvases` has them. has_schema: whether answers are JSON of a form.
     """
     there = set(rows.column_names)
     failed, ok = (pc.equal(rows["status"], word).fill_null(False) for word in ("failed", "ok"))
@@ -225,6 +234,11 @@ def contradictions(
         known = pc.is_in(rows["stop_text"], pa.array(stops, pa.string()))
         rules["its stop_text is not one of the stops of the run"] = pc.and_(given, pc.invert(known))
         rules["is failed with a stop_text"] = pc.and_(failed, given)
+    if "output_json" in there:
+        given, reason = pc.is_valid(rows["output_json"]), pc.is_valid(rows["json_error"])
+        wanted = ok if has_schema else pc.and_(ok, failed)  # None is both.
+        wrong = pc.or_(pc.and_(given, reason), pc.xor(pc.or_(given, reason), wanted))
+        rules["its output_json or json_error is missing or not expected"] = wrong
     for stop in stops:
         holds = pc.match_substring(rows["output_text"], stop).fill_null(False)
         rules[f"its output_text holds the stop {stop!r}"] = holds

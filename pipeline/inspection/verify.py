@@ -270,5 +270,6 @@ class Verification:
             yield Finding(name, str(foreign[0]), "is not of this shard", fix)
         canvases = run_canvases(self._fingerprint)
         stops = self._fingerprint.get("stop", ())
-        for what, indices in contradictions(rows, canvases, stops):
+        has_schema = "json_schema" in self._fingerprint
+        for what, indices in contradictions(rows, canvases, stops, has_schema=has_schema):
             yield Finding(name, rows["row_id"][indices[0]].as_py(), what, fix)

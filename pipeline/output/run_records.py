@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from lrd.config import DecodingConfig
+from pipeline.config import FORMS
 from pipeline.rows import InputFile, Layout
 from pipeline.storage.storage import Storage
 
@@ -153,6 +154,8 @@ def run_canvases(fingerprint: dict[str, Any]) -> tuple[int, ...] | None:
     fingerprint names none."""
     decoding = fingerprint["decoding"]
     if "gen_length" not in decoding or "gen_length" in fingerprint.get("row_settings", ()):
+        return None
+    if not fingerprint.keys().isdisjoint(FORMS):
         return None
     lengths = {name: decoding.get(name) for name in ("gen_length", "max_gen_length")}
     return DecodingConfig.model_construct(**lengths).canvases

@@ -1,4 +1,5 @@
-"""Runs a replica's forward passes in a thread: takes requests, reports finished samples.
+"""Runs a replica's forward passes in a thread: takes requests, reports finished samples. A preview
+runs them one by one in its own.
 
 Each bucket with prompts in flight has an engine of its own. Together the engines decode at most as
 many canvases as the replica has slots.
@@ -101,10 +102,12 @@ class PassLoop:
         new_engine: Callable[[Bucket, int], SlotEngine],
         report: Report,
         compiles: bool = False,
+        threaded: bool = True,
     ) -> None:
         """name: the replica's. num_threads: torch's, for computing. fitting_slots: bucket → slots
         that memory has room for. new_engine: (bucket, slots) → an engine. compiles: whether the
-        first pass of a shape may take long, because kernels are compiled or chosen in it."""
+        first pass of a shape may take long, because kernels are compiled or chosen in it.
+        threaded: False: nothing runs but in calls of `step`."""
         self._name, self._num_slots, self._num_threads = name, num_slots, num_threads
         self._fitting_slots, self._new_engine, self._report = fitting_slots, new_engine, report
         self._orders: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -131,7 +134,8 @@ class PassLoop:
         """Seconds, without the passes that may have compiled. By the host's clock: a pass has ended
         on the device when `step` returns."""
         self._metrics = PassMetrics(name, num_slots)
-        threading.Thread(target=self._work, name="passes", daemon=True).start()
+        if threaded:
+            threading.Thread(target=self._work, name="passes", daemon=True).start()
 
     def give(self, number: int, bucket: Bucket, requests: list[Request]) -> None:
         """Decode a batch of one bucket. Batches may arrive out of order; slots are filled in the
@@ -147,11 +151,18 @@ class PassLoop:
         torch.set_num_threads(self._num_threads)
         while True:
             try:
-                self._run_orders()
-                self._run_pass()
+                self.step()
             except Exception as error:
                 self._engines.clear()
                 self._report(error)
+
+    def step(self) -> None:
+        """Take what was given, and run one pass; waits for requests where there are none.
+
+        Raises what the pass raises.
+        """
+        self._run_orders()
+        self._run_pass()
 
     def _run_orders(self) -> None:
         """Make the calls that were ordered; wait for one while there is nothing to decode."""

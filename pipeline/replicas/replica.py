@@ -13,6 +13,7 @@ import torch
 from lrd import DecodingConfig, Engine, Request, Sample, load_model
 from lrd.config import Compile, PassRows
 from lrd.engine import row_seed
+from lrd.json_schema import JsonChecker, json_form
 from lrd.memory import drawing, probe_slots
 from lrd.models.c_compiler import refuse_without_compiler
 from lrd.rounding import computed_by
@@ -47,6 +48,8 @@ class ReplicaSettings:
     pass_rows: PassRows = "busy"
     stops: tuple[str, ...] = ()
     """Texts that answers end before."""
+    schema: Any = None
+    """JSON Schema of the answers, where they have one."""
     row_temperatures: bool = False
     """Whether rows may have temperatures of their own."""
     memory_share: float = 1.0
@@ -66,13 +69,16 @@ class Replica:
     fewer and larger ones.
     """
 
-    def __init__(self, name: str, settings: ReplicaSettings) -> None:
+    def __init__(self, name: str, settings: ReplicaSettings, threaded: bool = True) -> None:
         """Loads nothing: the model comes with `load`, so that the driver knows the actor's node
-        before anything can go wrong."""
+        before anything can go wrong. threaded: False: passes run in calls of `step` alone."""
         self._name = name
         self._settings = settings
         self._node = "no node"
         self._model: Any = None
+        self._allowed: torch.Tensor | None = None
+        """Tokens that positions of a scaffold may take."""
+        self._json = None if settings.schema is None else JsonChecker(settings.schema)
         self._prompts: dict[Key, Prompt] = {}
         """Prompts whose rows have not been reported."""
         self._outbox: SimpleQueue[Any] = SimpleQueue()
@@ -86,6 +92,7 @@ class Replica:
             self.new_engine,
             self.put,
             compiles=settings.device != "cpu" or settings.compile != "none",
+            threaded=threaded,
         )
 
     def location(self) -> tuple[str, int]:
@@ -112,6 +119,9 @@ class Replica:
         self._model = load_model(
             model, settings.device, settings.dtype, settings.revision, settings.compile
         )
+        if settings.schema is not None:
+            gen_length = settings.decoding.gen_length
+            self._allowed = json_form(settings.schema, self._model, gen_length).allowed()
         return self._environment()
 
     def _environment(self) -> dict[str, Any]:
@@ -136,12 +146,16 @@ class Replica:
     def _request(self, key: Key, prompt: Prompt) -> Request:
         own, run = prompt.settings, self._settings.decoding
         seed = run.seed if own.seed is None else own.seed
-        scaffold = None
-        if prompt.canvas_length < prompt.bucket.canvas:
+        scaffold = prompt.scaffold
+        if scaffold is None and prompt.canvas_length < prompt.bucket.canvas:
             scaffold = Scaffold.open(prompt.canvas_length, self._model.mask_id)
         return Request(
             key, prompt.token_ids, row_seed(seed, prompt.row_id), scaffold, own.temperature
         )
+
+    def step(self) -> None:
+        """Run one pass, where no thread does; raises what that raises."""
+        self._loop.step()
 
     def collect(self) -> Report:
         """Everything since the last call, as soon as there is anything; after `HEARTBEAT_SECONDS` a
@@ -205,8 +219,13 @@ class Replica:
 
     def _result(self, sample: Sample) -> Result:
         prompt = self._prompts.pop(sample.key)
-        stops = self._settings.stops
-        return Result.of_sample(sample, prompt, replica=self._name, stops=stops)
+        return Result.of_sample(
+            sample,
+            prompt,
+            replica=self._name,
+            stops=self._settings.stops,
+            read_json=None if self._json is None else self._json.read,
+        )
 
     def _fitting_slots(self, bucket: Bucket) -> int:
         """How many of the slots fit into the device's memory."""
@@ -232,6 +251,7 @@ class Replica:
             prompt_length=bucket.prompt,
             pass_rows=self._settings.pass_rows,
             row_temperatures=self._settings.row_temperatures,
+            allowed=self._allowed,
         )
 
     def _decoding(self, bucket: Bucket) -> DecodingConfig:

@@ -81,7 +81,8 @@ def committed_curve(rows: Sequence[Row]) -> Curve:
 
 def _committed(row: Row) -> Floats:
     counts = np.bincount(row.commit_step, minlength=len(row.kl) + 1)[1:]
-    share: Floats = (counts.cumsum() / len(row.commit_step)).astype(np.float32)
+    num_done = counts.cumsum() + len(row.fixed)
+    share: Floats = (num_done / len(row.commit_step)).astype(np.float32)
     # Positions that EOS filled undecoded are there once the row has stopped.
     share[-1:] = 1.0
     return share

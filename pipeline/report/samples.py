@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ FACTS = (
     *("max_entropy_at_stop", "mean_confidence", "min_confidence", "mean_mix_weight"),
     *("bucket", "seconds", "replica", "attempts"),
 )
-LISTS = ("output_token_ids", "kl_trace", "entropy_trace", "commit_step")
+LISTS = ("output_token_ids", "kl_trace", "entropy_trace", "commit_step", "token_confidence")
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -50,6 +50,8 @@ class Row:
     """Mean entropy of the open positions at each pass, nats."""
     commit_step: Ints
     """1-based pass that committed each position; 0 where none did."""
+    fixed: list[int] = field(default_factory=list)
+    """Positions of a template's fixed tokens."""
 
     @property
     def decoding_passes(self) -> npt.NDArray[np.bool_] | None:
@@ -100,9 +102,18 @@ def _rows(batch: pa.Table, prompt: str) -> list[Row]:
             kl=_array(batch, "kl_trace", n, np.float32),
             entropy=_array(batch, "entropy_trace", n, np.float32),
             commit_step=_array(batch, "commit_step", n, np.int32),
+            fixed=_fixed(batch, n),
         )
         for n, (fact, found) in enumerate(zip(facts, prompts, strict=True))
     ]
+
+
+def _fixed(batch: pa.Table, row: int) -> list[int]:
+    """Positions that no pass committed and that are sure all the same: where EOS filled the rest
+    there is no confidence."""
+    steps = _array(batch, "commit_step", row, np.int32)
+    sure = _array(batch, "token_confidence", row, np.float32) == 1
+    return np.flatnonzero((steps == 0) & sure).tolist() if len(steps) == len(sure) else []
 
 
 def _array(batch: pa.Table, column: str, row: int, dtype: Any) -> npt.NDArray[Any]:

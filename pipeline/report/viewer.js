@@ -94,6 +94,7 @@
   }
 
   const passes = () => row.kl.length;
+  const isFixed = (n) => row.fixed.includes(n);
 
   function canvas() {
     cells = row.ids.map((id, n) => {
@@ -101,10 +102,11 @@
       const text = tokens[id] === undefined ? `${id}` : tokens[id];
       const isTail = n >= row.facts.num_output_tokens && id === row.ids[row.facts.num_output_tokens];
       cell.dataset.text = isTail ? EOS : visible(text);
-      const when = row.commit[n] ? `committed by pass ${row.commit[n]}` : "filled with EOS at the end";
+      const when = row.commit[n] ? `committed by pass ${row.commit[n]}`
+        : isFixed(n) ? "fixed by the template" : "filled with EOS at the end";
       cell.title = `position ${n} · id ${id} · ${JSON.stringify(text)} · ${when}`;
       cell.classList.toggle("tail", isTail);
-      const [r, g, b] = colour(row.commit[n] ? row.commit[n] / passes() : 1);
+      const [r, g, b] = colour(row.commit[n] ? row.commit[n] / passes() : isFixed(n) ? 0 : 1);
       cell.style.setProperty("--pass", `rgb(${r},${g},${b})`);
       cell.style.setProperty("--on-pass", r * 0.299 + g * 0.587 + b * 0.114 > 140 ? "#10151d" : "#ffffff");
       return cell;
@@ -128,12 +130,12 @@
     let numNow = 0;
     let numFilled = 0;
     cells.forEach((cell, n) => {
-      const when = row.commit[n] || passes();
+      const when = row.commit[n] || (isFixed(n) ? 0 : passes());
       const isOpen = when > pass;
       const isNow = when === pass && pass > 0;
       numOpen += isOpen;
       numNow += isNow && row.commit[n] > 0;
-      numFilled += isNow && row.commit[n] === 0;
+      numFilled += isNow && row.commit[n] === 0 && !isFixed(n);
       cell.classList.toggle("open", isOpen);
       cell.classList.toggle("now", isNow && pass < passes());
       cell.textContent = isOpen ? MASK.repeat(Math.min(12, [...cell.dataset.text].length)) : cell.dataset.text;
@@ -141,7 +143,7 @@
     const phase = { r: "refinement", d: "decoding" }[row.phases && row.phases[pass - 1]] || "";
     const filled = numFilled ? `, ${numFilled} filled with EOS` : "";
     const counts = `${numNow} committed${filled}, ${numOpen} still open`;
-    const doing = pass === 0 ? "before the first pass, all positions open" : `${phase && `${phase}: `}${counts}`;
+    const doing = pass === 0 ? `before the first pass, ${row.fixed.length ? `${numOpen} positions` : "all positions"} open` : `${phase && `${phase}: `}${counts}`;
     part("pass").textContent = `Pass ${pass} of ${passes()}`;
     part("doing").textContent = doing;
     slider.setAttribute("aria-valuetext", `pass ${pass} of ${passes()}: ${doing}`);

@@ -56,6 +56,7 @@ def viewer_row(row: Row, why: str) -> dict[str, Any]:
         "text": _cut(facts["output_text"]),
         "ids": row.token_ids.tolist(),
         "commit": row.commit_step.tolist(),
+        "fixed": row.fixed,
         "kl": _rounded(row.kl),
         "entropy": _rounded(row.entropy),
         "phases": None if decoding is None else "".join("d" if d else "r" for d in decoding),
