@@ -65,7 +65,7 @@ class Piece:
 
     section: Section
     deeper: int
-    """Levels by which its headings go down."""
+    """Levels by which its headings go down; below 0: up."""
     anchors: list[str]
     """Of its headings, on the page."""
 
@@ -191,10 +191,11 @@ def _placed(site: Site, page: Page, parts: list[list[Section]]) -> list[Piece]:
     """The page's sections in order, with anchors that are unique on it; notes where each is."""
     pieces: list[Piece] = []
     taken: set[str] = set()
+    is_one = sum(map(len, parts)) == 1 and parts[0][0].anchor != ""
     for part in parts:
         lead = part[0]
-        # Only the page's first part keeps its file's title as the page's.
-        deeper = int(bool(pieces) and not lead.anchor)
+        # The page's title is its first file's, or the heading of its only section.
+        deeper = -1 if is_one else int(bool(pieces) and not lead.anchor)
         if not lead.anchor:
             site.places[lead.file, ""] = page.path
         for section in part:
@@ -217,7 +218,7 @@ def _free(wanted: str, taken: set[str]) -> str:
 
 def _written(site: Site, page: Page, pieces: list[Piece]) -> str:
     first = pieces[0].section.headings
-    has_title = bool(first) and first[0].level == 1
+    has_title = bool(first) and first[0].level + pieces[0].deeper == 1
     title = "" if has_title else f"# {page.title}\n\n"
     return title + "\n".join(_piece(site, page, piece) for piece in pieces)
 
@@ -229,7 +230,7 @@ def _piece(site: Site, page: Page, piece: Piece) -> str:
     for is_code, line in sections.marked_lines(piece.section.text):
         found = None if is_code else sections.HEADING.match(line.rstrip("\n"))
         if found:
-            marks = found[1] + "#" * piece.deeper
+            marks = "#" * (len(found[1]) + piece.deeper)
             line = f"{marks} {found[2]} {{#{next(anchors)}}}\n"
         lines.append(line)
     text = "".join(lines).strip("\n") + "\n"
@@ -258,20 +259,25 @@ def _link(site: Site, page: str, file: str, link: Link) -> str:
         return f"[{link.text}]({_relative(page, site.places[target, anchor])})"
     if target.endswith(".md") or file.startswith(TABLE):
         raise ValueError(f"{file}: a link leads to {link.target}, which has no such heading")
-    return _source_link(site, page, target, link.text)
+    return _source_link(site, page, file, target, link.text)
 
 
-def _source_link(site: Site, page: str, target: str, text: str) -> str:
-    """A link to a file that is no page: to the repository, else to a page that shows its code."""
+def _source_link(site: Site, page: str, file: str, target: str, text: str) -> str:
+    """A link to a file that is no page: to the repository, else to a page that shows its code. A
+    text that is a name in code leads to its definition."""
     path = site.root / target
-    named = re.fullmatch(r"`([^`]+)`", text)
-    line = line_of(path, named[1]) if named and path.suffix == ".py" else None
+    named = re.fullmatch(r"`([A-Za-z_][\w.]*)(\(.*\))?`", text)
+    line = None
+    if named and path.suffix == ".py" and not named[1].endswith(".py"):
+        line = line_of(path, named[1])
+        if line is None:
+            raise ValueError(f"{file}: links to {named[1]} of {target}, which defines no such name")
+    anchor = f"#L{line}" if line else ""
     if site.repository:
-        return f"[{text}]({site.repository}/{target}{f'#L{line}' if line else ''})"
+        return f"[{text}]({site.repository}/{target}{anchor})"
     if path.suffix != ".py":
         return text if "`" in text else f"`{text}`"
     site.sources.add(target)
-    anchor = f"#L{line}" if line else ""
     return f"[{text}]({_relative(page, f'{SOURCES}/{target}.md')}{anchor})"
 
 

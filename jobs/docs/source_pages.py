@@ -12,10 +12,10 @@ from pathlib import Path
 
 
 def line_of(path: Path, name: str) -> int | None:
-    """The line that defines `function`, `Class`, `Class.method`, `Class.field` or `CONSTANT`; a
-    call's brackets are ignored. None where the file defines no such name."""
-    wanted = re.sub(r"\(.*\)$", "", name)
-    return next((line for found, line in defined(ast.parse(path.read_text())) if found == wanted), None)
+    """The line that defines `function`, `Class`, `Class.method`, `Class.field` or `CONSTANT`; None
+    where the file defines no such name."""
+    names = defined(ast.parse(path.read_text()))
+    return next((line for found, line in names if found == name), None)
 
 
 def defined(tree: ast.Module | ast.ClassDef, prefix: str = "") -> Iterator[tuple[str, int]]:
@@ -40,6 +40,5 @@ def source_page(file: str, code: str) -> str:
 
     formatter = HtmlFormatter(cssclass="highlight", linespans="L")
     lines = highlight(code, PythonLexer(), formatter).strip()
-    # Markdown ends a block of HTML at an empty line, unless a tag is open; `pre` keeps it whole.
     lines = re.sub(r'id="L-(\d+)"', r'id="L\1"', lines)
     return f"---\nsearch:\n  exclude: true\nhide:\n  - navigation\n---\n\n# {file}\n\n{lines}\n"
