@@ -8,7 +8,6 @@ link that leads nowhere and every warning of mkdocs end it with exit code 2.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from pathlib import Path
@@ -51,7 +50,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def build(folder: Path, plan: Plan) -> list[str]:
-    """Run mkdocs on FOLDER/pages; what it warns of. Raises ImportError where it is not installed."""
+    """Run mkdocs on FOLDER/pages; what it warns of. ImportError where it is not installed."""
     try:
         import material
         from mkdocs.commands.build import build as run

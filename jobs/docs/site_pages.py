@@ -1,7 +1,7 @@
 """Gathers the READMEs into the pages of the documentation site.
 
 `site.yml` says which sections make up which page; their texts have their one home in the READMEs.
-Links between files become links between pages, images are copied, equations become MathML, and
+Links between files become links between pages, images are copied, equations become pictures, and
 links to code lead to the repository, or to pages that show the code.
 """
 
@@ -19,7 +19,7 @@ import yaml
 
 from jobs.docs import sections
 from jobs.docs.dialect import for_python_markdown
-from jobs.docs.equations import with_mathml
+from jobs.docs.equations import with_pictures
 from jobs.docs.sections import Link, Section
 from jobs.docs.settings_tables import TABLES
 from jobs.docs.source_pages import line_of, source_page
@@ -126,17 +126,16 @@ def read_plan(path: Path) -> Plan:
 def repository_of(root: Path) -> str | None:
     """Address of the repository's files on its host, from `project.urls` of pyproject.toml."""
     urls = tomllib.loads((root / "pyproject.toml").read_text())["project"].get("urls", {})
-    found = next((urls[name] for name in ("Repository", "Source", "Homepage") if name in urls), None)
+    found = next(
+        (urls[name] for name in ("Repository", "Source", "Homepage") if name in urls), None
+    )
     return f"{found.rstrip('/')}/blob/main" if found else None
 
 
 def markdown_sections(root: Path) -> dict[str, list[Section]]:
     """The sections of every Markdown file of the repository, by path below its root."""
-    files = sorted(
-        path
-        for folder in (".", *FOLDERS)
-        for path in ((root / folder).glob("*.md") if folder == "." else (root / folder).rglob("*.md"))
-    )
+    below = (path for folder in FOLDERS for path in (root / folder).rglob("*.md"))
+    files = sorted([*root.glob("*.md"), *below])
     names = [path.relative_to(root).as_posix() for path in files]
     return {name: sections.sections(name, (root / name).read_text()) for name in names}
 
@@ -224,7 +223,7 @@ def _written(site: Site, page: Page, pieces: list[Piece]) -> str:
 
 
 def _piece(site: Site, page: Page, piece: Piece) -> str:
-    """A section's text with `{#anchor}` at its headings, links of the site, and MathML."""
+    """A section's text with `{#anchor}` at its headings, links of the site, and drawn equations."""
     anchors = iter(piece.anchors)
     lines: list[str] = []
     for is_code, line in sections.marked_lines(piece.section.text):
@@ -234,9 +233,11 @@ def _piece(site: Site, page: Page, piece: Piece) -> str:
             line = f"{marks} {found[2]} {{#{next(anchors)}}}\n"
         lines.append(line)
     text = "".join(lines).strip("\n") + "\n"
-    linked = sections.with_links(text, lambda link: _link(site, page.path, piece.section.file, link))
+    linked = sections.with_links(
+        text, lambda link: _link(site, page.path, piece.section.file, link)
+    )
     try:
-        return with_mathml(for_python_markdown(linked))
+        return with_pictures(for_python_markdown(linked))
     except ValueError as error:
         raise ValueError(f"{piece.section.file}: {error}") from error
 
