@@ -45,7 +45,9 @@ def main(words: list[str] | None = None) -> int:
         return output.refuse(JOB, str(error))
     if wrong:
         return output.refuse(JOB, "; ".join(wrong))
-    print(f"{folder / 'site'}: {len(plan.pages)} pages; open {folder / 'site' / 'index.html'}")
+    site = folder / "site"
+    print(f"{len(plan.pages)} pages: open {site / 'index.html'}")
+    print(f"with search: python -m http.server --directory {site}")
     return output.OK
 
 
