@@ -149,6 +149,13 @@ def add_log_format(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_price(parser: argparse.ArgumentParser) -> None:
+    """The flag for the price by which costs are counted."""
+    parser.add_argument(
+        "--price-per-gpu-hour", type=float, metavar="X", help="also say what rows cost"
+    )
+
+
 def set_log_format(log_format: str | None) -> None:
     """Write lines on stderr as text or JSON from here on. None: as the environment has it.
 

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample", type=int, metavar="N", help="tokenise the first N rows of each shard [all]"
     )
     parser.add_argument("--like", metavar="OTHER_OUT", help="a run to estimate the time from")
+    output.add_price(parser)
 
 
 @output.command("lrd plan")
@@ -48,9 +49,11 @@ def run(args: argparse.Namespace) -> int:
         forecast,
         rows_left,
     )
+    from pipeline.output.money import check_price
     from pipeline.preflight import check
     from pipeline.rows import Bucket
 
+    check_price(args.price_per_gpu_hour)
     if args.sample is not None and args.sample < 1:
         raise ValueError(f"--sample is {args.sample}; at least 1 is needed")
     config = run_config(args)
@@ -71,6 +74,9 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(_output(config, inspector)))
     duration = duration_of(config, rows_left(found, inspector), inspector, args.like)
     print(f"time      {_time(duration)}")
+    source = args.like or (config.output if inspector is not None else None)
+    for line in _cost(config, duration, source, args.price_per_gpu_hour):
+        print(line)
     return output.OK
 
 
@@ -219,6 +225,40 @@ def _time(duration: Duration | str) -> str:
     if duration.differing:
         text += f"; rows take another time here, since {'; '.join(duration.differing)}"
     return text
+
+
+def _cost(
+    config: RunConfig, duration: Duration | str, source: str | None, price: float | None
+) -> list[str]:
+    """How the rows of the run whose pace is taken spread, and what those left will cost."""
+    from pipeline.inspection.cost import PastRows, cost_of, past_rows
+    from pipeline.output.money import money
+    from pipeline.storage.storage import Storage
+
+    past = PastRows() if source is None else past_rows(Storage(source))
+    of = ", ".join(f"{name} {spread}" for name, spread in past.spreads)
+    lines = [f"rows      there, each: {of.replace(', seconds', '; seconds')}"] if of else []
+    if price is None:
+        return lines
+    found = cost_of(config, duration, source, past, price)
+    if isinstance(found, str):
+        return [*lines, f"cost      {found}"]
+    cost = found.cost
+    tokens = cost.million_tokens
+    text = (
+        f"cost      about {money(cost.total)} for {cost.gpu_hours:,.2f} GPU-hours at "
+        f"{money(price)}; a thousand rows {money(cost.thousand_rows)}"
+    )
+    text += "" if tokens is None else f", a million effective tokens {money(tokens)}"
+    if found.low is None or found.high is None:
+        return [*lines, text, "          no range: it takes two written shards of that run"]
+    low, high = (money(cost.total * factor) for factor in (found.low, found.high))
+    return [
+        *lines,
+        text,
+        f"          {low} to {high} if all shards are like its fastest or its slowest, on "
+        "GPUs like its own",
+    ]
 
 
 def _gb(num_bytes: float) -> str:

@@ -24,6 +24,7 @@ from pipeline.observe.events import (
     DRIVER_FINISHED,
     DRIVER_STARTED,
     DRIVER_STOPPED,
+    PASS_SECONDS,
     note,
     record_rows,
 )
@@ -105,9 +106,10 @@ class Driver:
             self.fleet.end()
 
     @property
-    def _work_done(self) -> dict[str, int]:
+    def _work_done(self) -> dict[str, float]:
         """What the last event of this driver records of its replicas."""
-        return {CANVASES: self.fleet.num_canvases}
+        seconds = round(self.fleet.pass_seconds, 3)
+        return {CANVASES: self.fleet.num_canvases, PASS_SECONDS: seconds}
 
     # Reading.
 

@@ -459,6 +459,8 @@ class Report:
     """Seconds, over all passes of the replica but those that may have compiled."""
     num_canvases: int = 0
     """Canvases that went through the model in these passes, those of free slots too."""
+    pass_seconds: float = 0.0
+    """How long these passes took together."""
     phase: Phase = Phase.DECODING
     """What the replica's passes are doing now."""
     columns: Columns = "full"

@@ -22,6 +22,8 @@ from jobs.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 
+DOOR = ROOT / "lrd/analysis.py"
+"""Names of `pipeline.analysis` for users of the library; the one module of lrd that looks up."""
 COMMAND_LINE = {"argparse", "click", "typer"}
 FORBIDDEN = {
     "lrd": {"pipeline", "jobs", "ray", "pyarrow", "datasets", "pandas", *COMMAND_LINE},
@@ -64,8 +66,23 @@ def test_imports_point_one_way(package: str) -> None:
         f"{path.relative_to(ROOT)}: {name}"
         for path in modules(package)
         for name in set(imported(ast.parse(path.read_text()))) & FORBIDDEN[package]
+        if path != DOOR
     }
     assert not wrong
+
+
+def test_the_door_of_the_library_holds_names_alone_and_nothing_goes_through_it() -> None:
+    body = ast.parse(DOOR.read_text()).body[1:]
+    assert {type(node) for node in body} == {ast.ImportFrom, ast.Assign}
+    found = {name for node in body for name in imported_modules(node)}
+    assert all(name.startswith(("pipeline.analysis", "__future__")) for name in found)
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("lrd", "pipeline", "jobs")
+        for path in modules(package)
+        if "lrd.analysis" in imported_modules(outside_functions(ast.parse(path.read_text())))
+    }
+    assert not users
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
@@ -209,12 +226,19 @@ def test_looking_at_a_run_loads_neither_torch_nor_ray(words: str, tmp_path: Path
         "from lrd import DecodingConfig",
         *("import pipeline.config", "import pipeline.rows", "import pipeline.faults"),
         *("import pipeline.input.prompt_shards", "import pipeline.output.ledger"),
+        "import lrd; lrd.analysis.load",
     ],
 )
 def test_settings_and_files_load_neither_torch_nor_ray(statement: str, tmp_path: Path) -> None:
     code, names = loaded(statement, tmp_path)
     assert code == 0
     assert not names & HEAVY
+
+
+def test_the_library_without_its_door_loads_neither_pipeline_nor_pandas(tmp_path: Path) -> None:
+    code, names = loaded("import lrd; lrd.DecodingConfig; dir(lrd)", tmp_path)
+    assert code == 0
+    assert not names & {"pipeline", "pandas", "pyarrow", "matplotlib"}
 
 
 # What is declared.
@@ -245,6 +269,9 @@ def outside_functions(tree: ast.Module) -> ast.Module:
     class Cut(ast.NodeTransformer):
         def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
             return None
+
+        def visit_If(self, node: ast.If) -> ast.AST | None:
+            return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
 
     cut = Cut().visit(tree)
     assert isinstance(cut, ast.Module)

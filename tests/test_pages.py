@@ -18,7 +18,7 @@ PAGES = sorted(
     for path in ((ROOT / folder).glob("*.md") if folder == "." else (ROOT / folder).rglob("*.md"))
 )
 PIPELINE = (ROOT / "pipeline" / "README.md").read_text()
-PAGES_OF_THEIR_OWN = ("experiments", "preview", "report", "scoring", "selecting")
+PAGES_OF_THEIR_OWN = ("analysis", "experiments", "preview", "report", "scoring", "selecting")
 """Folders that the table of files names as a whole."""
 
 

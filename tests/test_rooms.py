@@ -93,7 +93,9 @@ def test_the_stages_meet_in_the_driver_and_the_run() -> None:
     assert meeting == {"pipeline/driver.py", "pipeline/run.py"}
 
 
-@pytest.mark.parametrize("room", ["inspection", "publishing", "report", "scoring", "selecting"])
+@pytest.mark.parametrize(
+    "room", ["analysis", "inspection", "publishing", "report", "scoring", "selecting"]
+)
 def test_readers_of_files_import_no_ray(room: str) -> None:
     for path in room_modules(room):
         for name, way in reached_from(path).items():

@@ -16,7 +16,7 @@ from helpers.random_model import EOS, LIVELY, MASK, PAD, VOCABULARY, random_mode
 from helpers.reference import Outcome, decode_one
 
 import lrd
-from lrd.canvases import NOT_YET
+from lrd.choices import NOT_YET
 from lrd.commit_rules import is_any_of
 from lrd.engine import row_seed
 from lrd.models.checkpoint import LoadedModel

@@ -15,11 +15,13 @@ LOG = logging.getLogger("lrd")
 
 DRIVER_STARTED, DRIVER_FINISHED = "driver started", "driver finished"
 DRIVER_STOPPED, REPLICA_UP = "driver stopped", "replica up"
-"""Names of events."""
+REPLICA_DIED, REPLICA_RETIRED = "replica died", "replica retired"
+REPLICAS = "replicas"
+"""Names of events; the last: their number changes to the fact `wanted`."""
 ENVIRONMENT = "environment"
 """Fact of `replica up`: what its results depend on beside the settings."""
-CANVASES = "canvases_computed"
-"""Fact of `driver finished` and `driver stopped`."""
+CANVASES, PASS_SECONDS = "canvases_computed", "pass_seconds"
+"""Facts of `driver finished` and `driver stopped`."""
 
 
 def record(what: str, **facts: Any) -> None:

@@ -131,18 +131,18 @@ def written_shards(output: Storage, num_planned: int | None = None) -> tuple[lis
 
 
 def finished_shards(
-    output: Storage, use: str | None = None, partial: bool = False
+    output: Storage, use: str | None = None, partial: bool = False, flag: str = "--partial"
 ) -> tuple[list[Shard], int]:
     """`written_shards` of a run that is finished or, with `partial`, has begun.
 
-    use: the verb of a command that has --partial, such as "publish". Raises ValueError where they
-    are not enough.
+    use: the verb of a command that has --partial, such as "publish". flag: what its user writes to
+    get `partial`. Raises ValueError where they are not enough.
     """
     shards, num_planned = written_shards(output)
     if not num_planned:
         raise ValueError(f"{output.uri}: has no rows to {use}: the run's input has none")
     if not shards or (len(shards) < num_planned and not partial):
-        hint = f", or {use} what is there with --partial" if shards and use else ""
+        hint = f", or {use} what is there with {flag}" if shards and use else ""
         raise ValueError(
             f"{output.uri}: {len(shards)} of {num_planned} shards are finished; continue the "
             f"run{hint}"

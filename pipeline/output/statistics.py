@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,6 +22,7 @@ from pipeline.output.run_folder import read_events, written_shards
 from pipeline.output.session_facts import canvases_computed, environments, per_forward
 from pipeline.storage.storage import Storage
 
+Number = TypeVar("Number", int, float)
 UNSURE_ENTROPY = 0.5
 """An early stop that committed a position above this entropy (nats) is called unsure."""
 OTHER = "other reasons"
@@ -148,6 +150,47 @@ def occurrences(column: pa.Array | pa.ChunkedArray) -> dict[Any, int]:
     """Value → how often, by first appearance; nulls left out."""
     found = pc.drop_null(column).value_counts()
     return {entry["values"]: entry["counts"] for entry in found.to_pylist()}
+
+
+def three_digits(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Numbers rounded to three significant digits, so that few different ones are left; quantiles
+    are those of the numbers themselves, rounded."""
+    values = pc.drop_null(column).to_numpy(zero_copy_only=False).astype(np.float64)
+    powers = np.floor(np.log10(np.where(values > 0, values, 1.0))).astype(np.int64)
+    digits = np.rint(values / 10.0 ** (powers - 2)).astype(np.int64)
+    pairs, places = np.unique(np.stack([digits, powers - 2]), axis=1, return_inverse=True)
+    rounded = np.array([float(f"{digit}e{power}") for digit, power in pairs.T.tolist()])
+    return pa.array(rounded[places.reshape(-1)] if len(rounded) else rounded, pa.float64())
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Percentiles of a figure over rows: each the smallest value that at least so many do not
+    exceed."""
+
+    p50: float
+    p90: float
+    p99: float
+
+    @classmethod
+    def of(cls, counted: Mapping[Any, int]) -> Spread | None:
+        """Of value → rows; None where nothing was counted."""
+        if not sum(counted.values()):
+            return None
+        return cls(*(quantile(counted, share) for share in (0.5, 0.9, 0.99)))
+
+    def __str__(self) -> str:
+        return f"p50 {self.p50:,g}, p90 {self.p90:,g}, p99 {self.p99:,g}"
+
+
+def quantile(counted: Mapping[Number, int], share: float) -> Number:
+    """The smallest value that at least this share of the counted does not exceed."""
+    wanted, seen = share * sum(counted.values()), 0
+    for value in sorted(counted):
+        seen += counted[value]
+        if seen >= wanted - 1e-9:
+            return value
+    raise ValueError("nothing was counted")
 
 
 def _plus(

@@ -15,7 +15,13 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
-from pipeline.observe.events import ENVIRONMENT, REPLICA_UP
+from pipeline.observe.events import (
+    ENVIRONMENT,
+    REPLICA_DIED,
+    REPLICA_RETIRED,
+    REPLICA_UP,
+    REPLICAS,
+)
 from pipeline.replicas import nodes
 from pipeline.replicas.deaths import Death
 from pipeline.replicas.handle import ReplicaHandle
@@ -84,6 +90,8 @@ class Fleet:
         """Seconds, over all passes that replicas reported."""
         self.num_canvases = 0
         """Canvases that replicas reported as computed, those that have died since too."""
+        self.pass_seconds = 0.0
+        """Time in passes, summed over these replicas."""
         self.any_ready = False
         self._any_passed = False
         self._nodes_read_at = 0.0
@@ -149,6 +157,8 @@ class Fleet:
             self.longest_pass = max(self.longest_pass, report.longest_pass)
             self.num_canvases += report.num_canvases - replica.num_canvases
             replica.num_canvases = report.num_canvases
+            self.pass_seconds += report.pass_seconds - replica.pass_seconds
+            replica.pass_seconds = report.pass_seconds
         if report.phase is not replica.phase:
             replica.phase, replica.last_heartbeat = report.phase, time.monotonic()
         finished = [replica.in_flight.pop(key) for key in report.finished]
@@ -214,7 +224,7 @@ class Fleet:
         if replica.loading is not None and replica.node is not None:
             self._failed_on[replica.node] += 1
         self.on_event(
-            "replica died",
+            REPLICA_DIED,
             replica=replica.name,
             node=replica.node,
             error=death.reason,
@@ -229,7 +239,7 @@ class Fleet:
 
     def retire(self, replica: ReplicaHandle) -> None:
         """End an idle replica on a node that will be taken away; a new one starts elsewhere."""
-        self.on_event("replica retired", replica=replica.name, node=replica.node)
+        self.on_event(REPLICA_RETIRED, replica=replica.name, node=replica.node)
         self._end(replica)
 
     def is_gone(self, node: str | None) -> bool:
@@ -248,6 +258,7 @@ class Fleet:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
         options |= {"max_concurrency": CALLS_AT_A_TIME, "max_restarts": 0}
         replica.num_batches = replica.num_passes = replica.num_canvases = 0
+        replica.pass_seconds = 0.0
         replica.phase = Phase.DECODING
         replica.actor = self._actors.start(replica.name, self._settings, options)
         replica.scheduling = replica.actor.location.remote()
@@ -292,7 +303,7 @@ class Fleet:
     def _resize(self) -> None:
         size = self._placement.size(list(nodes.alive().values()))
         if size != len(self.replicas) and self.replicas:
-            self.on_event("replicas", wanted=size, before=len(self.replicas))
+            self.on_event(REPLICAS, wanted=size, before=len(self.replicas))
         while len(self.replicas) < size:
             self.replicas.append(ReplicaHandle(f"replica-{self._num_named}"))
             self._num_named += 1

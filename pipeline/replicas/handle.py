@@ -30,6 +30,8 @@ class ReplicaHandle:
     """Passes that its actor has reported."""
     num_canvases: int = 0
     """Canvases that its actor has computed in them."""
+    pass_seconds: float = 0.0
+    """How long these took."""
     phase: Phase = Phase.DECODING
     """What its passes were doing at the last report."""
     lacked_room: bool = False

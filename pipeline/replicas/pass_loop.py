@@ -130,6 +130,8 @@ class PassLoop:
         self.num_canvases = 0
         """Canvases that went through the model, over all passes and engines; not those of
         `fitting_slots`."""
+        self.pass_seconds = 0.0
+        """Sum over all passes, by the host's clock; not those of `fitting_slots`."""
         self.longest_pass = 0.0
         """Seconds, without the passes that may have compiled. By the host's clock: a pass has ended
         on the device when `step` returns."""
@@ -203,6 +205,7 @@ class PassLoop:
         if not compiled:
             self.longest_pass = max(self.longest_pass, seconds)
         self.num_passes += 1
+        self.pass_seconds += seconds
         for sample in finished:
             self._report(sample)
         busy: Counter[int] = Counter()

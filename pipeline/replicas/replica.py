@@ -210,6 +210,7 @@ class Replica:
             num_passes=self._loop.num_passes,
             longest_pass=self._loop.longest_pass,
             num_canvases=self._loop.num_canvases,
+            pass_seconds=self._loop.pass_seconds,
             phase=self._loop.phase,
         )
 

@@ -24,6 +24,7 @@ from pipeline.output.statistics import (
     Counts,
     SlotCounts,
     occurrences,
+    three_digits,
     total,
 )
 
@@ -90,6 +91,8 @@ class ReportCounts(Counts):
     """Rows every refinement phase of which ended by tau_refine."""
     mix_weight: float = 0.0
     """Sum of the rows' mean α."""
+    row_seconds: Counter[float] = field(default_factory=Counter)
+    """Seconds in slots to three digits → ok rows."""
     slot_seconds: float = 0.0
     """Sum of the time that rows spent in slots, failed ones too."""
     num_retried: int = 0
@@ -171,5 +174,6 @@ def _add(counts: ReportCounts, rows: pa.RecordBatch) -> None:
     counts.num_refined += total(ok["refine_converged"])
     counts.mix_weight += total(ok["mean_mix_weight"])
     counts.slot_seconds += total(rows["seconds"])
+    counts.row_seconds.update(occurrences(three_digits(ok["seconds"])))
     counts.stop_texts.update(occurrences(ok["stop_text"]))
     counts.num_retried += total(pc.greater(rows["attempts"], 1))

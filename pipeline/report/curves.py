@@ -122,16 +122,6 @@ def stopped_by(forwards: Mapping[str, Counter[int]]) -> dict[str, list[float]]:
     }
 
 
-def quantile(counter: Counter[int], share: float) -> int:
-    """The smallest value that at least this share of the counted does not exceed."""
-    wanted, seen = share * counter.total(), 0
-    for value in sorted(counter):
-        seen += counter[value]
-        if seen >= wanted:
-            return value
-    raise ValueError("nothing was counted")
-
-
 def mean(counter: Counter[int]) -> float:
     """The counted values' mean."""
     return sum(value * number for value, number in counter.items()) / counter.total()

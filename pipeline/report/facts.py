@@ -12,9 +12,9 @@ from typing import Any
 
 from pipeline.output.run_records import Run, run_canvases
 from pipeline.output.session_facts import canvases_computed, environments, per_forward
-from pipeline.output.statistics import UNSURE_ENTROPY
+from pipeline.output.statistics import UNSURE_ENTROPY, quantile
 from pipeline.report.counting import ReportCounts
-from pipeline.report.curves import mean, quantile
+from pipeline.report.curves import mean
 from pipeline.report.machine import padding_share
 from pipeline.report.page import Tile, folded, heading, paragraph, table
 from pipeline.report.timeline import Timeline
@@ -122,7 +122,7 @@ def tiles(run: Run, counts: ReportCounts, course: Timeline) -> Iterator[Tile]:
         )
         (stop, number), *_ = counts.stops.most_common(1)
         yield Tile(f"{number / counts.num_ok:.0%}", f"stopped as {stop}", f"{number:,} rows")
-    rate = _rate(course)
+    rate = rows_a_second(course)
     if rate is not None:
         yield Tile(f"{rate:,.2f}", "rows a second", "from drivers' starts to their ends")
     if course.occupancy is not None:
@@ -131,7 +131,9 @@ def tiles(run: Run, counts: ReportCounts, course: Timeline) -> Iterator[Tile]:
         yield Tile(f"{padding_share(counts):.0%}", "padding", "of the prompt positions in slots")
 
 
-def _rate(course: Timeline) -> float | None:
+def rows_a_second(course: Timeline) -> float | None:
+    """Rows of committed shards over the time from drivers' starts to their ends; None where it is
+    not known."""
     seconds = sum(session.seconds for session in course.sessions if session.num_rows)
     rows = sum(session.num_rows for session in course.sessions)
     return rows / seconds if seconds and rows else None

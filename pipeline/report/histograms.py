@@ -6,8 +6,9 @@ from collections import Counter
 from itertools import pairwise
 
 from pipeline.output.run_records import Run
+from pipeline.output.statistics import quantile
 from pipeline.report.counting import ReportCounts
-from pipeline.report.curves import bin_edges, binned, mean, quantile
+from pipeline.report.curves import bin_edges, binned, mean
 from pipeline.report.facts import canvases
 from pipeline.report.figure import Figure, stop_order, stop_style
 from pipeline.report.svg import Axis, Chart

@@ -18,7 +18,7 @@ from pipeline.report.style import DARK, FONT, LIGHT, chart_style, variables
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """Makes browsers refuse every request by the page."""
-SCRIPTS = ("charts.js", "traces.js", "viewer.js")
+SCRIPTS = ("charts.js", "traces.js", "canvas.js", "viewer.js")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,12 @@ def page(
     tiles: Iterable[Tile],
     sections: Sequence[Section],
     data: dict[str, Any],
+    names: Sequence[str] = SCRIPTS,
 ) -> str:
-    """The whole file. status: class and text of the mark beside the title."""
+    """The whole file. status: class and text of the mark beside the title. names: its scripts."""
     folder = files("pipeline.report")
     css = folder.joinpath("page.css").read_text(encoding="utf-8")
-    scripts = [folder.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS]
+    scripts = [folder.joinpath(name).read_text(encoding="utf-8") for name in names]
     data = {**data, "charts": _pointers(sections)}
     links = "".join(
         f'<a href="#{escape(section.name)}">{escape(section.title)}</a>' for section in sections

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.output.run_folder import DATA, read_run
 from pipeline.output.run_records import Run
 from pipeline.output.session_facts import canvases_computed, environments, per_forward
-from pipeline.report import facts
+from pipeline.report import facts, speed
 from pipeline.report.counting import ReportCounts, count
 from pipeline.report.figure import Figure
 from pipeline.report.histograms import histograms
@@ -37,12 +37,14 @@ class Report:
     html: str
     figures: list[Figure]
     counts: ReportCounts
+    speed: speed.Speed
     is_whole: bool
     """Whether every shard of the run is committed."""
 
 
-def make_report(output: Storage, num_viewer_rows: int = 200) -> Report:
-    """The report on what lies under an output folder; num_viewer_rows: of the sample viewer.
+def make_report(output: Storage, num_viewer_rows: int = 200, price: float | None = None) -> Report:
+    """The report on what lies under an output folder. num_viewer_rows: of the sample viewer. price:
+    of a GPU-hour, for the cost.
 
     Raises ValueError, with the file and what to do, where there is nothing to report on.
     """
@@ -57,29 +59,33 @@ def make_report(output: Storage, num_viewer_rows: int = 200) -> Report:
     shown = {index: rows[index] for index in chosen.viewer}
     tokens = token_texts(run.settings, [row for row in shown.values() if len(row.token_ids)])
     course = timeline(run, counts)
+    found = speed.measured(run, counts, price)
     by_pass = pass_figures(run, counts, [rows[index] for index in chosen.curves])
     by_row = histograms(run, counts)
     by_time = [f for f in (throughput(course), padding(counts)) if f is not None]
+    machine, events = facts.machine(run, counts, course)
     outcome = [*facts.outcome(run, counts), *facts.scores(read_evaluations(output))]
     sections = [
         Section("rows", "Sample viewer", body=_viewer(counts, len(shown), tokens)),
         Section("convergence", "Convergence", by_pass[:BESIDE]),
         Section("outcome", "Rows and passes", [*by_pass[BESIDE:], *by_row], outcome),
-        Section("machine", "Throughput and slots", by_time, *facts.machine(run, counts, course)),
+        Section(
+            "machine", "Throughput and slots", by_time, [*speed.cards(found), *machine], events
+        ),
         Section("settings", "Settings", cards=facts.settings(run)),
     ]
     data = {
         "viewer": viewer_data(run.decoding, shown, chosen.viewer, tokens),
-        "numbers": _numbers(run, counts, course),
+        "numbers": {**_numbers(run, counts, course), "speed": found.to_json()},
     }
     html = page(
         *facts.head(run, counts),
         facts.notices(run, counts),
-        facts.tiles(run, counts, course),
+        [*facts.tiles(run, counts, course), *speed.tiles(found)],
         sections,
         data,
     )
-    return Report(html, [*by_pass, *by_row, *by_time], counts, run.is_whole)
+    return Report(html, [*by_pass, *by_row, *by_time], counts, found, run.is_whole)
 
 
 def _viewer(counts: ReportCounts, num_shown: int, tokens: Tokens) -> str:

@@ -55,20 +55,34 @@ class Row:
 
     @property
     def decoding_passes(self) -> npt.NDArray[np.bool_] | None:
-        """Which passes belong to decoding, the others to refinement; None where it is not known.
+        """Which passes belong to decoding, the others to refinement; None where it is not known."""
+        names = ("decode_steps", "refine_steps", "blocks")
+        return decoding_passes(self.commit_step, self.kl, *(self.facts[n] for n in names))
 
-        A decode pass commits at least one position, save under a schedule of more steps than
-        tokens: there the phases can be distinguished only where refinement comes first and once.
-        """
-        num_passes = len(self.kl)
-        decoding = np.zeros(num_passes, bool)
-        decoding[self.commit_step[self.commit_step > 0] - 1] = True
-        if decoding.sum() == self.facts["decode_steps"]:
-            return decoding
-        if self.facts["blocks"] == 1 and not decoding[: self.facts["refine_steps"]].any():
-            later: npt.NDArray[np.bool_] = np.arange(num_passes) >= int(self.facts["refine_steps"])
-            return later
-        return None
+
+def decoding_passes(
+    commit_step: Ints,
+    kl: Floats,
+    decode_steps: int | None,
+    refine_steps: int | None,
+    blocks: int | None,
+) -> npt.NDArray[np.bool_] | None:
+    """Which of a row's passes belong to decoding, the others to refinement; None where it is not
+    known.
+
+    A decode pass commits at least one position, save under a schedule of more steps than tokens:
+    there the phases can be distinguished only where refinement comes first and once. Not where the
+    row began anew in a longer canvas, which its results show by a further pass without a D_t.
+    """
+    decoding = np.zeros(len(kl), bool)
+    decoding[commit_step[commit_step > 0] - 1] = True
+    if decoding.sum() == decode_steps:
+        return decoding
+    began_once = blocks == 1 and np.isnan(kl).sum() <= 1
+    if began_once and refine_steps is not None and not decoding[:refine_steps].any():
+        later: npt.NDArray[np.bool_] = np.arange(len(kl)) >= refine_steps
+        return later
+    return None
 
 
 def read_rows(run: Run, indices: Iterable[RowIndex]) -> dict[RowIndex, Row]:

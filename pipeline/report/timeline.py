@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from pipeline.observe.events import DRIVER_FINISHED, DRIVER_STARTED
+from pipeline.observe.events import DRIVER_FINISHED, DRIVER_STARTED, REPLICA_DIED
 from pipeline.output.run_records import Run
 from pipeline.report.counting import ReportCounts
 
 SLACK = timedelta(seconds=10)
 """How far a storage's clock may be from the driver's."""
-DIED, SLOTS_CHANGED = "replica died", "replica notice"
-"""Names of events."""
+SLOTS_CHANGED = "replica notice"
+"""Name of an event."""
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ def timeline(run: Run, counts: ReportCounts) -> Timeline:
         found.notes.append("events.jsonl names no driver's start, so no time is known.")
         return found
     start = found.sessions[0].started
-    found.deaths = [(e.time - start).total_seconds() for e in run.events if e.what == DIED]
+    found.deaths = [(e.time - start).total_seconds() for e in run.events if e.what == REPLICA_DIED]
     _assign_shards(run, counts, found)
     _occupancy(run, counts, found)
     return found

@@ -35,7 +35,7 @@ def token_texts(settings: dict[str, Any], rows: Sequence[Row]) -> Tokens:
     """
     model, revision = str(settings.get("model", "")), settings.get("revision")
     try:
-        tokenizer = load_tokenizer(_folder(model, revision))
+        tokenizer = load_tokenizer(tokenizer_folder(model, revision))
     # Tokenizer libraries may raise any exception for broken files; the report works without.
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -52,7 +52,11 @@ def token_texts(settings: dict[str, Any], rows: Sequence[Row]) -> Tokens:
     return Tokens({index: tokenizer.decode([index]) for index in _ids(rows)})
 
 
-def _folder(model: str, revision: str | None) -> Path:
+def tokenizer_folder(model: str, revision: str | None) -> Path:
+    """The folder with a checkpoint's tokenizer files, which are downloaded where they have to be.
+
+    Raises ValueError where there is none.
+    """
     if is_plug(model):
         raise ValueError(f"{model} is another package's model, whose tokenizer only its code has")
     embedded = embedded_folder(model)

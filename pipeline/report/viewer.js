@@ -6,9 +6,8 @@
   const root = document.getElementById("sample");
   if (!root) return;
   const { rows, tokens, block_length: blockLength } = data.viewer;
-  const MASK = "░";
-  const EOS = "∎";
   const REPLAY_SECONDS = 6;
+  const { element, plain } = Canvas;
   const part = (name) => root.querySelector(`[data-part=${name}]`);
   const slider = part("slider");
   let row = null;
@@ -68,7 +67,7 @@
     }
     part("title").textContent = `Row ${row.id}`;
     part("why").textContent = { failed: "a failed row", "most passes": "among the most passes" }[row.why] || "";
-    showPrompt(row.prompt);
+    Canvas.prompt(part("prompt"), row.prompt);
     part("error").textContent = row.error || "";
     part("error").hidden = !row.error;
     part("replay").hidden = !row.ids.length;
@@ -94,52 +93,18 @@
   }
 
   const passes = () => row.kl.length;
-  const isFixed = (n) => row.fixed.includes(n);
 
   function canvas() {
-    cells = row.ids.map((id, n) => {
-      const cell = element("span", "cell");
-      const text = tokens[id] === undefined ? `${id}` : tokens[id];
-      const isTail = n >= row.facts.num_output_tokens && id === row.ids[row.facts.num_output_tokens];
-      cell.dataset.text = isTail ? EOS : visible(text);
-      const when = row.commit[n] ? `committed by pass ${row.commit[n]}`
-        : isFixed(n) ? "fixed by the template" : "filled with EOS at the end";
-      cell.title = `position ${n} · id ${id} · ${JSON.stringify(text)} · ${when}`;
-      cell.classList.toggle("tail", isTail);
-      const [r, g, b] = colour(row.commit[n] ? row.commit[n] / passes() : isFixed(n) ? 0 : 1);
-      cell.style.setProperty("--pass", `rgb(${r},${g},${b})`);
-      cell.style.setProperty("--on-pass", r * 0.299 + g * 0.587 + b * 0.114 > 140 ? "#10151d" : "#ffffff");
-      return cell;
-    });
-    const flow = [];
-    cells.forEach((cell, n) => {
-      if (n && blockLength && n % blockLength === 0) flow.push(element("span", "block", "│"));
-      flow.push(cell);
-      if ((tokens[row.ids[n]] || "").includes("\n")) flow.push(document.createElement("br"));
-    });
+    const { made, flow } = Canvas.cells(row, tokens, blockLength);
+    cells = made;
     part("canvas").replaceChildren(...flow);
   }
-
-  const visible = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/\r/g, "␍") || "∅";
 
   function seek(to) {
     pass = Math.max(0, Math.min(to, row.kl.length));
     if (!row.ids.length) return;
     slider.value = pass;
-    let numOpen = 0;
-    let numNow = 0;
-    let numFilled = 0;
-    cells.forEach((cell, n) => {
-      const when = row.commit[n] || (isFixed(n) ? 0 : passes());
-      const isOpen = when > pass;
-      const isNow = when === pass && pass > 0;
-      numOpen += isOpen;
-      numNow += isNow && row.commit[n] > 0;
-      numFilled += isNow && row.commit[n] === 0 && !isFixed(n);
-      cell.classList.toggle("open", isOpen);
-      cell.classList.toggle("now", isNow && pass < passes());
-      cell.textContent = isOpen ? MASK.repeat(Math.min(12, [...cell.dataset.text].length)) : cell.dataset.text;
-    });
+    const { numOpen, numNow, numFilled } = Canvas.show(row, cells, pass);
     const phase = { r: "refinement", d: "decoding" }[row.phases && row.phases[pass - 1]] || "";
     const filled = numFilled ? `, ${numFilled} filled with EOS` : "";
     const counts = `${numNow} committed${filled}, ${numOpen} still open`;
@@ -148,18 +113,6 @@
     part("doing").textContent = doing;
     slider.setAttribute("aria-valuetext", `pass ${pass} of ${passes()}: ${doing}`);
     moveCursor(pass);
-  }
-
-  // Viridis, by its values at tenths: even in lightness, readable without colour vision.
-  const VIRIDIS = [
-    [68, 1, 84], [72, 36, 117], [65, 68, 135], [53, 95, 141], [42, 120, 142], [33, 145, 140],
-    [34, 168, 132], [68, 191, 112], [122, 209, 81], [189, 223, 38], [253, 231, 37],
-  ];
-
-  function colour(share) {
-    const at = Math.min(0.9999, Math.max(0, share)) * 10;
-    const [low, high] = [VIRIDIS[Math.floor(at)], VIRIDIS[Math.floor(at) + 1]];
-    return low.map((value, n) => Math.round(value + (high[n] - value) * (at % 1)));
   }
 
   // The traces beside it.
@@ -256,34 +209,6 @@
   }
 
   window.addEventListener("hashchange", fromAddress);
-
-  // Small tools.
-
-  // The words of a prompt: a text, or those of a chat's turns, each a role and a content.
-  function plain(prompt) {
-    return Array.isArray(prompt) ? prompt.map(([, content]) => content).join("\n") : prompt;
-  }
-
-  function showPrompt(prompt) {
-    if (!Array.isArray(prompt)) {
-      part("prompt").textContent = prompt === null ? "(null)" : prompt;
-      return;
-    }
-    part("prompt").replaceChildren(
-      ...prompt.map(([role, content]) => {
-        const turn = element("div", "turn");
-        turn.append(element("b", "role", role), content);
-        return turn;
-      }),
-    );
-  }
-
-  function element(tag, name, text) {
-    const made = document.createElement(tag);
-    if (name) made.className = name;
-    if (text !== undefined) made.textContent = text;
-    return made;
-  }
 
   for (const stop of [...new Set(rows.map((r) => r.stop))].sort()) {
     part("stop").append(new Option(stop, stop));

@@ -119,14 +119,17 @@ def by_prompt(
         yield list(group)
 
 
-def read_run_rows(output: Storage, partial: bool = False) -> RunRows:
+def read_run_rows(
+    output: Storage, partial: bool = False, use: str = "select", flag: str = "--partial"
+) -> RunRows:
     """The rows of a finished run, or with `partial` of its finished shards. Only footers are read.
 
+    use, flag: as `finished_shards`.
     Raises ValueError where the folder holds no run, or a shard is missing, no Parquet or of another
     schema.
     """
     manifest = read_manifest(output)
-    shards, num_planned = finished_shards(output, "select", partial)
+    shards, num_planned = finished_shards(output, use, partial, flag)
     shard_rows: list[int] = []
     schema: pa.Schema | None = None
     footer: dict[str, str] = {}
