@@ -1,6 +1,7 @@
 """Markdown as GitHub reads it → the same for Python-Markdown, which mkdocs renders with.
 
-Python-Markdown nests by four spaces and begins a list or a table at an empty line only.
+Python-Markdown nests by four spaces, begins a list or a table at an empty line only, and wants a
+bar in code unescaped, in tables too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from jobs.docs.sections import marked_lines
 INDENT = re.compile(r"^ {2,}")
 ITEM = re.compile(r" *([*+-]|1\.) ")
 ANY_ITEM = re.compile(r" *([*+-]|\d+\.) ")
+CODE = re.compile(r"`[^`]*`")
 ROW = re.compile(r" *\|")
 
 
@@ -26,7 +28,10 @@ def for_python_markdown(text: str) -> str:
                 is_loose = False
             if _begins_block(before, line) or (is_loose and before.strip() and ITEM.match(line)):
                 lines.append("\n")
+                is_loose = True
             is_loose |= not line.strip()
+            if ROW.match(line):
+                line = CODE.sub(lambda found: found[0].replace("\\|", "|"), line)
         before = line
         lines.append(line if is_code else INDENT.sub(_four_for_two, line, count=1))
     return "".join(lines)
