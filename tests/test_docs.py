@@ -368,6 +368,11 @@ def test_headings_have_the_anchors_of_github() -> None:
     assert "".join(part.text for part in parts) == text
 
 
+def test_code_that_shows_an_equation_stays_code() -> None:
+    text = "as `` $`x`$ `` or `$x`, but not\n"
+    assert with_pictures(text) == text
+
+
 def test_equations_are_pictures_and_dollars_stay() -> None:
     text = "It costs $7 and $`x_t`$.\n\n```math\n\\frac{a}{b} < 1\n```\n\n```\n$`x`$\n```\n"
     made = with_pictures(text)

@@ -11,7 +11,8 @@ import re
 
 from jobs.docs.sections import chunks
 
-INLINE = re.compile(r"\$`([^`]+)`\$")
+INLINE = re.compile(r"(?P<code>(`{2,}).+?\2)|\$`(?P<latex>[^`]+)`\$", re.DOTALL)
+"""Code that shows how equations are written is none itself."""
 SIZE = 17
 """Of a letter, in pixels: that of the text around it."""
 
@@ -20,7 +21,9 @@ def with_pictures(text: str) -> str:
     """The text with its equations as SVG. Raises ValueError, with the equation, where one is not
     LaTeX that can be drawn."""
     return "".join(
-        _block(chunk) if is_code else INLINE.sub(lambda found: _inline(found[1]), chunk)
+        _block(chunk)
+        if is_code
+        else INLINE.sub(lambda found: found["code"] or _inline(found["latex"]), chunk)
         for is_code, chunk in chunks(text)
     )
 
