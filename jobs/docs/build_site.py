@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ def main(words: list[str] | None = None) -> int:
     try:
         plan = gather(folder / "pages")
         wrong = build(folder, plan)
-    except (ValueError, ImportError) as error:
+    except ImportError as error:
+        return output.refuse(JOB, f"{error}; pip install 'lrd-pipeline[docs]'")
+    except (ValueError, OSError) as error:
         return output.refuse(JOB, str(error))
     if wrong:
         return output.refuse(JOB, "; ".join(wrong))
@@ -52,14 +55,11 @@ def main(words: list[str] | None = None) -> int:
 
 
 def build(folder: Path, plan: Plan) -> list[str]:
-    """Run mkdocs on FOLDER/pages; what it warns of. ImportError where it is not installed."""
-    try:
-        import material
-        from mkdocs.commands.build import build as run
-        from mkdocs.config import load_config
-    except ImportError as error:
-        raise ImportError(f"{error}; pip install 'lrd-pipeline[docs]'") from error
-    assert material
+    """Run mkdocs on FOLDER/pages; what it warns of."""
+    from mkdocs.commands.build import build as run
+    from mkdocs.config import load_config
+
+    import_module("material")  # The theme, which mkdocs looks for by its name.
     (folder / "pages" / STYLE.name).write_text(STYLE.read_text())
     warnings = Warnings()
     log = logging.getLogger("mkdocs")

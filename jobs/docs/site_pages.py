@@ -94,9 +94,10 @@ def gather(out: Path, root: Path = ROOT, plan_file: Path = PLAN) -> Plan:
     chosen = choose(plan, markdown_sections(root))
     site = Site(root, repository_of(root))
     pieces = {page.path: _placed(site, page, chosen[page.path]) for page in plan.pages}
+    texts = {page.path: _written(site, page, pieces[page.path]) for page in plan.pages}
     shutil.rmtree(out, ignore_errors=True)
-    for page in plan.pages:
-        _write(out / page.path, _written(site, page, pieces[page.path]))
+    for path, text in texts.items():
+        _write(out / path, text)
     for image in sorted(site.images):
         (out / image).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / image, out / image)
