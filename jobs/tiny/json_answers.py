@@ -13,6 +13,7 @@ import argparse
 import json
 import shutil
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--gen-length", type=int, default=96)
     parser.add_argument("--seed", type=int, default=31)
     parser.add_argument("--folder", default="runs/json-answers")
+    parser.add_argument("--models", nargs="+", default=["tiny", "random weights"])
     args = parser.parse_args()
     folder = Path(args.folder)
     prompts, schema = folder / "prompts", folder / "schema.json"
@@ -109,10 +111,10 @@ def main() -> None:
         "--schema": ["--schema", str(schema), "--gen-length", str(args.gen_length)],
         "no schema": ["--gen-length", str(args.gen_length)],
     }
-    found = {}
-    for (model, path), (form, more) in [(m, f) for m in models.items() for f in forms.items()]:
+    found: dict[str, dict[str, Any]] = {}
+    for model, form in product(args.models, forms):
         out = folder / f"{model.split()[0]}-{form.strip('-').split()[0]}"
-        found[f"{model}, {form}"] = measure(path, prompts, out, more)
+        found[f"{model}, {form}"] = measure(models[model], prompts, out, forms[form])
     print("\n| model, form | rows | parse | fit the schema | different answers | passes |")
     print("|---|---|---|---|---|---|")
     for name, one in found.items():
