@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench gpu-check chaos clean
+.PHONY: demo test check docs bench gpu-check chaos clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,6 +21,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)  # runs/docs/site
+	$(BIN)/python -m jobs.docs.build_site
 
 bench: $(INSTALLED)
 	$(BIN)/python -m jobs.bench.decode

@@ -13,17 +13,11 @@ import jsonschema
 import matplotlib as mpl
 import pandas as pd
 import pytest
+from helpers.readme_blocks import ROOT, blocks
 
 from jobs import cli
 
 mpl.use("Agg")
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def blocks(file: str, heading: str, language: str) -> list[str]:
-    """Code blocks of a language under a heading."""
-    chapter = (ROOT / file).read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    return re.findall(rf"^```{language}\n(.*?)^```$", chapter, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.timeout(300)
