@@ -86,6 +86,7 @@ def working(name: str, folder: Path) -> list[str]:
         "select": ["select", run, "--to", str(new), "--max-per-prompt", "1"],
         "publish": ["publish", run, "--to", str(new)],
         "prepare": ["prepare", str(folder / "in"), "--output", str(new)],
+        "bench": ["bench", "--slots", "1", "--canvas", "16", "--rows-a-slot", "1", "--repeat", "1"],
         "generate": generate(folder),
         "retry-failed": ["retry-failed", run],
         "tune": [
@@ -102,6 +103,7 @@ def working(name: str, folder: Path) -> list[str]:
 
 WITHOUT_RAY = (
     *("models", "status", "verify", "plan", "evaluate", "select", "report", "publish", "prepare"),
+    "bench",
 )
 WITH_RAY = ("retry-failed", "tune", "reproduce")
 
@@ -146,6 +148,7 @@ FAILING = {
     "report": ["nowhere"],
     "reproduce": ["table7", "--output", "out"],
     "publish": ["nowhere", "--to", "./out"],
+    "bench": ["--input", "nowhere", "--output", "out.json"],
     "select": ["nowhere", "--to", "./out"],
 }
 

@@ -1,4 +1,7 @@
-"""What `lrd bench` shows: a page in Markdown, lines of progress, and a plot."""
+"""What `lrd bench` shows: a page in Markdown, lines of progress, and a plot.
+
+python -m jobs.bench.bench_page PAGE.md     # fill its measured blocks with the results beside it
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.bench.bench_compare import is_busy
+from jobs.output import Parser
+from jobs.tiny.comparison_page import BLOCK, fill
 from pipeline.markdown import code, table
 from pipeline.report.style import PRINT, chart_style
 from pipeline.report.svg import HEIGHT, WIDTH, Axis, Chart
@@ -117,14 +122,9 @@ def _machine(machine: Mapping[str, Any]) -> Iterator[str]:
     for name in ("device", "processor"):
         if machine.get(name):
             yield str(machine[name])
-    for name, unit in (
-        ("threads", "threads"),
-        ("nodes", "nodes"),
-        ("gpus", "GPUs"),
-        ("cpus", "CPUs"),
-    ):
-        if machine.get(name):
-            yield f"{machine[name]:g} {unit}"
+    for name, unit in (("threads", "thread"), ("nodes", "node"), ("gpus", "GPU"), ("cpus", "CPU")):
+        if number := machine.get(name):
+            yield f"{number:g} {unit}{'s' if number != 1 else ''}"
     if machine.get("cuda"):
         yield f"CUDA {machine['cuda']}"
 
@@ -294,3 +294,28 @@ def chart_of(cells: Sequence[Mapping[str, Any]], figure: str, label: str) -> Cha
             chart.line(at, middle, style, f"{of} {value:,}")
             chart.line([at[0], at[0]], [low[0], high[0]], style)
     return chart
+
+
+# A page that cites results.
+
+
+def cited(page: Path) -> str:
+    """A page whose measured blocks are filled: block NAME by NAME.json beside it, and its plot."""
+    text, made = page.read_text(), {}
+    for _, name, _ in BLOCK.findall(text):
+        made[name] = "Not measured yet."
+        if (stored := page.with_name(f"{name}.json")).is_file():
+            made[name] = f"![{name}]({name}.svg)\n\n" + as_markdown(json.loads(stored.read_text()))
+    return fill(text, {name: block.strip() for name, block in made.items()}, str(page))
+
+
+def main() -> None:
+    """Fill a page."""
+    parser = Parser(prog="python -m jobs.bench.bench_page")
+    parser.add_argument("page", type=Path, metavar="PAGE.md")
+    page = parser.parse_args().page
+    page.write_text(cited(page))
+
+
+if __name__ == "__main__":
+    main()

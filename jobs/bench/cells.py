@@ -258,7 +258,8 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 def mfu(setup: Setup, cell: Cell, turn: Turn, rates: Sequence[float]) -> dict[str, Any]:
     """Share of the device's peak that the rows' products take, or why it is left out.
 
-    Counted is what rows need: no padding, and none of the columns that a cache saves.
+    Counted is what a GPU computes for rows: every position of their block is read in each of their
+    passes. Neither padding is counted nor the columns that a cache saves.
     """
     model, config = setup.model, setup.decodings[cell.canvas]
     reason = setup.peak.reason

@@ -123,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         interrupted = True
     measured = [cell for cell in cells if "reason" not in cell]
+    measured.sort(key=lambda cell: (cell["canvas"], cell["slots"]))
     if not measured and not interrupted:
         raise ValueError(f"nothing could be measured; {bench_page.in_short(cells[0])}")
     not_begun = "interrupted before it was done"
