@@ -27,9 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lrd
 from jobs import cli
-from jobs.bench import bench_compare, bench_page, cells, cluster_cells, throughput
+from jobs.bench import bench_cells as cells
+from jobs.bench import bench_compare, bench_page, cluster_cells, throughput
+from jobs.bench.bench_cells import Cell, LeftOutError, Setup, each, grid, measure
 from jobs.bench.bench_prompts import Prompts, prompts_for
-from jobs.bench.cells import Cell, LeftOutError, Setup, each, grid, measure
 from jobs.bench.cluster_cells import Cluster
 from jobs.bench.peaks import Peak, peak_of
 from lrd import DecodingConfig

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import output
+from jobs.bench.bench_cells import Cell, LeftOutError, Spread, rounded
 from jobs.bench.bench_prompts import Prompts
-from jobs.bench.cells import Cell, LeftOutError, Spread, rounded
 from lrd import DecodingConfig
 from pipeline import run
 from pipeline.cluster import connect

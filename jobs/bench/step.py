@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-from jobs.bench.cells import Memory
+from jobs.bench.bench_cells import Memory
 from jobs.bench.gpu_models import BASELINE, REFINED
 from lrd import DecodingConfig, Engine, Request
 from lrd.models.checkpoint import LoadedModel

@@ -26,8 +26,8 @@ from lrd.config import COMMIT_RULES, PRESETS, DecodingConfig
 from pipeline.config import MOST_CPUS, RunConfig
 
 if TYPE_CHECKING:
+    from jobs.bench.bench_cells import Cell
     from jobs.bench.bench_prompts import Prompts
-    from jobs.bench.cells import Cell
 
 JOB = "lrd bench"
 OF_RUNS = {
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     config = settings(args)
     decodings = decodings_of(config, args.canvas, args.passes)
     from jobs.bench import bench_compare, bench_page
-    from jobs.bench.cells import each, grid
+    from jobs.bench.bench_cells import each, grid
     from pipeline.preflight import refuse_secrets
 
     refuse_secrets(config)
@@ -246,7 +246,7 @@ def begin_process(
     """Load the model here; what the result says of the run, and what measures a cell."""
     import torch
 
-    from jobs.bench.cells import Setup, measure, rounded, warm_up
+    from jobs.bench.bench_cells import Setup, measure, rounded, warm_up
     from jobs.bench.peaks import Peak, peak_of
     from lrd import load_model
     from lrd.models.c_compiler import refuse_without_compiler
@@ -351,8 +351,8 @@ def prompts_of_run(
     dtype: str,
 ) -> Prompts:
     """Prompts for the largest cell, checked against the model before its weights are read."""
+    from jobs.bench.bench_cells import rows_of
     from jobs.bench.bench_prompts import prompts_for
-    from jobs.bench.cells import rows_of
     from lrd import load_model
     from lrd.engine import refuse_without_cache
     from pipeline.storage.model_files import local_model
