@@ -103,7 +103,6 @@ def working(name: str, folder: Path) -> list[str]:
 
 WITHOUT_RAY = (
     *("models", "status", "verify", "plan", "evaluate", "select", "report", "publish", "prepare"),
-    "bench",
 )
 WITH_RAY = ("retry-failed", "tune", "reproduce")
 
@@ -118,7 +117,8 @@ def test_a_run_is_json_from_its_first_line_to_its_last(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*WITHOUT_RAY, *(pytest.param(name, marks=pytest.mark.slow) for name in WITH_RAY)]
+    "name",
+    [*WITHOUT_RAY, "bench", *(pytest.param(name, marks=pytest.mark.slow) for name in WITH_RAY)],
 )
 def test_a_working_call_writes_json_alone(folder: Path, name: str) -> None:
     code, _, err = lrd(*working(name, folder), LRD_LOG_FORMAT="Json")

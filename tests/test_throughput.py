@@ -470,6 +470,18 @@ def test_settings_come_from_the_run_file_and_its_output_is_left_alone(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_file_with_what_is_not_measured_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A setting that is younger than this command, say."""
+    (tmp_path / "run.toml").write_text("truncation = 'keep_last'\n")
+    monkeypatch.setattr(throughput, "USED", throughput.USED - {"truncation"})
+    assert cli.run(["bench", "--config", str(tmp_path / "run.toml")]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.endswith("truncation cannot be measured by lrd bench; take it out\n")
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_ctrl_c_prints_what_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -30,12 +30,19 @@ if TYPE_CHECKING:
     from jobs.bench.bench_prompts import Prompts
 
 JOB = "lrd bench"
-OF_RUNS = {
-    *("decoding", "output", "slots", "num_samples", "columns", "row_settings", "stop"),
-    *("lookahead_shards", "flush_seconds", "max_attempts", "max_restarts", "autoscale"),
-    *("hang_seconds", "start_seconds"),
+USED = {
+    *("input", "prompt_column", "prompt_format", "system_prompt", "allow_special_tokens"),
+    *("truncation", "model", "revision", "device", "dtype", "compile", "pass_rows", "address"),
+    *("replicas", "cpus_per_replica", "gpus_per_replica", "accelerator_type", "decoding"),
 }
-"""Settings of a run that have no flag here: they are not measured, or have flags of their own."""
+"""Settings of a run that figures depend on: they have flags, and count in a run file."""
+OF_RUNS = {
+    *("output", "slots", "num_samples", "columns", "row_settings", "stop", "lookahead_shards"),
+    *("flush_seconds", "max_attempts", "max_restarts", "hang_seconds", "start_seconds"),
+    "autoscale",
+}
+"""Those that may stand in a run file and change nothing here. Any other, such as what gives answers
+a form, would change what a pass computes and is refused."""
 NOT_USED = "(none)"
 """Stands for the input and output that a run would need."""
 MAX_REPEAT = 1000
@@ -91,7 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", metavar="RUN.toml", help="file of settings; those of [decoding] as a table"
     )
     parser.add_argument("--preset", choices=sorted(PRESETS), help="decoding preset [fast]")
-    add_model_flags(parser.add_argument_group("run"), RunConfig, exclude=OF_RUNS)
+    others = RunConfig.model_fields.keys() - USED
+    add_model_flags(parser.add_argument_group("run"), RunConfig, exclude={*others, "decoding"})
     add_model_flags(parser.add_argument_group("decoding"), DecodingConfig)
 
 
@@ -177,6 +185,9 @@ def settings(args: argparse.Namespace) -> RunConfig:
         fixed["input"] = NOT_USED
     given = {**given, **{f"RunConfig.{name}": value for name, value in fixed.items()}}
     config = run_config(argparse.Namespace(**given))
+    for name in RunConfig.model_fields.keys() - USED - OF_RUNS:
+        if getattr(config, name) != RunConfig.model_fields[name].default:
+            raise ValueError(f"{args.config}: {name} cannot be measured by lrd bench; take it out")
     with in_one_line():
         for slots in args.slots or ():
             RunConfig(**{**dict(config), "slots": slots})
@@ -406,10 +417,12 @@ def processor() -> str:
 
 def teller() -> Callable[[str], None]:
     """Writes a line of progress now and then."""
-    ticker = output.Ticker()
+    last = time.monotonic()
 
     def tell(line: str) -> None:
-        if ticker.ready():
+        nonlocal last
+        if time.monotonic() - last >= output.LINE_SECONDS:
+            last = time.monotonic()
             output.tell(line)
 
     return tell
