@@ -257,6 +257,27 @@ def test_a_cell_without_memory_is_named_and_the_next_is_measured() -> None:
     assert found[1]["repetitions"] == 1
 
 
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("where", ["lrd.load_model", "jobs.bench.bench_cells.warm_up"])
+def test_a_model_that_does_not_fit_is_one_line(
+    where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = lrd.load_model
+
+    def full(*args: Any) -> Any:
+        if "meta" in args:
+            return load(*args)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried\nmore")
+
+    monkeypatch.setattr(where, full)
+    assert cli.run(QUICK) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.splitlines()[-1] == (
+        "lrd bench: no memory for the model and one slot of it: CUDA out of memory. Tried"
+    )
+
+
 # Passes and prompts.
 
 

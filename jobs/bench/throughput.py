@@ -15,7 +15,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -282,7 +283,10 @@ def begin_process(
     torch.set_num_threads(threads)
     output.tell(f"loading {config.model} in {dtype} on {device}")
     began = time.perf_counter()
-    model = load_model(local_model(config.model), device, dtype, config.revision, config.compile)
+    with memory_in_one_line():
+        model = load_model(
+            local_model(config.model), device, dtype, config.revision, config.compile
+        )
     loaded = time.perf_counter() - began
     peak = Peak(None, "no peak of a CPU is known")
     if device == "cuda":
@@ -299,7 +303,8 @@ def begin_process(
         deadline=deadline,
         tell=teller(),
     )
-    first = warm_up(setup)
+    with memory_in_one_line():
+        first = warm_up(setup)
     machine = {**computed_by(setup.device), "processor": processor(), "threads": threads}
     machine["load_average"] = load
     facts = {
@@ -352,6 +357,20 @@ def begin_cluster(
         "fixed_passes": passes_told(cluster.fixed_passes, decodings),
     }
     return facts, cluster.measure
+
+
+@contextmanager
+def memory_in_one_line() -> Iterator[None]:
+    """A model that does not fit as a ValueError."""
+    from lrd.engine import is_out_of_memory
+
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"no memory for the model and one slot of it: {reason}") from error
 
 
 def prompts_of_run(
