@@ -28,6 +28,7 @@ COMMANDS = {
     "prepare": "make prompt shards from Parquet, JSONL, CSV or a hub dataset",
     "evaluate": "score a result dataset against its references",
     "select": "write the rows of a run that are worth keeping as a new dataset",
+    "bench": "measure the throughput of a model and settings on this machine or cluster",
     "tune": "find a checkpoint's settings: sweep them over a sample of a task",
     "report": "write a report on a run: one HTML file, and figures for papers",
     "reproduce": "make the paper's tables and figures, decoded through the pipeline",

@@ -16,6 +16,9 @@ MAX_SHARDS = 100_000
 MAX_SAMPLES = 10_000
 """Larger numbers are slips of the hand, which would fill memory before anything is decoded."""
 
+MOST_CPUS = 8.0
+"""Most CPUs of a replica where the user does not set a number."""
+
 Columns = Literal["minimal", "standard", "full"]
 """Which result columns are written; `pipeline.rows.Result` names the level of each."""
 

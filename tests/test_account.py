@@ -17,9 +17,8 @@ from jobs.bench.account import (
     counting,
     model_of,
 )
-from jobs.bench.gpu_models import MODELS
+from jobs.bench.gpu_models import BASELINE, MODELS, REFINED
 from jobs.bench.predict import flops
-from jobs.bench.step import BASELINE, REFINED
 from lrd.belief_ops import MOST_BYTES
 from lrd.models.transformer import EAGER, TransformerConfig, rotary_table
 

@@ -42,7 +42,7 @@ def test_flops_are_those_that_torch_counts(config: TransformerConfig) -> None:
         at = torch.zeros(slots * read, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         model.head(model.hidden(embeds, None, at))
-    assert num_flops(config, slots, length, slots * read) == counter.get_total_flops()
+    assert num_flops(config, slots * length, length, slots * read) == counter.get_total_flops()
 
 
 def bench(seconds: float = 300.0) -> Bench:

@@ -87,6 +87,7 @@ def working(name: str, folder: Path) -> list[str]:
         "select": ["select", run, "--to", str(new), "--max-per-prompt", "1"],
         "publish": ["publish", run, "--to", str(new)],
         "prepare": ["prepare", str(folder / "in"), "--output", str(new)],
+        "bench": ["bench", "--slots", "1", "--canvas", "16", "--rows-a-slot", "1", "--repeat", "1"],
         "generate": generate(folder),
         "retry-failed": ["retry-failed", run],
         "tune": [
@@ -120,7 +121,8 @@ def test_a_run_is_json_from_its_first_line_to_its_last(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*WITHOUT_RAY, *(pytest.param(name, marks=pytest.mark.slow) for name in WITH_RAY)]
+    "name",
+    [*WITHOUT_RAY, "bench", *(pytest.param(name, marks=pytest.mark.slow) for name in WITH_RAY)],
 )
 def test_a_working_call_writes_json_alone(folder: Path, name: str) -> None:
     code, _, err = lrd(*working(name, folder), LRD_LOG_FORMAT="Json")
@@ -151,6 +153,7 @@ FAILING = {
     "report": ["nowhere"],
     "reproduce": ["table7", "--output", "out"],
     "publish": ["nowhere", "--to", "./out"],
+    "bench": ["--input", "nowhere", "--output", "out.json"],
     "select": ["nowhere", "--to", "./out"],
 }
 

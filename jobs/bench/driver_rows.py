@@ -19,17 +19,16 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.bench.cluster_cells import Watch
 from jobs.bench.simulated import Latencies, SimulatedActors
 from jobs.tiny.problems import problems
 from lrd import DecodingConfig
 from pipeline import run
 from pipeline.config import RunConfig
 from pipeline.driver import Driver
-from pipeline.observe.eta import Progress
 from pipeline.rows import LEVELS
 
 FORWARDS = Path(__file__).parents[1] / "benchmarks" / "forwards.csv"
@@ -42,33 +41,6 @@ def write_prompts(folder: Path, num_rows: int, rows_a_shard: int) -> None:
     for number, first in enumerate(range(0, num_rows, rows_a_shard)):
         part = list(islice(questions, min(rows_a_shard, num_rows - first)))
         pq.write_table(pa.table({"prompt": part}), folder / f"{number:05d}.parquet")
-
-
-class Watch:
-    """The driver's rate and memory while it runs."""
-
-    def __init__(self) -> None:
-        self.first: tuple[float, int] | None = None
-        self.last = (0.0, 0)
-        self.memory: list[tuple[int, int]] = []
-        """Rows done and resident bytes."""
-        self._process = psutil.Process()
-        self._sampled_at = 0.0
-
-    def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if not progress.num_done:
-            return
-        self.first = self.first or (now, progress.num_done)
-        self.last = now, progress.num_done
-        if now - self._sampled_at >= 1:
-            self._sampled_at = now
-            self.memory.append((progress.num_done, self._process.memory_info().rss))
-
-    @property
-    def rows_per_second(self) -> float:
-        assert self.first is not None
-        return (self.last[1] - self.first[1]) / max(1e-9, self.last[0] - self.first[0])
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

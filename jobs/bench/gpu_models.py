@@ -10,7 +10,7 @@ import dataclasses
 
 import torch
 
-from lrd.config import Compile
+from lrd.config import Compile, DecodingConfig
 from lrd.models.checkpoint import LoadedModel
 from lrd.models.transformer import Transformer, TransformerConfig
 
@@ -25,16 +25,21 @@ MODELS = {
 }
 BLOCKS = {"llada-8b": 32, "dream-7b": None}
 """Tokens of a block as published: LLaDA Instruct decodes in blocks, Dream the whole canvas."""
-PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "B200": 2250}
-"""Dense bfloat16, by what the device's name holds."""
+PASSES_A_BLOCK = 10
+"""Where answers mean nothing: latent refinement takes 5 to 15 with published thresholds."""
+BASELINE = DecodingConfig.preset("baseline", stop_at_eos=False)
+REFINED = DecodingConfig.preset("baseline", stop_at_eos=False, r_f=0.15, top_p=0.9)
+"""Both commit one position a pass, so that their passes have equally many open positions."""
 
 
-def num_flops(config: TransformerConfig, slots: int, length: int, num_read: int) -> int:
-    """Floating point operations of one forward pass, two for a multiply-add: matrix products
-    alone. The last block's output and MLP run for the positions that are read, as the head."""
+def num_flops(config: TransformerConfig, positions: int, keys: int, num_read: int) -> int:
+    """Floating point operations of forward passes, two for a multiply-add: matrix products alone.
+
+    positions: columns that are fed, each of which attends to `keys`. The last block's output and
+    MLP run for the `num_read` positions that are read, as the head.
+    """
     D, kv = config.width, config.width // config.num_heads * config.num_kv_heads
-    positions = slots * length
-    into = 2 * positions * D * (D + 2 * kv) + 4 * slots * length * length * D
+    into = 2 * positions * D * (D + 2 * kv) + 4 * positions * keys * D
     out_of_one = 2 * D * D + 6 * D * config.mlp_width
     through = ((config.num_layers - 1) * positions + num_read) * out_of_one
     return config.num_layers * into + through + 2 * num_read * D * config.table_rows

@@ -29,14 +29,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jobs.bench.gpu_models import (
+    BASELINE,
     BLOCKS,
     MODELS,
-    PEAK_TFLOPS,
+    PASSES_A_BLOCK,
+    REFINED,
     num_flops,
     random_model,
     small,
 )
-from jobs.bench.step import BASELINE, REFINED
+from jobs.bench.peaks import peak_of
 from lrd import DecodingConfig, Engine, Request, belief_ops, nucleus
 from lrd.beliefs import Belief
 from lrd.config import PASS_ROWS, Compile, PassRows
@@ -47,8 +49,6 @@ from lrd.slots import Slots
 
 ROOT = Path(__file__).parents[2]
 CACHED_BLOCK = 32
-PASSES_A_BLOCK = 10
-"""For the gain of a block cache: latent refinement takes 5 to 15 with published thresholds."""
 BACKENDS = {0: "math", 1: "flash", 2: "memory-efficient", 3: "cuDNN"}
 
 Found = dict[str, Any]
@@ -75,10 +75,7 @@ class Bench:
     @property
     def peak_tflops(self) -> float | None:
         """Dense bfloat16 of this device; None where it is not known."""
-        if self.small:
-            return None
-        name = torch.cuda.get_device_name()
-        return next((peak for known, peak in PEAK_TFLOPS.items() if known in name), None)
+        return None if self.small else peak_of(torch.cuda.get_device_name(), "bfloat16").tflops
 
     def model(self, name: str, compile: Compile = "none") -> LoadedModel:
         """Random weights at the model's shape."""
@@ -339,7 +336,7 @@ def _step_case(bench: Bench, name: str, model: LoadedModel, gen: int, num_slots:
     found["lrd_over_baseline"] = found["lrd_ms"] / found["baseline_ms"]
     found["tokens_per_s"] = 1e3 * num_slots / found["lrd_ms"]
     if bench.peak_tflops:
-        flops = num_flops(model.transformer.config, num_slots, L, num_slots * K)
+        flops = num_flops(model.transformer.config, num_slots * L, L, num_slots * K)
         found["mfu"] = flops / found["hidden_mask_ms"] / 1e9 / bench.peak_tflops
     found["peak_gib"] = bench.peak_gib()
     found["formula_gib"] = memory_of(model, config, prompt, num_slots, True).total / 2**30

@@ -35,8 +35,7 @@ from jobs.bench.account import (
     counted_pass,
     model_of,
 )
-from jobs.bench.gpu_models import MODELS
-from jobs.bench.step import REFINED
+from jobs.bench.gpu_models import MODELS, REFINED
 from jobs.output import OK, Parser, command
 from jobs.tiny.comparison_page import fill
 from lrd.belief_ops import MOST_BYTES

@@ -6,14 +6,14 @@ Random weights at the shapes of real vocabularies; used by `jobs.bench.decode`.
 from __future__ import annotations
 
 import multiprocessing
-import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import torch
 
+from jobs.bench.bench_cells import Memory
+from jobs.bench.gpu_models import BASELINE, REFINED
 from lrd import DecodingConfig, Engine, Request
 from lrd.models.checkpoint import LoadedModel
 from lrd.models.protocol import DiffusionModel
@@ -67,13 +67,6 @@ def random_model(shape: ModelShape) -> LoadedModel:
             weight.mul_(weight.shape[1] ** -0.5 * (shape.sharpness if "head" in name else 1))
     ids = {"mask_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     return LoadedModel(transformer, ids, None)
-
-
-RESET = Path("/proc/self/clear_refs")
-"""A 5 written here resets the peak to what is resident (Linux)."""
-BASELINE = DecodingConfig.preset("baseline", stop_at_eos=False)
-REFINED = DecodingConfig.preset("baseline", stop_at_eos=False, r_f=0.15, top_p=0.9)
-"""Both commit one position a pass, so that their passes have equally many open positions."""
 
 
 def time_passes(
@@ -142,28 +135,21 @@ def random_step_cost(shape: ModelShape, num_passes: int, repeats: int) -> StepCo
 def belief_peak_bytes(shape: ModelShape) -> int | None:
     """Peak memory of two LRD passes beside the weights, in a process of its own; None where the
     system does not tell a process its peak."""
-    if not RESET.exists():
-        return None
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_peak, (shape, torch.get_num_threads()))
 
 
-def _peak(shape: ModelShape, num_threads: int) -> int:
+def _peak(shape: ModelShape, num_threads: int) -> int | None:
     torch.set_num_threads(num_threads)
     model = random_model(shape)
     config = REFINED.model_copy(update={"gen_length": shape.block})
     engine = Engine(model, config, shape.slots, shape.prompt)
     for index in range(shape.slots):
         engine.submit(Request(index, [2 + index] * shape.prompt, index))
-    before = _status_bytes("VmRSS")
-    RESET.write_text("5")
+    memory = Memory(torch.device("cpu"))
+    memory.begin()
     for _ in range(2):
         engine.step()
-    return _status_bytes("VmHWM") - before
-
-
-def _status_bytes(name: str) -> int:
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
+    memory.end()
+    return memory.peak

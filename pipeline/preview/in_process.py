@@ -13,10 +13,10 @@ import torch
 from lrd import Engine
 from lrd.engine import is_out_of_memory
 from lrd.models.compiled import check_compile
-from pipeline.config import RunConfig
+from pipeline.config import MOST_CPUS, RunConfig
 from pipeline.preview.frame import Frame, frame_of
 from pipeline.replicas.pass_loop import NoRoomError, SlotEngine
-from pipeline.replicas.placement import MOST_CPUS, Placement
+from pipeline.replicas.placement import Placement
 from pipeline.replicas.replica import Replica, ReplicaSettings
 from pipeline.rows import Bucket, Prompt
 from pipeline.run import replica_settings

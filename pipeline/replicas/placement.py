@@ -12,13 +12,11 @@ from typing import Any
 
 from ray.util.accelerators import accelerators
 
-from pipeline.config import RunConfig
+from pipeline.config import MOST_CPUS, RunConfig
 from pipeline.replicas.nodes import Resources
 
 TYPE = "accelerator_type:"
 """Prefix of Ray's resource that names a node's GPU type."""
-MOST_CPUS = 8.0
-"""Most CPUs of a replica where the user does not set a number."""
 CPU_UNITS = 10_000
 """Parts of a CPU; Ray counts no finer."""
 
