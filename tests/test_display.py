@@ -631,6 +631,7 @@ def prompts(tmp_path: Path) -> Path:
 RUN = ["generate", "--input", "in", "--output", "out", "--gen-length", "32", "--slots", "4"]
 
 
+@pytest.mark.slow
 def test_a_run_on_a_terminal(prompts: Path) -> None:
     terminal = Watched(*RUN, columns=80, lines=30, cwd=prompts, NO_COLOR="1")
     assert terminal.ended() == 0

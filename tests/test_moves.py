@@ -171,6 +171,7 @@ def test_samples_of_a_prompt_move_one_by_one(source: Path, tmp_path: Path) -> No
     assert any(len(set(lengths[n : n + 3])) > 1 for n in range(0, 72, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_row_that_fails_in_a_longer_canvas_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -193,13 +194,10 @@ SPENT = Spent(1, 2, 3, 4, [0.5], [0.25], 0.5)
 
 
 def test_a_row_moves_to_the_next_canvas_with_all_it_took() -> None:
-    config = RunConfig(input="i", output="o", decoding=FAST)
-    driver = Driver.__new__(Driver)
-    driver._config = config
     prompt = Prompt(0, 1, [1], Bucket(16, 12), sample=2, begun=1, suspect=True, deaths_alone=1)
-    once = driver._moved(prompt, SPENT)
+    once = prompt.moved(FAST.canvases, SPENT)
     assert once == replace(prompt, bucket=Bucket(16, 24), spent=SPENT)
-    assert driver._moved(once, SPENT).bucket == (16, 48)
+    assert once.moved(FAST.canvases, SPENT).bucket == (16, 48)
 
 
 def test_suspects_in_canvases_of_two_lengths_are_tried_apart() -> None:

@@ -411,7 +411,10 @@ OF_A_ROW = [
 ]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "blocks" else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS],
+)
 @pytest.mark.usefixtures("ray_session")
 def test_a_row_is_that_of_a_run_with_its_settings(name: str, source: Path, tmp_path: Path) -> None:
     """Each combination of settings as a run of its own over the same rows."""
