@@ -472,6 +472,7 @@ def test_holes_of_prompts_are_filled_in_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
 def test_an_interrupted_run_with_forms_samples_and_row_settings_continues(tmp_path: Path) -> None:
     forms = ["A [[6]].", "[[*]]", "B [[3]] C [[*]]", "[[20]]"] * 3
     columns = {"form": forms, "gen_length": [24, 48, None] * 4, "seed": [1, None] * 6}

@@ -70,6 +70,7 @@ def start(
 # What processes import.
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_from_the_working_directory(tmp_path: Path, no_ray: None) -> None:
     """Neither by the driver nor by Ray's processes; a plug of PYTHONPATH is found by both."""
     for name in SHADOWS:

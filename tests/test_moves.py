@@ -146,6 +146,7 @@ def test_replicas_that_die_change_no_row(
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
 def test_a_row_that_kills_its_replica_is_quarantined_and_others_move(
     source: Path, whole: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +162,7 @@ def test_a_row_that_kills_its_replica_is_quarantined_and_others_move(
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
 def test_samples_of_a_prompt_move_one_by_one(source: Path, tmp_path: Path) -> None:
     drawn = FAST.model_copy(update={"temperature": 4.0, "eos_enough": 0.0})
     one, two = (

@@ -532,6 +532,7 @@ def test_more_replicas_than_the_cluster_holds_are_refused(tmp_path: Path) -> Non
 @pytest.mark.skipif(
     not (SHARED / "data" / "gsm8k.parquet").is_file(), reason="no shared/data/gsm8k.parquet"
 )
+@pytest.mark.slow
 def test_gsm8k_comes_out_once_and_in_order(tmp_path: Path) -> None:
     source = str(SHARED / "data" / "gsm8k.parquet")
     assert prepare(source, str(tmp_path / "in"), 300, Reading()).num_shards == 5

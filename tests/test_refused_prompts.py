@@ -183,6 +183,7 @@ def test_a_run_has_failed_rows_with_their_reasons(tmp_path: Path) -> None:
     assert "died" not in events
 
 
+@pytest.mark.slow
 def test_a_run_that_can_decode_no_row_writes_nothing(tmp_path: Path) -> None:
     config = config_of(tmp_path, ["a", "b"], tiny_with(tmp_path / "model", "{{ 1 // 0 }}"))
     ran = generated(config)

@@ -87,6 +87,7 @@ def test_given_prompts_are_cut_to_the_first_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
 def test_a_figure_is_decoded_replayed_and_drawn_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

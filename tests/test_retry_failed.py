@@ -49,6 +49,7 @@ def read(output: Path) -> pa.Table:
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
 def test_failures_are_replaced_and_successes_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,9 +106,18 @@ def decode(model: LoadedModel, config: lrd.DecodingConfig, side: Any = "left") -
     return lrd.decode(model, PROMPTS, config, batch_size=4, padding_side=side, scaffolds=CANVASES)
 
 
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("setting", SETTINGS)
+def cases(firsts: Any, seconds: Any) -> list[Any]:
+    """All pairs, each with the padding on either side; a third of them in every run of the tests,
+    so that each member of both is among them, the others are slow ones."""
+    found = []
+    for number, (first, second) in enumerate(itertools.product(firsts, seconds)):
+        for place, side in enumerate(SIDES):
+            marks = () if number % 3 == place else pytest.mark.slow
+            found.append(pytest.param(first, second, side, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("setting", "name", "side"), cases(SETTINGS, MODELS))
 def test_a_canvas_with_fixed_tokens_is_decoded_as_by_the_plain_decoder(
     setting: str, name: str, side: Any
 ) -> None:
@@ -143,9 +152,9 @@ def test_the_canvases_reach_every_end() -> None:
     assert ("eos", 2) in reasons
 
 
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("name", ["plain", "Dream", "brief Dream"])
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize(
+    ("cache", "name", "side"), cases(CACHES, ["plain", "Dream", "brief Dream", "sure"])
+)
 def test_caches_keep_to_a_rows_own_canvas(cache: str, name: str, side: Any) -> None:
     model = random_model(**MODELS[name])
     config = lrd.DecodingConfig(**{**BLOCKS, **CACHES[cache]})

@@ -590,6 +590,7 @@ def test_one_replica_needs_no_ray(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_ray")
+@pytest.mark.slow
 def test_a_cluster_is_measured_by_generate(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "--cluster", "--slots", "2", "--canvas", "16", "--repeat", "1"]
     assert (
