@@ -112,7 +112,13 @@ def assert_written(config: RunConfig, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("name", DECODINGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("fast", "growing blocks") else pytest.param(name, marks=pytest.mark.slow)
+        for name in DECODINGS
+    ],
+)
 def test_what_is_shown_is_what_a_run_writes(name: str, tmp_path: Path) -> None:
     source = write_shards(tmp_path / "in", [*QUESTIONS[:4], " ", QUESTIONS[5]], 2)
     config = RunConfig(
@@ -128,7 +134,13 @@ def test_what_is_shown_is_what_a_run_writes(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("as it is",) else pytest.param(name, marks=pytest.mark.slow)
+        for name in RUNS
+    ],
+)
 def test_settings_of_a_run_are_those_of_the_preview(name: str, tmp_path: Path) -> None:
     """Rows' own settings and several samples too."""
     source = write_shards(
