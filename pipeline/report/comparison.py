@@ -36,7 +36,7 @@ from pipeline.scoring.stored_scores import read_evaluations, stored_tasks
 from pipeline.selecting.run_rows import Mask, read_correct, read_run_rows
 from pipeline.storage.storage import Storage
 
-SCRIPTS = ("charts.js", "canvas.js", "compare.js")
+SCRIPTS = ("charts.js", "canvas.js", "moving.js", "compare.js")
 NAMES = ("A", "B")
 
 

@@ -18,7 +18,7 @@ from pipeline.report.style import DARK, FONT, LIGHT, chart_style, variables
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """Makes browsers refuse every request by the page."""
-SCRIPTS = ("charts.js", "traces.js", "canvas.js", "viewer.js")
+SCRIPTS = ("charts.js", "traces.js", "canvas.js", "moving.js", "viewer.js")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,15 @@
 "use strict";
 // The sample viewer: a list of rows, one row's canvas, and a replay of its passes.
-// All texts are written as text, never as HTML. `#row=ID&pass=N` in the address opens a row there.
+// All texts are written as text, never as HTML.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const root = document.getElementById("sample");
   if (!root) return;
   const { rows, tokens, block_length: blockLength } = data.viewer;
-  const REPLAY_SECONDS = 6;
   const { element, plain } = Canvas;
   const part = (name) => root.querySelector(`[data-part=${name}]`);
-  const slider = part("slider");
-  let row = null;
-  let pass = 0;
   let cells = [];
   let moveCursor = () => {};
-  let timer = 0;
 
   // The list.
 
@@ -36,38 +31,15 @@
     return found.sort(orders[part("order").value]);
   }
 
-  function list() {
-    const found = chosen();
-    part("found").textContent = `${found.length} of ${rows.length} sampled rows`;
-    part("list").replaceChildren(
-      ...found.map((r) => {
-        const button = element("button", "row");
-        button.type = "button";
-        button.dataset.id = r.id;
-        button.append(
-          element("span", "id", r.id),
-          element("span", `stop ${r.stop}`, r.stop),
-          element("span", "passes", r.facts.num_forwards ? `${r.facts.num_forwards} passes` : ""),
-          element("span", "excerpt", (plain(r.prompt) || "no prompt").slice(0, 90)),
-        );
-        button.setAttribute("aria-current", String(r === row));
-        button.addEventListener("click", () => show(r));
-        return button;
-      }),
-    );
-  }
+  const label = (row) => [
+    element("span", `stop ${row.stop}`, row.stop),
+    element("span", "passes", row.facts.num_forwards ? `${row.facts.num_forwards} passes` : ""),
+  ];
 
   // One row.
 
-  function open(next, at) {
-    row = next;
-    stopPlaying();
-    for (const button of part("list").children) {
-      button.setAttribute("aria-current", String(button.dataset.id === row.id));
-    }
-    part("title").textContent = `Row ${row.id}`;
+  function open(row) {
     part("why").textContent = { failed: "a failed row", "most passes": "among the most passes" }[row.why] || "";
-    Canvas.prompt(part("prompt"), row.prompt);
     part("error").textContent = row.error || "";
     part("error").hidden = !row.error;
     part("replay").hidden = !row.ids.length;
@@ -78,46 +50,30 @@
       return fact;
     });
     part("facts").replaceChildren(...facts);
-    if (row.ids.length) {
-      slider.max = passes();
-      part("scale-end").textContent = `pass ${passes()}`;
-      canvas();
-      moveCursor = traces();
-    }
-    seek(at);
-  }
-
-  function show(next) {
-    open(next, next.kl.length);
-    address();
-  }
-
-  const passes = () => row.kl.length;
-
-  function canvas() {
+    if (!row.ids.length) return;
+    part("scale-end").textContent = `pass ${row.kl.length}`;
     const { made, flow } = Canvas.cells(row, tokens, blockLength);
     cells = made;
     part("canvas").replaceChildren(...flow);
+    moveCursor = traces(row);
   }
 
-  function seek(to) {
-    pass = Math.max(0, Math.min(to, row.kl.length));
+  function show(row, pass) {
     if (!row.ids.length) return;
-    slider.value = pass;
     const { numOpen, numNow, numFilled } = Canvas.show(row, cells, pass);
     const phase = { r: "refinement", d: "decoding" }[row.phases && row.phases[pass - 1]] || "";
     const filled = numFilled ? `, ${numFilled} filled with EOS` : "";
     const counts = `${numNow} committed${filled}, ${numOpen} still open`;
     const doing = pass === 0 ? `before the first pass, ${row.fixed.length ? `${numOpen} positions` : "all positions"} open` : `${phase && `${phase}: `}${counts}`;
-    part("pass").textContent = `Pass ${pass} of ${passes()}`;
+    part("pass").textContent = `Pass ${pass} of ${row.kl.length}`;
     part("doing").textContent = doing;
-    slider.setAttribute("aria-valuetext", `pass ${pass} of ${passes()}: ${doing}`);
+    part("slider").setAttribute("aria-valuetext", `pass ${pass} of ${row.kl.length}: ${doing}`);
     moveCursor(pass);
   }
 
   // The traces beside it.
 
-  function traces() {
+  function traces(row) {
     const { tau_refine: refine, tau_decode: decode } = data.viewer;
     const taus = [...new Set([refine, decode].filter((tau) => tau > 0))];
     const shown = [
@@ -125,97 +81,19 @@
       { name: "entropy", values: row.entropy, label: "mean entropy (nats)", isLog: false, levels: [] },
     ];
     const cursors = shown.map((trace) =>
-      Traces.draw(part(trace.name), part(`${trace.name}-value`), trace, row.phases, step),
+      Traces.draw(part(trace.name), part(`${trace.name}-value`), trace, row.phases, moving.step),
     );
     return (at) => cursors.forEach((move) => move(at));
   }
 
-  // Moving.
-
-  function stopPlaying() {
-    clearInterval(timer);
-    timer = 0;
-    part("play").textContent = "▶ Play";
-  }
-
-  function play() {
-    if (timer) return stopPlaying();
-    if (pass >= passes()) seek(0);
-    const wait = Math.min(400, Math.max(30, (REPLAY_SECONDS * 1000) / passes()));
-    part("play").textContent = "❚❚ Pause";
-    timer = setInterval(() => {
-      seek(pass + 1);
-      if (pass >= passes()) {
-        stopPlaying();
-        address();
-      }
-    }, wait);
-  }
-
-  function step(to) {
-    stopPlaying();
-    seek(to);
-    address();
-  }
-
-  function neighbour(by) {
-    const shown = chosen();
-    const next = shown[shown.indexOf(row) + by];
-    if (next) show(next);
-    const button = part("list").querySelector("[aria-current=true]");
-    if (button) button.scrollIntoView({ block: "nearest" });
-  }
-
-  root.addEventListener("keydown", (event) => {
-    if (!row || event.target.matches("input[type=search], select")) return;
-    const keys = {
-      ArrowLeft: () => step(pass - 1),
-      ArrowRight: () => step(pass + 1),
-      Home: () => step(0),
-      End: () => step(passes()),
-      ArrowUp: () => neighbour(-1),
-      ArrowDown: () => neighbour(1),
-    };
-    if (event.key === " " && !event.target.matches("button")) keys[" "] = play;
-    if (keys[event.key] && !event.ctrlKey && !event.metaKey && !event.altKey) {
-      event.preventDefault();
-      keys[event.key]();
-    }
-  });
-  slider.addEventListener("input", () => step(Number(slider.value)));
-  part("play").addEventListener("click", play);
-  part("back").addEventListener("click", () => step(pass - 1));
-  part("on").addEventListener("click", () => step(pass + 1));
-  for (const name of ["search", "stop", "order"]) part(name).addEventListener("input", list);
-
-  // The address.
-
-  let waiting = 0;
-
-  function address() {
-    // Browsers limit how often an address may change: the last one of a burst is kept.
-    clearTimeout(waiting);
-    const to = `#row=${encodeURIComponent(row.id)}&pass=${pass}`;
-    waiting = setTimeout(() => history.replaceState(null, "", to), 250);
-  }
-
-  function fromAddress() {
-    const asked = new URLSearchParams(location.hash.slice(1));
-    const found = rows.find((r) => r.id === asked.get("row"));
-    if (!found) return false;
-    const at = asked.get("pass");
-    open(found, at === null ? found.kl.length : Number(at) || 0);
-    return true;
-  }
-
-  window.addEventListener("hashchange", fromAddress);
-
   for (const stop of [...new Set(rows.map((r) => r.stop))].sort()) {
     part("stop").append(new Option(stop, stop));
   }
-  list();
-  if (!fromAddress()) {
-    const first = rows.find((r) => r.ids.length) || rows[0];
-    open(first, first.kl.length);
-  }
+  const moving = Moving(root, {
+    ...{ rows, chosen, label, open, show },
+    listed: "sampled rows",
+    filters: ["search", "stop", "order"],
+    passes: (row) => row.kl.length,
+  });
+  moving.begin(rows.find((r) => r.ids.length) || rows[0]);
 })();
