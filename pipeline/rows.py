@@ -48,10 +48,8 @@ class Bucket(NamedTuple):
 
 
 class RowSettings(NamedTuple):
-    """Decoding settings of one row; None: the run's."""
+    """What a replica needs of a row's own settings beside its canvas; None: the run's."""
 
-    gen_length: int | None = None
-    """Where rows have their own, never None."""
     temperature: float | None = None
     seed: int | None = None
 
@@ -84,14 +82,13 @@ class Prompt:
     spent: Spent | None = None
     """What it took in canvases that were too short for it."""
     scaffold: Scaffold | None = None
-    """Its canvas, where answers have a form; one object for all rows of one template."""
+    """Its canvas, where that is not simply the open one of its slot: answers have a form, or rows a
+    gen_length of their own. One object for all rows with the same."""
 
     @property
     def canvas_length(self) -> int:
         """Canvas positions of its own, which its slot may have more of."""
-        if self.scaffold is not None:
-            return len(self.scaffold.ids)
-        return self.settings.gen_length or self.bucket.canvas
+        return self.bucket.canvas if self.scaffold is None else len(self.scaffold.ids)
 
     @property
     def row_id(self) -> str:

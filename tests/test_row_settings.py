@@ -43,7 +43,7 @@ def config_of(folder: Path, names: str, decoding: DecodingConfig = FAST, **more:
     return RunConfig(
         input=str(folder / "in"),
         output=str(folder / "out"),
-        row_settings=names,  # type: ignore[arg-type]
+        row_settings=names,
         decoding=decoding,
         **more,
     )
@@ -118,7 +118,7 @@ def test_canvases_are_rounded_up_to_few_lengths(tmp_path: Path) -> None:
 
 def test_without_row_settings_buckets_have_the_runs_canvas(tmp_path: Path) -> None:
     write_shards(tmp_path / "in", [*QUESTIONS, None], gen_length=[5] * 13)
-    prompts, _ = read_rows(config_of(tmp_path, ()))  # type: ignore[arg-type]
+    prompts, _ = read_rows(config_of(tmp_path, ()))
     assert {prompt.bucket.canvas for prompt in prompts.values()} == {32}
     assert {prompt.settings for prompt in prompts.values()} == {RowSettings()}
 
@@ -177,7 +177,11 @@ def test_numbers_of_every_type_are_read(name: str, kind: str, tmp_path: Path) ->
     assert not failed
     runs = 32 if name == "gen_length" else None
     first = runs if kind == "nulls" else 16
-    assert [getattr(prompts[n].settings, name) for n in (0, 1)] == [first, runs]
+    if name == "gen_length":
+        found = [prompts[n].canvas_length for n in (0, 1)]
+    else:
+        found = [getattr(prompts[n].settings, name) for n in (0, 1)]
+    assert found == [first, runs]
 
 
 BAD_VALUES: list[tuple[str, Any, str]] = [
@@ -324,7 +328,7 @@ def test_names_are_written_as_a_list_or_with_commas(written: str, tmp_path: Path
 
 
 def test_the_fingerprint_has_them_only_where_they_are_set(tmp_path: Path) -> None:
-    plain = fingerprint_of(config_of(tmp_path, ()), [], "float32")  # type: ignore[arg-type]
+    plain = fingerprint_of(config_of(tmp_path, ()), [], "float32")
     assert "row_settings" not in plain
     found = fingerprint_of(config_of(tmp_path, "seed,temperature"), [], "float32")
     assert found == {**plain, "row_settings": ["temperature", "seed"]}
@@ -353,7 +357,7 @@ def test_the_plan_counts_canvases_by_row(
     assert plan.run(parse(plan, *words, "--row-settings", "gen_length")) == 0
     printed = capsys.readouterr().out
     assert all(f"  {bucket}  " in printed for bucket in found.buckets)
-    assert f"slots of {found.largest.prompt} + 48 tokens" in printed  # type: ignore[union-attr]
+    assert f"slots of {found.largest.prompt} + 48 tokens" in printed
     assert "gen_length is -N; expected at least N" in printed
 
 
@@ -425,7 +429,7 @@ def test_a_row_is_that_of_a_run_with_its_settings(name: str, source: Path, tmp_p
         given = dict(zip(("gen_length", "temperature", "seed"), own[:3], strict=True))
         changes = {key: value for key, value in given.items() if value is not None}
         alike = decoding.model_copy(update=changes)
-        alone = run(source, tmp_path / str(number), (), alike, system_prompt=own[3])  # type: ignore[arg-type]
+        alone = run(source, tmp_path / str(number), (), alike, system_prompt=own[3])
         rows = [n for n, other in enumerate(combinations) if other == own]
         for n, expected in ((n, alone.slice(n, 1).to_pylist()[0]) for n in rows):
             assert found[n]["status"] == "ok"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -71,7 +72,7 @@ class EncodedRow(NamedTuple):
     ids: list[int]
     settings: RowSettings
     scaffold: Scaffold | None
-    """Its canvas, where answers have a form."""
+    """As of a `Prompt`."""
 
 
 class Reader:
@@ -87,9 +88,10 @@ class Reader:
         restore: Callable[[OpenShard], None] = lambda shard: None,
         form: AnswerForm = FREE,
     ) -> None:
-        """tokenizer_of: an object with the model's `.tokenizer`, where answers have a form the
-        model without weights. max_length: the model's positions. restore: adds the results of a
-        shard that are on storage already. form: of the answers, where it comes from files."""
+        """tokenizer_of: an object with the model's `.tokenizer`, where answers have a form or rows
+        a gen_length the model without weights. max_length: the model's positions. restore: adds the
+        results of a shard that are on storage already. form: of the answers, where it comes from
+        files."""
         self._config, self._inputs, self._files = config, inputs, files
         self._tokenizer_of, self._restore = tokenizer_of, restore
         self._max_length = max_length
@@ -97,6 +99,7 @@ class Reader:
         """Positions by which a row's canvas may grow."""
         self._row_settings = RowSettingsReader(config, max_length)
         self._templates = RowTemplates(config, form, tokenizer_of)
+        self._open = cache(lambda length: Scaffold.open(length, tokenizer_of.mask_id))
         columns = [config.prompt_column, *config.row_settings, *self._templates.columns]
         self.columns = list(dict.fromkeys(columns))
         """Input columns that are read."""
@@ -176,9 +179,7 @@ class Reader:
 
     def _positions(self, row: EncodedRow) -> int:
         """Canvas positions of a row."""
-        if row.scaffold is not None:
-            return len(row.scaffold.ids)
-        return self._row_settings.gen_length(row.settings)
+        return len(row.scaffold.ids) if row.scaffold else self._config.decoding.gen_length
 
     def _rows(self, table: pa.Table) -> list[Row | ValueError]:
         """The table's rows; why, for one that has no text or settings that cannot be."""
@@ -228,8 +229,10 @@ class Reader:
             raise ids
         if not ids:  # A chat template may render nothing.
             raise ValueError("the prompt has no tokens")
-        gen_length = self._row_settings.gen_length(row.own.settings)
+        gen_length = row.own.gen_length or self._config.decoding.gen_length
         scaffold = self._templates.scaffold(row.template, gen_length)
+        if scaffold is None and "gen_length" in self._config.row_settings:
+            scaffold = self._open(gen_length)
         return EncodedRow(ids, row.own.settings, scaffold)
 
     def _choose_shapes(self) -> Shapes:

@@ -31,8 +31,9 @@ class OwnSettings:
     """What a row brings along."""
 
     settings: RowSettings = OF_THE_RUN
+    gen_length: int | None = None
     system_prompt: str | None = None
-    """None: the run's."""
+    """Of both, None: the run's."""
 
 
 def check_columns(inputs: PromptShards, names: Sequence[RowSetting]) -> None:
@@ -82,10 +83,6 @@ class RowSettingsReader:
         values = [_values(name, rows[name]) for name in self.columns]
         return [self._row(found) for found in zip(*values, strict=True)]
 
-    def gen_length(self, settings: RowSettings) -> int:
-        """Canvas positions of a row."""
-        return settings.gen_length or self._config.decoding.gen_length
-
     def rounded(self, gen_length: int) -> int:
         """The canvas for a row that is longer than all that were sampled: few lengths, each a
         multiple of block_length."""
@@ -107,10 +104,8 @@ class RowSettingsReader:
             self._check_samples(of.get("temperature"))
         except ValueError as error:
             return error
-        if "gen_length" in of and of["gen_length"] is None:
-            of["gen_length"] = self._config.decoding.gen_length
-        system_prompt = of.pop("system_prompt", None)
-        return OwnSettings(RowSettings(**of), system_prompt)
+        own = {name: of.pop(name, None) for name in ("gen_length", "system_prompt")}
+        return OwnSettings(RowSettings(**of), **own)
 
     def _check_samples(self, temperature: float | None) -> None:
         if temperature is None:

@@ -64,7 +64,7 @@ def read_form(config: RunConfig) -> AnswerForm:
         except (json.JSONDecodeError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
-                f"{config.json_schema}: is no JSON ({reason}); write a JSON Schema into it"
+                f"{config.json_schema}: is not JSON ({reason}); write a JSON Schema into it"
             ) from error
     return FREE
 
@@ -169,7 +169,7 @@ class RowTemplates:
             )
         before, template = _at_first_hole(content)
         if not before.strip():
-            # A blank last turn is no turn (`lrd.chats`), so its space is the answer's.
+            # A blank last turn is not a turn (`lrd.chats`), so its space is the answer's.
             before, template = "", content
         return [*turns, {**last, "content": before}], template
 

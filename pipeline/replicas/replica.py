@@ -17,7 +17,6 @@ from lrd.json_schema import JsonChecker, json_form
 from lrd.memory import drawing, probe_slots
 from lrd.models.c_compiler import refuse_without_compiler
 from lrd.rounding import computed_by
-from lrd.templates import Scaffold
 from pipeline import faults
 from pipeline.config import Columns
 from pipeline.replicas.pass_loop import PassLoop, SlotEngine
@@ -146,12 +145,8 @@ class Replica:
     def _request(self, key: Key, prompt: Prompt) -> Request:
         own, run = prompt.settings, self._settings.decoding
         seed = run.seed if own.seed is None else own.seed
-        scaffold = prompt.scaffold
-        if scaffold is None and prompt.canvas_length < prompt.bucket.canvas:
-            scaffold = Scaffold.open(prompt.canvas_length, self._model.mask_id)
-        return Request(
-            key, prompt.token_ids, row_seed(seed, prompt.row_id), scaffold, own.temperature
-        )
+        seed = row_seed(seed, prompt.row_id)
+        return Request(key, prompt.token_ids, seed, prompt.scaffold, own.temperature)
 
     def step(self) -> None:
         """Run one pass, where no thread does; raises what that raises."""
@@ -230,17 +225,13 @@ class Replica:
 
     def _fitting_slots(self, bucket: Bucket) -> int:
         """How many of the slots fit into the device's memory."""
-        settings = self._settings
+        settings, decoding = self._settings, self._decoding(bucket)
         if settings.device == "cpu":
             return settings.slots
+        if settings.row_temperatures:
+            decoding = drawing(decoding)
         return probe_slots(
-            self._model,
-            drawing(self._decoding(bucket))
-            if settings.row_temperatures
-            else self._decoding(bucket),
-            bucket.prompt,
-            settings.slots,
-            settings.memory_share,
+            self._model, decoding, bucket.prompt, settings.slots, settings.memory_share
         )
 
     def new_engine(self, bucket: Bucket, num_slots: int) -> SlotEngine:
