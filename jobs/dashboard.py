@@ -33,7 +33,7 @@ class Counted:
     num_rows: int
     num_done: int
     num_failed: int
-    """Of all that are done, whoever decoded them."""
+    """Of all rows that are done, those of earlier drivers too."""
 
     @classmethod
     def of(cls, progress: Progress) -> Counted:

@@ -75,7 +75,7 @@ class Live:
             held, self._held = self._held or [], None
             going_on = stages.current()
             for at, stage in held:
-                # A log gets all, with their times; whoever reads along what still goes on.
+                # A log gets all, with their times; people who read along get what still goes on.
                 if output.is_json() or stage in going_on:
                     self._tell(at, stage)
 

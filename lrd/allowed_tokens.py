@@ -84,7 +84,7 @@ class TokenClasses:
 
     def _texts(self) -> tuple[list[str], list[str]]:
         """Each token's text, alone and behind a letter, which keeps its leading space; empty for
-        special tokens and rows of the table that are no tokens."""
+        special tokens and rows of the table that are not tokens."""
         tokenizer = self._model.tokenizer
         number = min(len(tokenizer), len(self._model.embedding_table))
 

@@ -85,8 +85,8 @@ def json_form(
     """The canvas of a schema, which is JSON as Python's json module reads it.
 
     filler: a string that is exactly this reads as empty, where it may be.
-    Raises ValueError that names the schema's path for what is no JSON Schema, and for what it asks
-    that no canvas can guarantee; and where the canvas is longer than gen_length.
+    Raises ValueError that names the schema's path for what is not a JSON Schema, and for what it
+    asks that no canvas can guarantee; and where the canvas is longer than gen_length.
     """
     reader = TemplateReader(model, gen_length, filler=filler)
     writer = _Writer(schema, reader, TokenClasses(model))
@@ -106,7 +106,7 @@ class JsonChecker:
     """Parses and validates answers."""
 
     def __init__(self, schema: Any) -> None:
-        """Raises ValueError for what is no JSON Schema."""
+        """Raises ValueError for what is not a JSON Schema."""
         self._validator = validator_of(schema)
 
     def read(self, text: str) -> tuple[str | None, str | None]:
@@ -114,7 +114,7 @@ class JsonChecker:
         try:
             value = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
-            return None, f"is no JSON: {_one_line(error)}"
+            return None, f"is not JSON: {_one_line(error)}"
         fault = jsonschema.exceptions.best_match(self._validator.iter_errors(value))
         if fault is not None:
             return None, f"{fault.json_path}: {_one_line(fault.message)}"
@@ -124,7 +124,7 @@ class JsonChecker:
 def validator_of(schema: Any) -> Any:
     """The library's validator for a schema, of the draft that its $schema names.
 
-    Raises ValueError that names the path where it is no JSON Schema.
+    Raises ValueError that names the path where it is not a JSON Schema.
     """
     if not isinstance(schema, Mapping):
         raise ValueError(f"$: is {_kind(schema)}; expected an object that is a JSON Schema")
@@ -425,7 +425,7 @@ def _names(names: set[str] | frozenset[str]) -> str:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _of_schema(error: ValueError) -> str:

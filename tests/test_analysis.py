@@ -366,9 +366,9 @@ def test_the_histogram_has_every_row_and_the_percentiles(run: tuple[Path, pa.Tab
     frame = analysis.load(run[0])
     passes = frame["num_forwards"].dropna().astype(int)
     axes = analysis.plot_passes(frame)
-    heights = sum(bar.get_height() for bars in axes.containers for bar in bars)  # type: ignore[union-attr]
+    heights = sum(bar.get_height() for bars in axes.containers for bar in bars)
     assert heights == len(passes)
-    lines = [int(line.get_xdata()[0]) for line in axes.lines]  # type: ignore[index,arg-type]
+    lines = [int(line.get_xdata()[0]) for line in axes.lines]
     ordered = sorted(passes)
     expected = [ordered[int(np.ceil(share * len(ordered))) - 1] for share in (0.5, 0.9, 0.99)]
     assert lines == expected
@@ -396,7 +396,7 @@ def test_confidence_against_correctness_by_hand(run: tuple[Path, pa.Table]) -> N
     frame = pd.DataFrame({"mean_confidence": confidence, "correct": np.arange(20) >= 12})
     axes = analysis.plot_confidence(frame.sample(frac=1, random_state=1))
     points, *_ = axes.containers[0]
-    xs, ys = np.array(points.get_data(), float)  # type: ignore[union-attr]
+    xs, ys = np.array(points.get_data(), float)
     np.testing.assert_allclose(xs, confidence.reshape(10, 2).mean(axis=1))
     assert list(ys) == [0.0] * 6 + [1.0] * 4
     assert axes.get_ylim()[0] < wilson(0, 2)[1]

@@ -72,7 +72,7 @@ def read(
     kl = past.kl_then_keep(belief, rows)
     found, found_kl, nuclei = belief_ops.read(logits, MASK, top_p, kept, rows)
     assert torch.equal(logits.nan_to_num(), untouched.nan_to_num())
-    return Read(belief, kl, past.rows(), found, found_kl, kept, nuclei)  # type: ignore[arg-type]
+    return Read(belief, kl, past.rows(), found, found_kl, kept, nuclei)
 
 
 def assert_equal_numbers(one: Read, tolerance: float) -> None:

@@ -118,7 +118,7 @@ OPEN = [[1, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0]]
 @pytest.mark.parametrize("scope", ["block", "open"])
 @pytest.mark.parametrize("reduction", ["mean", "max", "sum"])
 def test_reduce_kl(reduction: str, scope: str) -> None:
-    reduced = beliefs.reduce_kl(torch.tensor(KL), torch.tensor(OPEN).bool(), reduction, scope)  # type: ignore[arg-type]
+    reduced = beliefs.reduce_kl(torch.tensor(KL), torch.tensor(OPEN).bool(), reduction, scope)
     for row, (kl, opened) in enumerate(zip(KL, OPEN, strict=True)):
         counted = [k for k, is_open in zip(kl, opened, strict=True) if is_open]
         divisor = 4 if scope == "block" else max(len(counted), 1)

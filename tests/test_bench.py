@@ -60,7 +60,7 @@ def test_the_plain_loop_decides_as_the_engine_does(setting: str) -> None:
 def test_the_plain_loop_refuses_what_it_does_not_do() -> None:
     for settings in ({"confidence_threshold": 0.5}, {"refinement": "auto"}, {"temperature": 1.0}):
         with pytest.raises(ValueError, match="plain loop"):
-            check(lrd.DecodingConfig(**settings))  # type: ignore[arg-type]
+            check(lrd.DecodingConfig(**settings))
 
 
 def work_of(prompts: list[list[int]] = PROMPTS, slots: int = 2, **settings: Any) -> Work:

@@ -13,7 +13,7 @@ from pipeline.input.buckets import MAX_LENGTHS, choose_lengths, fitting
 def padding(prompts: list[int], lengths: list[int]) -> int:
     buckets = [fitting(n, lengths) for n in prompts]
     assert None not in buckets
-    return sum(bucket - n for bucket, n in zip(buckets, prompts, strict=True))  # type: ignore[operator]
+    return sum(bucket - n for bucket, n in zip(buckets, prompts, strict=True))
 
 
 @pytest.mark.parametrize("max_shapes", [1, 2, 3, 4, 9])

@@ -45,7 +45,7 @@ def test_a_machine_that_can_compile_is_not_refused(
 LACKING: dict[str, tuple[Any, str]] = {
     "compiler": (lambda m: (m / "gcc").unlink(), "there is no C compiler"),
     "not executable": (lambda m: (m / "gcc").chmod(0o644), "there is no C compiler"),
-    "headers": (lambda m: (m / "include" / "Python.h").unlink(), "there is no Python.h in "),
+    "headers": (lambda m: (m / "include" / "Python.h").unlink(), "there is not Python.h in "),
     "CC": (lambda m: os.environ.update(CC="/no/cc"), "CC names '/no/cc', which is not there"),
 }
 

@@ -37,7 +37,7 @@ def judge(found: dict[str, object], num_kills: int) -> None:
     assert (found["lost"], found["duplicated"], found["identical"]) == (0, 0, True)
     # Beside the slots, what a driver decoded since its last flush, a second or so before.
     at_risk = sum(SLOTS_AT_RISK[kind] * count for kind, count in kills.items())
-    assert found["rows_recomputed"] <= at_risk + 120 * kills["driver"]  # type: ignore[operator]
+    assert found["rows_recomputed"] <= at_risk + 120 * kills["driver"]
 
 
 @pytest.mark.timeout(400)

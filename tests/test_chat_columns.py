@@ -172,7 +172,7 @@ def test_fields_beside_role_and_content(tmp_path: Path) -> None:
     assert [len(chat) for chat in found if isinstance(chat, list)] == [1, 1, 2]
     model = load_model("tiny", "meta")
     plain = encode_prompt(model, [USER])
-    *same, refusal = lrd.prompts.encode_prompts(model, found)  # type: ignore[arg-type]
+    *same, refusal = lrd.prompts.encode_prompts(model, found)
     assert same == [plain, plain]
     assert "turn 2 has tool_calls" in str(refusal)
     pq.write_table(pa.table({"prompt": array}), tmp_path / "a.parquet")

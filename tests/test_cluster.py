@@ -34,7 +34,7 @@ FACTS = json.loads((ROOT / "tests/data/kubernetes.json").read_text())
 CONSTRAINTS = dict(
     line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line
 )
-VERSION = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]  # type: ignore[index]
+VERSION = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
 MACHINES = {
     "p4d.24xlarge": (96, 8),
     "p4de.24xlarge": (96, 8),
@@ -194,7 +194,7 @@ def test_one_image_with_a_version_and_its_user() -> None:
     images = {container["image"] for pod in pods() for container in pod["containers"]}
     assert images == {f"REGISTRY/lrd-pipeline:{VERSION}"}
     users = {pod["securityContext"]["runAsUser"] for pod in pods()}
-    assert re.search(r"^USER (\d+):\1$", read("Dockerfile"), re.MULTILINE)[1] in map(str, users)  # type: ignore[index]
+    assert re.search(r"^USER (\d+):\1$", read("Dockerfile"), re.MULTILINE)[1] in map(str, users)
     assert len(users) == 1
     assert f"lrd-pipeline:{VERSION}" in read("Dockerfile")
     assert f"lrd-pipeline:{VERSION}" in read("README.md")

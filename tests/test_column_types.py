@@ -599,7 +599,7 @@ def test_two_columns_of_one_name(tmp_path: Path) -> None:
         prompt_shards.inspect(find(str(tmp_path)), "prompt")
 
 
-class NoKeys(encryption.KmsClient):  # type: ignore[misc]
+class NoKeys(encryption.KmsClient):
     """Keys that protect nothing."""
 
     def __init__(self) -> None:

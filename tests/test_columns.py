@@ -118,7 +118,7 @@ def test_a_retry_keeps_the_columns(level: Columns, tmp_path: Path) -> None:
 def test_another_level_is_another_run(tmp_path: Path) -> None:
     run = made(tmp_path, "standard").begin().whole().end()
     for level, said in (("minimal", "standard.*minimal"), ("full", "standard.*full")):
-        fingerprint = made(tmp_path, level).fingerprint  # type: ignore[arg-type]
+        fingerprint = made(tmp_path, level).fingerprint
         with pytest.raises(ValueError, match=f"columns was .*{said}"):
             Ledger(run.storage, Plan(run.ledger.plan.files, fingerprint, {}))
     config = RunConfig(input="i", output="o", decoding=DECODING)

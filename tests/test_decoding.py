@@ -231,8 +231,8 @@ class Tied:
 def test_ties_go_to_the_earlier_position_and_the_lower_id(
     rule: dict[str, float], commit_step: list[int]
 ) -> None:
-    config = lrd.DecodingConfig(gen_length=6, max_refine_steps=0, **rule)  # type: ignore[arg-type]
-    (sample,) = lrd.decode(Tied(), [[1, 2]], config)  # type: ignore[arg-type]
+    config = lrd.DecodingConfig(gen_length=6, max_refine_steps=0, **rule)
+    (sample,) = lrd.decode(Tied(), [[1, 2]], config)
     assert sample.commit_step == commit_step
     assert sample.canvas == [4] * 6
 

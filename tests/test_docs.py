@@ -88,7 +88,7 @@ def test_every_page_is_in_the_navigation_once(site: tuple[Path, Plan]) -> None:
         if isinstance(entry, str):
             return [entry]
         found = entry.values() if isinstance(entry, dict) else entry
-        return [path for one in found for path in paths(one)]  # type: ignore[attr-defined]
+        return [path for one in found for path in paths(one)]
 
     planned = [page.path for page in plan.pages]
     assert sorted(paths(plan.nav)) == sorted(planned)
@@ -175,7 +175,7 @@ def test_the_method_has_every_equation_and_a_function_for_those_that_are_compute
 )
 def test_the_tables_have_every_setting(table: str, model: type) -> None:
     named = re.findall(r"^\| `(\w+)` \|", TABLES[table](), re.MULTILINE)
-    fields = [name for name in model.model_fields if name != "decoding"]  # type: ignore[attr-defined]
+    fields = [name for name in model.model_fields if name != "decoding"]
     assert named == fields
 
 

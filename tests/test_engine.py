@@ -105,7 +105,7 @@ def test_a_seed_decides_what_is_drawn(model: LoadedModel) -> None:
 @pytest.mark.parametrize("num_slots", [2, 3, 4])
 def test_a_freed_slot_is_refilled_at_the_next_pass(num_slots: int, model: LoadedModel) -> None:
     observed = Observed(model)
-    samples, engine = run(observed, UNEVEN, requests(), num_slots)  # type: ignore[arg-type]
+    samples, engine = run(observed, UNEVEN, requests(), num_slots)
     taken = [samples[key].num_forwards for key in range(len(PROMPTS))]
     slots = [0] * num_slots
     for forwards in taken:
@@ -120,7 +120,7 @@ def test_a_slot_that_stays_free_is_not_computed(model: LoadedModel) -> None:
     """Two samples end in the same pass while one prompt waits."""
     observed = Observed(model)
     asked = requests([[1], [1], [2]])
-    samples, _ = run(observed, UNEVEN, asked, num_slots=2)  # type: ignore[arg-type]
+    samples, _ = run(observed, UNEVEN, asked, num_slots=2)
     assert samples[0].num_forwards == samples[1].num_forwards
     assert [len(embeds) for embeds in observed.passes] == [2] * samples[0].num_forwards + [
         1
@@ -129,7 +129,7 @@ def test_a_slot_that_stays_free_is_not_computed(model: LoadedModel) -> None:
 
 def test_more_slots_than_prompts_cost_nothing(model: LoadedModel) -> None:
     observed = Observed(model)
-    samples, _ = run(observed, UNEVEN, requests(PROMPTS[:3]), num_slots=50)  # type: ignore[arg-type]
+    samples, _ = run(observed, UNEVEN, requests(PROMPTS[:3]), num_slots=50)
     assert sum(len(embeds) for embeds in observed.passes) == sum(
         sample.num_forwards for sample in samples.values()
     )
@@ -165,7 +165,7 @@ def test_a_failure_stays_alone(model: LoadedModel, value: float) -> None:
     expected, _ = run(model, config, requests(), padding_side="right", num_slots=4)
     assert expected[3].num_forwards > 4
     samples, engine = run(
-        Failing(model),  # type: ignore[arg-type]
+        Failing(model),
         config,
         requests(),
         padding_side="right",
@@ -188,7 +188,7 @@ def test_a_failure_names_its_own_pass_and_block(model: LoadedModel) -> None:
     config = lrd.DecodingConfig(
         gen_length=12, block_length=4, r_f=0, max_refine_steps=0, stop_at_eos=False
     )
-    samples, _ = run(Failing(model), config, requests(PROMPTS[:3]), num_slots=2)  # type: ignore[arg-type]
+    samples, _ = run(Failing(model), config, requests(PROMPTS[:3]), num_slots=2)
     # Passes 1 to 4 are the first block; the third prompt's first pass is the engine's sixth.
     assert [(samples[key].num_forwards, samples[key].blocks) for key in range(3)] == [
         (5, 2),
@@ -204,7 +204,7 @@ def test_a_failure_names_its_own_pass_and_block(model: LoadedModel) -> None:
 def test_a_mask_in_the_prompt_is_context_and_never_written(model: LoadedModel) -> None:
     observed = Observed(model)
     prompt = [8, MASK, 2]
-    samples, _ = run(observed, UNEVEN, [lrd.Request("masked", prompt, 0)], 1, 3)  # type: ignore[arg-type]
+    samples, _ = run(observed, UNEVEN, [lrd.Request("masked", prompt, 0)], 1, 3)
     sample = samples["masked"]
     assert len(sample.canvas) == len(sample.commit_step) == UNEVEN.gen_length
     assert MASK not in sample.canvas
@@ -360,10 +360,10 @@ def test_there_is_a_mask_only_where_there_is_padding(model: LoadedModel) -> None
 
     masks: list[Tensor | None] = []
     full = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
-    samples, _ = run(Masks(model), UNEVEN, requests(full), 2, 3)  # type: ignore[arg-type]
+    samples, _ = run(Masks(model), UNEVEN, requests(full), 2, 3)
     assert set(masks) == {None}
     masks.clear()
-    mixed, _ = run(Masks(model), UNEVEN, requests([*full, [1]]), 4, 3)  # type: ignore[arg-type]
+    mixed, _ = run(Masks(model), UNEVEN, requests([*full, [1]]), 4, 3)
     assert masks[0] is not None
     assert len(samples) == 3
     del mixed[3]

@@ -96,5 +96,5 @@ def test_none_of_them_is_written_where_eos_is_forbidden() -> None:
     ],
 )
 def test_models_of_other_packages(members: dict[str, Any], expected: tuple[int, ...]) -> None:
-    assert eos_ids(SimpleNamespace(**members)) == expected  # type: ignore[arg-type]
+    assert eos_ids(SimpleNamespace(**members)) == expected
     assert max(expected) < VOCABULARY

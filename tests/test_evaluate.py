@@ -280,7 +280,7 @@ def test_workers_end_with_the_pool() -> None:
     assert next(scores)[1].correct
     workers = set(psutil.Process().children(recursive=True)) - before
     assert len(workers) >= 2
-    scores.close()  # type: ignore[attr-defined]
+    scores.close()
     assert not [process for process in workers if process.is_running()]
 
 

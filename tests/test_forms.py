@@ -93,7 +93,7 @@ def read_rows(config: RunConfig) -> tuple[dict[int, Prompt], dict[int, str]]:
         ("--template {plain}", "plain: the template has no hole; write [[12]]"),
         ("--template {zero}", "zero: the hole [[0]] has no positions"),
         ("--template {t} --gen-length 3", "t: the template takes"),
-        ("--schema {t}", "t: is no JSON"),
+        ("--schema {t}", "t: is not JSON"),
         ("--schema {any}", "any: $: allows any value"),
         ("--schema {bad}", "bad: $.properties.a: pattern cannot be guaranteed"),
         ("--schema {s} --gen-length 16", "s: $: the schema takes"),
@@ -287,14 +287,14 @@ def test_a_chats_last_assistant_turn_is_cut_at_its_first_hole(tmp_path: Path) ->
     ("status", "found", "reason", "has_schema", "is_wrong"),
     [
         ("ok", "{}", None, True, False),
-        ("ok", None, "is no JSON", True, False),
+        ("ok", None, "is not JSON", True, False),
         ("ok", None, None, True, True),
-        ("ok", "{}", "is no JSON", True, True),
+        ("ok", "{}", "is not JSON", True, True),
         ("failed", None, None, True, False),
         ("failed", "{}", None, True, True),
         ("ok", None, None, False, False),
         ("ok", "{}", None, False, True),
-        ("ok", None, "is no JSON", False, True),
+        ("ok", None, "is not JSON", False, True),
     ],
 )
 def test_verify_knows_which_rows_have_json(
@@ -399,7 +399,7 @@ def test_every_answer_of_a_schema_parses_and_validates(with_schema: RunConfig) -
         value = json.loads(row["output_json"])
         jsonschema.validate(value, SCHEMA)
         assert json.loads(row["output_text"]) == value
-        assert list(value) == list(SCHEMA["properties"])  # type: ignore[call-overload]
+        assert list(value) == list(SCHEMA["properties"])
         assert row["json_error"] is None
         assert row["num_output_tokens"] <= row["canvas_length"]
     assert len({row["output_json"] for row in rows}) > 12, "the samples say something"

@@ -83,7 +83,7 @@ def test_fixed_shapes_say_the_same(setting: str, pass_rows: Any, model: LoadedMo
 
 def test_the_head_runs_for_open_positions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = counted_model()
-    samples, _ = run(model, SETTINGS["uneven"], requests())  # type: ignore[arg-type]
+    samples, _ = run(model, SETTINGS["uneven"], requests())
     open_positions = sum(
         sum(step >= number for step in sample.commit_step)
         for sample in samples.values()
@@ -94,7 +94,7 @@ def test_the_head_runs_for_open_positions_alone(monkeypatch: pytest.MonkeyPatch)
     assert max(model.calls) > 5
     model.calls.clear()
     monkeypatch.setattr(forward, "HEAD_ELEMENTS", 5 * VOCABULARY)
-    run(model, SETTINGS["uneven"], requests())  # type: ignore[arg-type]
+    run(model, SETTINGS["uneven"], requests())
     assert max(model.calls) == 5
 
 

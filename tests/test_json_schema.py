@@ -144,7 +144,7 @@ def model_of(tokenizer: Any) -> Any:
         eos_id=names["<|eos|>"],
         pad_id=names["<|im_end|>"],
         eot_id=None,
-        # Rows that are no tokens, as releases have them.
+        # Rows that are not tokens, as releases have them.
         embedding_table=torch.zeros(len(tokenizer) + 13, 1, device="meta"),
     )
 
@@ -459,11 +459,11 @@ def test_a_schema_longer_than_the_canvas_is_refused(tiny: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("{", "is no JSON"),
-        ('{"a": NaN}', "is no JSON: NaN is no JSON number"),
+        ("{", "is not JSON"),
+        ('{"a": NaN}', "is not JSON: NaN is not a JSON number"),
         ('{"a": "1"}', "$.a: '1' is not of type 'integer'"),
         ('{"b": 1}', "$: 'a' is a required property"),
-        ("[" * 100_000, "is no JSON"),
+        ("[" * 100_000, "is not JSON"),
         ('{"a": "' + "x\\n" * 1000 + '"}', "$.a: 'x"),
     ],
 )

@@ -304,3 +304,18 @@ def test_what_is_imported_is_declared() -> None:
     assert not undeclared
     assert not unguarded
     assert not extras - used, "declared, and imported nowhere"
+
+
+TOP = {
+    *("lrd", "pipeline", "jobs", "cluster", "tests", "pyproject.toml", "constraints.txt"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile"),
+    *(".ci", ".dockerignore", ".gitignore", ".pre-commit-config.yaml"),
+}
+
+
+def test_nothing_else_lies_at_the_top() -> None:
+    """A download or an output that was committed by accident does."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    assert {name.partition("/")[0] for name in listed.stdout.splitlines()} == TOP

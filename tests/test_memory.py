@@ -218,7 +218,7 @@ def test_of_a_foreign_model_the_table_is_known() -> None:
         embedding_table = torch.zeros(100, 8)
 
     config = lrd.DecodingConfig(gen_length=8)
-    need = memory.memory_of(Foreign(), config, 4, 2)  # type: ignore[arg-type]
+    need = memory.memory_of(Foreign(), config, 4, 2)
     assert need.weights == 100 * 8 * 4
     assert need.beside_weights > 0
 
@@ -234,7 +234,7 @@ def test_the_most_slots_that_fit(model: LoadedModel) -> None:
         *((need(7), 7), (need(8) - 1, 7), (need(1) - 1, 1), (0, 1)),
         *((math.inf, 50), (need(50), 50)),
     ):
-        assert memory.fitting_slots(model, config, 9, 50, num_bytes) == expected  # type: ignore[arg-type]
+        assert memory.fitting_slots(model, config, 9, 50, num_bytes) == expected
 
 
 def test_a_probe_runs_a_pass_and_halves(

@@ -99,7 +99,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     found: Recorded = {}
 
     def spy(kind: Any, method: str) -> Any:
-        class Spied(kind):  # type: ignore[misc]
+        class Spied(kind):
             pass
 
         def record(self: Any, value: float, tags: dict[str, str] | None = None) -> None:

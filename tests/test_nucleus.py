@@ -48,7 +48,7 @@ def some_beliefs(kind: str, vocabulary: int, rows: int = 6) -> Tensor:
     if step == "bfloat16":
         logits = logits.bfloat16().float()
     elif step is not None:
-        logits = (logits / step).round() * step  # type: ignore[operator]
+        logits = (logits / step).round() * step
     return beliefs.Belief.of_logits(logits, MASK).p_NV
 
 

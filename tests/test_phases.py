@@ -164,7 +164,7 @@ def test_a_pass_of_a_new_shape_may_compile(compiles: bool, monkeypatch: pytest.M
         assert error is None
         assert len(seen) > 1
         assert Phase.COMPILING in watched.phases
-        assert watched.fleet.longest_pass < HANG, "a pass that compiled is no measure"
+        assert watched.fleet.longest_pass < HANG, "a pass that compiled is not a measure"
     else:
         assert "no pass ended" in str(error)
 
@@ -346,10 +346,10 @@ def test_no_memory_for_one_slot_ends_the_run_in_one_line(
     assert room_error(lost.as_instanceof_cause()) is not None
     stop = Driver._stop_without_room
     if not ends:
-        stop(SimpleNamespace(), handle, lost)  # type: ignore[arg-type]
+        stop(SimpleNamespace(), handle, lost)
         return
     with pytest.raises(RunStoppedError, match=r"^replica-3: no memory for one slot of 512 "):
-        stop(SimpleNamespace(), handle, lost)  # type: ignore[arg-type]
+        stop(SimpleNamespace(), handle, lost)
 
 
 def test_rows_are_not_blamed_for_want_of_memory() -> None:

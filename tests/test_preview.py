@@ -149,7 +149,7 @@ def test_settings_of_a_run_are_those_of_the_preview(name: str, tmp_path: Path) -
     )  # fmt: skip
     config = RunConfig(
         input=str(source), output=str(tmp_path / "out"), cpus_per_replica=1.0, num_samples=2,
-        row_settings="gen_length,temperature,seed",  # type: ignore[arg-type]
+        row_settings="gen_length,temperature,seed",
         decoding=DecodingConfig.preset("fast", gen_length=32, temperature=0.7), **RUNS[name],
     )  # fmt: skip
     rows, _ = previewed(config, 3)
@@ -643,7 +643,7 @@ def test_a_resized_terminal_is_drawn_anew(folder: Path) -> None:
     for columns, lines in ((40, 24), (100, 30), (36, 14)):
         terminal.resize(columns, lines)
         rule = "─" * (columns - 1)
-        terminal.wait(lambda rule=rule: terminal.display.count(rule) >= 1)  # type: ignore[misc]
+        terminal.wait(lambda rule=rule: terminal.display.count(rule) >= 1)
         assert terminal.display[0] == "row 1 of 1: 00000-00000000"
         others = {line for line in terminal.display if set(line) == {"─"}}
         assert others == {rule}, "nothing is left of the size before"

@@ -163,7 +163,7 @@ def test_refusals_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"refuses these turns .*drop the system prompt"):
         encode_prompt(strict, TEXT, "chat", "Be brief.")
     with pytest.raises(ValueError, match="choose auto, chat or raw"):
-        encode_prompt(base, TEXT, "chatml")  # type: ignore[arg-type]
+        encode_prompt(base, TEXT, "chatml")
 
 
 # Length
@@ -178,7 +178,7 @@ def test_fit_prompt() -> None:
     with pytest.raises(ValueError, match="lower gen_length"):
         fit_prompt([1, 2, 3], 0, "keep_last")
     with pytest.raises(ValueError, match="choose fail or keep_last"):
-        fit_prompt([1, 2, 3], 5, "first")  # type: ignore[arg-type]
+        fit_prompt([1, 2, 3], 5, "first")
 
 
 # Dream's tokenizer

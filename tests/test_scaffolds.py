@@ -391,7 +391,7 @@ def test_growth_that_cannot_be_is_refused(settings: dict[str, Any], says: str) -
 
 
 def test_auto_stands_for_lengths() -> None:
-    assert lrd.DecodingConfig(gen_length="auto").canvases == (64, 128, 256, 512)  # type: ignore[arg-type]
+    assert lrd.DecodingConfig(gen_length="auto").canvases == (64, 128, 256, 512)
     given: dict[str, Any] = {"gen_length": "auto", "max_gen_length": 200}
     assert lrd.DecodingConfig(**given).canvases == (64, 128, 200)
     blocks: dict[str, Any] = {"gen_length": "auto", "block_length": 48}

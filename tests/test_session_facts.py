@@ -73,7 +73,7 @@ def test_a_replica_that_computes_on_something_else_is_warned_of_once(
 def test_the_first_replicas_of_a_run_are_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     driver: Any = SimpleNamespace(_environments=[])
     for _ in range(3):
-        Driver._note_environment(driver, SimpleNamespace(name="it"), A100)  # type: ignore[arg-type]
+        Driver._note_environment(driver, SimpleNamespace(name="it"), A100)
     assert driver._environments == [A100]
     assert not caplog.messages
 
@@ -200,6 +200,6 @@ def test_a_host_that_waits_for_a_pass_sleeps(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    found: Any = on_host(OnGpu(), OnGpu())  # type: ignore[arg-type]
+    found: Any = on_host(OnGpu(), OnGpu())
     assert found == ["cpu", "cpu"]
     assert made == [{"blocking": True}], "one wait for all"

@@ -158,7 +158,7 @@ def test_the_mask_does_not_come_and_go_with_the_neighbours(model: LoadedModel) -
             2,
             9,
             fixed_shapes=True,
-            padded=padded,  # type: ignore[arg-type]
+            padded=padded,
         )
         for asked in whole:
             engine.submit(asked)
@@ -171,7 +171,7 @@ def test_the_mask_does_not_come_and_go_with_the_neighbours(model: LoadedModel) -
 
 def test_slots_are_divided(model: LoadedModel) -> None:
     observed = Observed(model)
-    engine = lrd.Engine(observed, UNEVEN, 4, 9, fixed_shapes=True)  # type: ignore[arg-type]
+    engine = lrd.Engine(observed, UNEVEN, 4, 9, fixed_shapes=True)
     for request in requests():
         engine.submit(request)
     engine.max_busy = 0

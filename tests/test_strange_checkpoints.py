@@ -357,7 +357,7 @@ def test_ropes_base_is_read_where_it_stands(
     name: str, change: dict[str, Any], tmp_path: Path
 ) -> None:
     model = lrd.load_model(with_config(tmp_path, {**SMALL[name], **change}))
-    assert model.transformer.config.rope_theta == 1234.5  # type: ignore[attr-defined]
+    assert model.transformer.config.rope_theta == 1234.5
 
 
 SCALINGS: list[dict[str, Any]] = [
@@ -439,8 +439,8 @@ def test_tensors_that_repeat_what_is_there(name: str, device: str, tmp_path: Pat
         "model.rotary_emb.original_inv_freq": frequencies(config),
     }
     both = lrd.load_model(write(tmp_path / "both", config, {**tensors, **more}), device)
-    assert plain.unused_tensors == []  # type: ignore[attr-defined]
-    assert both.unused_tensors == sorted(more)  # type: ignore[attr-defined]
+    assert plain.unused_tensors == []
+    assert both.unused_tensors == sorted(more)
     if device == "cpu":
         ids = torch.arange(12).view(2, 6)
         assert torch.equal(plain.logits(plain.embed(ids)), both.logits(both.embed(ids)))
@@ -500,7 +500,7 @@ def test_an_untied_head_is_not_a_repetition(tmp_path: Path) -> None:
     tensors = random_tensors(SMALL_DREAM)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     model = lrd.load_model(write(tmp_path, SMALL_DREAM, tensors))
-    assert model.unused_tensors == []  # type: ignore[attr-defined]
+    assert model.unused_tensors == []
 
 
 # EOS
@@ -530,7 +530,7 @@ def test_every_eos_that_the_files_name(
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
     model = lrd.load_model(folder)
-    assert model.eos_ids == expected  # type: ignore[attr-defined]
+    assert model.eos_ids == expected
     assert (model.eos_id, model.pad_id) == (expected[0], 38)
     named = [stated] if isinstance(stated, int) else stated
     # The file is part of what decides results exactly where it adds an id.

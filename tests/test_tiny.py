@@ -31,7 +31,7 @@ def test_equations_hold_and_lead_to_the_answer() -> None:
         for equation in problem.equations:
             left, operator, right, value = re.fullmatch(
                 r"(\d+)([-+*/])(\d+)=(\d+)", equation
-            ).groups()  # type: ignore[union-attr]
+            ).groups()
             a, b = int(left), int(right)
             assert int(value) == {"+": a + b, "-": a - b, "*": a * b, "/": a / b}[operator]
         assert problem.equations[-1].endswith(f"={problem.answer}")

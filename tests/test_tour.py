@@ -115,5 +115,5 @@ def test_the_tour_and_the_pandas_session(
     assert (tmp_path / "runs" / "confidence.png").stat().st_size > 5000
     # What the driver recorded of its replicas' time.
     assert "time not in passes: " in printed
-    share = float(re.search(r"time not in passes: ([\d.]+)%", printed)[1])  # type: ignore[index]
+    share = float(re.search(r"time not in passes: ([\d.]+)%", printed)[1])
     assert 0 <= share < 100

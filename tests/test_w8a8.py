@@ -198,7 +198,7 @@ def test_element_wise_work_compiles_as_two_functions_of_any_number_of_rows(name:
     given = [torch.randn(rows, 64).to(torch.bfloat16) for rows in (2, 3, 9)]
     eager = [layer(x_NK) for x_NK in given]
     torch._dynamo.reset()
-    w8a8.fuse_products(layer, fused)  # type: ignore[arg-type]
+    w8a8.fuse_products(layer, fused)
     for x_NK, expected in zip(given, eager, strict=True):
         assert torch.equal(layer(x_NK), expected)
     assert len(graphs) == 2

@@ -265,7 +265,7 @@ def _link(site: Site, page: str, file: str, link: Link) -> str:
 
 
 def _source_link(site: Site, page: str, file: str, target: str, text: str) -> str:
-    """A link to a file that is no page: to the repository, else to a page that shows its code. A
+    """A link to a file that is not a page: to the repository, else to a page that shows its code. A
     text that is a name in code leads to its definition."""
     path = site.root / target
     named = re.fullmatch(r"`([A-Za-z_][\w.]*)(\(.*\))?`", text)

@@ -58,11 +58,11 @@ def random_checkpoint(folder: Path, name: str, seed: int) -> Path:
 
 
 def judged(text: str | None) -> str:
-    """`fits`, `parses`, or `is no JSON`."""
+    """`fits`, `parses`, or `is not JSON`."""
     try:
         found = json.loads(text or "")
     except ValueError:
-        return "is no JSON"
+        return "is not JSON"
     return "fits" if jsonschema.Draft202012Validator(SCHEMA).is_valid(found) else "parses"
 
 

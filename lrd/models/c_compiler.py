@@ -22,7 +22,7 @@ def refuse_without_compiler(otherwise: str = "") -> None:
     if not any(map(shutil.which, [named] if named else COMPILERS)):
         what = f"CC names {named!r}, which is not there" if named else "there is no C compiler"
     elif not (python_headers() / "Python.h").is_file():
-        what = f"there is no Python.h in {python_headers()}"
+        what = f"there is not Python.h in {python_headers()}"
     else:
         return
     raise ValueError(

@@ -31,6 +31,8 @@ DTYPES: dict[pa.DataType, Any] = {
     pa.bool_(): pd.BooleanDtype(),
 }
 """Integers and booleans keep their type where a failed row has none, and integers their value."""
+CANNOT_HOLD = (pa.ArrowException, ValueError)
+"""What a conversion raises for a type without a pandas one, and for dates that Python lacks."""
 RUN = "lrd"
 """Key of `DataFrame.attrs` under which `load` notes the run's output and level of columns."""
 
@@ -128,11 +130,11 @@ def _frame(table: pa.Table, where: str) -> pd.DataFrame:
     try:
         frame: pd.DataFrame = table.to_pandas(**options)
         return frame
-    except (pa.ArrowException, NotImplementedError, ValueError) as error:
+    except pa.ArrowException as error:
         for name in table.column_names:
             try:
                 table.select([name]).to_pandas(**options)
-            except (pa.ArrowException, NotImplementedError, ValueError) as reason:
+            except pa.ArrowException as reason:
                 kind = table.schema.field(name).type
                 raise ValueError(
                     f"{where}: pandas cannot hold column {name!r} ({kind}: {reason}); name the "

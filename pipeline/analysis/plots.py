@@ -115,7 +115,7 @@ def plot_commit_order(
     ax.set_xticks([])
     ax.set_ylabel("first position of the line")
     one = row_id is not None
-    ax.get_figure().colorbar(image, ax=ax, label="pass" if one else "mean pass")  # type: ignore[union-attr]
+    ax.figure.colorbar(image, ax=ax, label="pass" if one else "mean pass")
     what = row_id if one else f"mean of {positions['row_id'].nunique():,} answers"
     ax.set_title(f"Pass that committed each position, {what}")
     if "text" in positions:

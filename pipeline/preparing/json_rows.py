@@ -104,7 +104,7 @@ def _typed(value: Any, kind: pa.DataType) -> Any:
 
 
 def _kept(name: str, value: Any, reading: Reading) -> Any:
-    """A value as its column keeps it: prompts that are no chats become text."""
+    """A value as its column keeps it: prompts that are not chats become text."""
     if name != _prompt_column(reading) or value is None:
         return value
     if not isinstance(value, list | dict):

@@ -144,7 +144,7 @@ def parses(code: str, compiles: bool = False) -> bool:
 
 
 def _broken_line(code: str, flags: int) -> int | None:
-    """The first line, from 1, that is no Python; a large number where it is not known."""
+    """The first line, from 1, that is not Python; a large number where it is not known."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -45,7 +45,7 @@ def program(text: str) -> str:
     if begin := _BEGIN.search(answer):
         answer = answer[begin.end() :]
     answer = answer.lstrip("\r\n")
-    # A fence is no quotation.
+    # A fence is not a quotation.
     quoted = None if answer.lstrip().startswith("```") else _QUOTED.match(answer)
     unquoted = extract_code.module(quoted["code"]) if quoted else ""
     return unquoted if extract_code.defines(unquoted, None) else extract_code.module(answer)

@@ -91,7 +91,7 @@ def wilson(num_correct: float, num_rows: float) -> tuple[float, float]:
 def share_over_prompts(values: Sequence[float], num_samples: int) -> Share:
     """The mean of one value from 0 to 1 a prompt, and its interval over prompts.
 
-    Rows of one prompt are alike, so they are no independent trials. The interval is Wilson's with
+    Rows of one prompt are alike, so they are not independent trials. The interval is Wilson's with
     the effective number of trials p(1−p) / (s²/n), s² the variance between n prompts (Kish's design
     effect; Dean and Pagano, Evaluating Confidence Interval Methods for Binomial Proportions in
     Clustered Surveys, 2015): n where every value is 0 or 1, n × num_samples at most.

@@ -13,7 +13,7 @@
 Processes are started, not forked or spawned: forks inherit Arrow's threads, and spawned ones
 import the caller's main module, which may bring Ray and torch. That, the working directory (a
 spawned process imports from it before any setting of ours) and the exit code of an idle worker
-(which pebble does not report) are why this is no `pebble.ProcessPool`.
+(which pebble does not report) are why this is not a `pebble.ProcessPool`.
 """
 
 from __future__ import annotations

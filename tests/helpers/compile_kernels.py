@@ -49,9 +49,9 @@ def launches(dtype: torch.dtype, shared_memory: int) -> list[tuple[Any, ...]]:
     found: list[tuple[Any, ...]] = []
     names = [name for name in vars(belief_kernels) if name.endswith("_kernel")]
     recorders = {name: Recorder(getattr(belief_kernels, name), found) for name in names}
-    belief_ops._kernels = lambda: SimpleNamespace(**recorders)  # type: ignore[assignment,return-value]
+    belief_ops._kernels = lambda: SimpleNamespace(**recorders)
     tiles = belief_ops.product_tiles
-    belief_ops.product_tiles = lambda dtype, _: tiles(dtype, shared_memory)  # type: ignore[assignment]
+    belief_ops.product_tiles = lambda dtype, _: tiles(dtype, shared_memory)
     logits, past = torch.zeros(n, V, dtype=dtype), torch.zeros(n, V, dtype=torch.float16)
     rows, top_p = torch.arange(n), DecodingConfig().top_p
     *_, nuclei = belief_ops.read(logits, 0, top_p, (past, torch.zeros(n)), rows)

@@ -112,5 +112,5 @@ def cramped(error: Exception) -> LoadedModel:
     """A random model that raises `error` for more than three canvases."""
     model = random_model(**LIVELY)
     model.__class__ = Cramped
-    model.error = error  # type: ignore[attr-defined]
+    model.error = error
     return model
