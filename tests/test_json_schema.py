@@ -477,6 +477,16 @@ def test_answers_that_are_not_of_the_form_have_a_reason(text: str, fault: str) -
     assert len(reason) < 400
 
 
+def test_tokens_of_a_string_may_stand_in_one_as_they_are(model: Any) -> None:
+    """Escaping would keep the answer valid, but such a token was meant to end the string."""
+    classes = TokenClasses(model)
+    number = classes.number("string")
+    allowed = set(classes.table()[number].nonzero()[:, 0].tolist()) - classes.ends
+    texts = [model.tokenizer.decode([index]) for index in allowed]
+    assert len(texts) > 20
+    assert not [text for text in texts if any(c in '"\\' or c < " " for c in text)]
+
+
 def test_more_sets_of_tokens_than_memory_should_hold_are_refused(tiny: Any) -> None:
     classes = TokenClasses(tiny)
     numbers = [classes.number(frozenset({n})) for n in range(MAX_CLASSES - 1)]

@@ -51,6 +51,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "blocks, no EOS": {**BLOCKS, "stop_at_eos": False},
     "blocks, bound": {**BLOCKS, "entropy_threshold": None, "entropy_bound": 1.5},
     "blocks, warm": {**BLOCKS, "temperature": 0.8, "seed": 5},
+    "all at once": {**LRD, "entropy_threshold": 99.0},
+    "stopped at once": {**LRD, "early_stop": True, "tau_decode": 99.0, "entropy_threshold": None},
 }
 CACHES: dict[str, dict[str, Any]] = {
     "dual": {"kv_cache": "dual"},
@@ -83,7 +85,7 @@ CANVASES: list[Scaffold | None] = [
     scaffold(3, [9, EOS], 11),  # An EOS among fixed tokens ends nothing.
     scaffold([1, 2, 3, 4, 5, 6, 7, 8, 9], 2, [3, 3], 3),  # Two blocks without an open position.
     Scaffold.open(7, MASK),
-    scaffold(1, [30, 31, 32, 33, 34, 35], 1, [2, 2]),  # The second block is full.
+    scaffold(1, [30, 31, 32, 33, 34, 35, 36, 37], 1, [2, 2]),  # The second block is full.
 ]
 
 
@@ -276,7 +278,10 @@ class InOrder(Scaffold):
 
 
 @pytest.mark.parametrize("fixed_shapes", [False, True])
-@pytest.mark.parametrize("setting", ["whole", "whole, stop", "warm", "blocks, no EOS"])
+@pytest.mark.parametrize(
+    "setting",
+    ["whole", "whole, stop", "warm", "blocks, no EOS", "all at once", "stopped at once"],
+)
 def test_classes_follow_what_was_committed(setting: str, fixed_shapes: bool) -> None:
     model, config = random_model(**MODELS["plain"]), lrd.DecodingConfig(**SETTINGS[setting])
     table = torch.zeros(41, VOCABULARY, dtype=torch.bool)
@@ -331,19 +336,25 @@ def needs_more(model: LoadedModel, config: lrd.DecodingConfig, prompt: list[int]
 GROWTH = {"gen_length": 8, "max_gen_length": 32, "eos_window": 4, "eos_enough": 0.4}
 
 
-@pytest.mark.parametrize("fixed_shapes", [False, True])
-@pytest.mark.parametrize("name", ["brief", "brief Dream", "plain"])
+GROWING: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "blocks": {"block_length": 4},
+    "refined to the limit": {"block_length": 4, "tau_refine": 0.0},
+    "cached": {"block_length": 4, "kv_cache": "dual"},
+    "warm": {"temperature": 0.8},
+}
+
+
+@pytest.mark.parametrize("fixed_shapes", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "more",
-    [{}, {"block_length": 4}, {"block_length": 4, "kv_cache": "dual"}, {"temperature": 0.8}],
-    ids=["whole", "blocks", "cached", "warm"],
+    "name",
+    ["brief", *(pytest.param(n, marks=pytest.mark.slow) for n in ("brief Dream", "plain"))],
 )
-def test_a_canvas_grows_until_it_ends_in_eos(
-    more: dict[str, Any], name: str, fixed_shapes: bool
-) -> None:
+@pytest.mark.parametrize("kind", GROWING)
+def test_a_canvas_grows_until_it_ends_in_eos(kind: str, name: str, fixed_shapes: bool) -> None:
     """The answer is that of a run with the last canvas; all passes are counted."""
     model = random_model(**MODELS[name])
-    config = lrd.DecodingConfig(**{**LRD, **GROWTH, **more})
+    config = lrd.DecodingConfig(**{**LRD, **GROWTH, **GROWING[kind]})
     assert config.canvases == (8, 16, 32)
     prompts = [*PROMPTS, *[[n, n + 1, n + 2] for n in range(14)]]
     lengths = set()
