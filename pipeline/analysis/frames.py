@@ -130,11 +130,11 @@ def _frame(table: pa.Table, where: str) -> pd.DataFrame:
     try:
         frame: pd.DataFrame = table.to_pandas(**options)
         return frame
-    except pa.ArrowException as error:
+    except CANNOT_HOLD as error:
         for name in table.column_names:
             try:
                 table.select([name]).to_pandas(**options)
-            except pa.ArrowException as reason:
+            except CANNOT_HOLD as reason:
                 kind = table.schema.field(name).type
                 raise ValueError(
                     f"{where}: pandas cannot hold column {name!r} ({kind}: {reason}); name the "
