@@ -45,7 +45,8 @@ def run_config(args: argparse.Namespace) -> RunConfig:
     preset = settings.pop("preset", "fast")
     if not isinstance(preset, str):
         raise ValueError(
-            f"{args.config}: preset is {preset!r}; expected a name in quotes: {', '.join(ALL_PRESETS)}"
+            f"{args.config}: preset is {preset!r}; expected a name in quotes: "
+            f"{', '.join(ALL_PRESETS)}"
         )
     with in_one_line():
         settings["decoding"] = DecodingConfig.preset(

@@ -238,6 +238,11 @@ class DecodingConfig(DecoderSettings, MethodSettings):
         )
 
     @property
+    def reads_more(self) -> bool:
+        """Whether passes may read positions beside the block's open ones."""
+        return self.reads_canvas or self.reopen != "none"
+
+    @property
     def window_tokens(self) -> int:
         """Canvas positions that a pass may read: the block's, or all."""
         return self.gen_length if self.reads_canvas else self.block_tokens
