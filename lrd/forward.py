@@ -26,7 +26,8 @@ from lrd.commit_rules import (
     without_tokens,
 )
 from lrd.config import DecodingConfig
-from lrd.decoders.rule import Chunk, Rule
+from lrd.decoders import Rule, rules_of
+from lrd.decoders.rule import Chunk
 from lrd.draws import Draws
 from lrd.models.protocol import DiffusionModel, SplitModel, eos_ids, is_cached, is_split
 from lrd.one_pass import Pass, Reading
@@ -95,7 +96,7 @@ def logits_in_chunks(
     """The forward pass: rows of B·K and their logits [n, V], a chunk at a time."""
     logits_of = forward(model, config, state, column_BK, rows_N)
     num_columns = model.embedding_table.shape[0]
-    head, cached = chunk_elements(model, state.fixed_shapes)
+    head, cached = chunk_elements(model, config, state.fixed_shapes)
     place_N = torch.arange(len(rows_N), device=rows_N.device)
     class_N = _classes(state, column_BK, rows_N)
     for place_n in _even_parts(place_N, head // num_columns):
@@ -121,11 +122,14 @@ def _classes(state: Canvases, column_BK: Tensor, rows_N: Tensor) -> Tensor | Non
     return class_BK.flatten()[rows_N].clamp(min=0)
 
 
-def chunk_elements(model: DiffusionModel, fixed_shapes: bool) -> tuple[int, int]:
+def chunk_elements(
+    model: DiffusionModel, config: DecodingConfig, fixed_shapes: bool
+) -> tuple[int, int]:
     """How many logits the head computes at a time, and how many become beliefs at a time."""
     if model.embedding_table.device.type == "cpu":
         return HEAD_ELEMENTS, HEAD_ELEMENTS if fixed_shapes else CACHED_ELEMENTS
-    by_kernels = belief_ops.kernels_apply(model.embedding_table)
+    whole = any(rule.compares(config) for rule in rules_of(config))
+    by_kernels = belief_ops.kernels_apply(model.embedding_table) and not whole
     return GPU_HEAD_ELEMENTS, GPU_HEAD_ELEMENTS if by_kernels else GPU_ELEMENTS
 
 
