@@ -1,9 +1,9 @@
 """Every decoder on one frontier: accuracy against passes and rows a second, paired with `fast`.
 
-    python -m jobs.tiny.decoder_frontier measure --task singles --output runs/frontier
-    python -m jobs.tiny.decoder_frontier measure --task sheets --output runs/frontier
-    python -m jobs.tiny.decoder_frontier time --output runs/frontier
-    python -m jobs.tiny.decoder_frontier page jobs/benchmarks/which-decoder.md --output runs/frontier
+    python -m jobs.tiny.decoder_frontier measure --task singles --output FOLDER
+    python -m jobs.tiny.decoder_frontier measure --task sheets --output FOLDER
+    python -m jobs.tiny.decoder_frontier time --output FOLDER
+    python -m jobs.tiny.decoder_frontier page jobs/benchmarks/which-decoder.md --output FOLDER
 
 `measure` decodes the same problems by every preset of `lrd/presets.py` and stores the outcomes, a
 file each; what is stored is not decoded again. `time` decodes a few rows by all of them in turns,
@@ -22,9 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jobs.tiny.accuracy import distinct_sheets
+from jobs.tiny.accuracy import distinct_sheets, right_answers
 from jobs.tiny.comparison_page import difference, fill
-from jobs.tiny.fitting_length import right_answers
 from lrd import DecodingConfig, decode, load_model
 from lrd.config import ALL_PRESETS
 from lrd.models.checkpoint import fingerprint
@@ -67,8 +66,8 @@ TASKS = {
         (4, 5, 6),
         300,
         {"gen_length": 256, "block_length": 32},
-        "worksheets of 4 to 6 problems, `tiny_sheets`, canvas 256 in blocks of 32; right are sheets "
-        "of which every problem is",
+        "worksheets of 4 to 6 problems, `tiny_sheets`, canvas 256 in blocks of 32; a sheet is "
+        "right where all its problems are",
     ),
 }
 
@@ -109,19 +108,20 @@ def measure(args: argparse.Namespace) -> int:
         began = time.monotonic()
         samples = decode(model, prompts, config, batch_size=16)
         right = right_answers(samples, tested)
+        whole = [int(all(one)) for one in right]
+        forwards = [sample.num_forwards for sample in samples]
         found = {
             "asked": asked,
-            "correct": [int(all(one)) for one in right],
+            "correct": whole,
             "problems": [sum(map(sum, right)), sum(map(len, right))],
-            "forwards": [sample.num_forwards for sample in samples],
+            "forwards": forwards,
             "positions": [sample.positions_computed for sample in samples],
             "uncommits": [sample.num_uncommits for sample in samples],
         }
         path.write_text(json.dumps(found))
-        shown = sum(found["correct"]) / count
-        passes = sum(found["forwards"]) / count
         print(
-            f"{task.name}, {preset}: {shown:.1%} in {passes:.2f} passes, "
+            f"{task.name}, {preset}: {sum(whole) / count:.1%} in "
+            f"{sum(forwards) / count:.2f} passes, "
             f"{time.monotonic() - began:.0f} s",
             flush=True,
         )
