@@ -196,9 +196,9 @@ def early_stop(
 def begin_schedule(now: Pass) -> None:
     """Count what a schedule shares out, up to a block's first decode pass."""
     state = now.state
-    state.num_at_start_B = torch.where(
-        state.decode_in_block_B <= 1, now.open_BK.sum(-1), state.num_at_start_B
-    )
+    # Refinement passes after it have its number too.
+    begins_B = state.decode_in_block_B <= now.decoding_B.long()
+    state.num_at_start_B = torch.where(begins_B, now.open_BK.sum(-1), state.num_at_start_B)
 
 
 def whole_commits(now: Pass, rules: Sequence[Rule], stop_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from helpers.golden_decoders import SIDES, Case, Record, cases, compare, parity
 
 from lrd.engine import PaddingSide
 
-PAST = "the original compares a block's first pass with the last of the block before; here a past is a block's own"
+PAST = "its first pass of a block is compared with the last of the block before; here none is"
 GIVES_UP = "the original leaves [MASK] where a block's steps are spent; here it goes on"
 UNEQUAL = "ASS in blocks of unequal lengths, which no setting describes"
 
