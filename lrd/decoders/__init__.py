@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from lrd.config import DecodingConfig
+from lrd.decoders.caps import CommitCaps
+from lrd.decoders.eoser import Eoser
+from lrd.decoders.explore import ExploreThenExploit
+from lrd.decoders.klass import Klass
+from lrd.decoders.local_leap import LocalLeap
 from lrd.decoders.rule import Rule
+from lrd.decoders.slow_fast import SlowFast
 
 __all__ = ["RULES", "Rule", "rules_of"]
 
-RULES: tuple[Rule, ...] = ()
+RULES: tuple[Rule, ...] = (
+    Eoser(),
+    SlowFast(),
+    Klass(),
+    ExploreThenExploit(),
+    LocalLeap(),
+    CommitCaps(),  # Last: it caps what the others name.
+)
 """In the order in which they are asked."""
 
 
