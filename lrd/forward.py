@@ -95,7 +95,7 @@ def logits_in_chunks(
     """The forward pass: rows of B·K and their logits [n, V], a chunk at a time."""
     logits_of = forward(model, config, state, column_BK, rows_N)
     num_columns = model.embedding_table.shape[0]
-    head, cached = chunk_elements(model, state.fixed_shapes)
+    head, cached = chunk_elements(model, config, state.fixed_shapes)
     place_N = torch.arange(len(rows_N), device=rows_N.device)
     class_N = _classes(state, column_BK, rows_N)
     for place_n in _even_parts(place_N, head // num_columns):
@@ -121,11 +121,13 @@ def _classes(state: Canvases, column_BK: Tensor, rows_N: Tensor) -> Tensor | Non
     return class_BK.flatten()[rows_N].clamp(min=0)
 
 
-def chunk_elements(model: DiffusionModel, fixed_shapes: bool) -> tuple[int, int]:
+def chunk_elements(
+    model: DiffusionModel, config: DecodingConfig, fixed_shapes: bool
+) -> tuple[int, int]:
     """How many logits the head computes at a time, and how many become beliefs at a time."""
     if model.embedding_table.device.type == "cpu":
         return HEAD_ELEMENTS, HEAD_ELEMENTS if fixed_shapes else CACHED_ELEMENTS
-    by_kernels = belief_ops.kernels_apply(model.embedding_table)
+    by_kernels = belief_ops.kernels_apply(model.embedding_table) and not config.compares_beliefs
     return GPU_HEAD_ELEMENTS, GPU_HEAD_ELEMENTS if by_kernels else GPU_ELEMENTS
 
 

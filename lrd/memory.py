@@ -103,10 +103,11 @@ def memory_of(
     # Columns that are fed alone are copied first, with their places, positions and columns.
     fed_bytes = D * d + 24 if config.feeds_some else 0
     guided = 2 if config.cfg_scale else 1
-    logits, beliefs = (min(x, S * K * V) for x in chunk_elements(model, fixed_shapes))
+    logits, beliefs = (min(x, S * K * V) for x in chunk_elements(model, config, fixed_shapes))
     by_kernels = kernels_apply(table)
     if by_kernels:  # Only what needs whole beliefs makes some, a few rows at a time.
-        beliefs = 0 if config.reads_beliefs_alone else min(GPU_ELEMENTS, beliefs)
+        whole = config.compares_beliefs or not config.reads_beliefs_alone
+        beliefs = min(GPU_ELEMENTS, beliefs) if whole else 0
     kept = guided * S * K * D * d + S * K * (D * d if config.mixes else 0)
     return Memory(
         weights=_weights(model),

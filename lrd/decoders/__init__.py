@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from lrd.config import DecodingConfig
+from lrd.decoders.credit import CreditDecoding
+from lrd.decoders.prophet import Prophet
+from lrd.decoders.rejection import Rejection
 from lrd.decoders.rule import Rule
+from lrd.decoders.soft_suffix import SoftSuffix
 
 __all__ = ["RULES", "Rule", "rules_of"]
 
-RULES: tuple[Rule, ...] = ()
+RULES: tuple[Rule, ...] = (
+    CreditDecoding(),
+    Prophet(),
+    Rejection(),
+    SoftSuffix(),
+)
 """In the order in which they are asked."""
 
 
