@@ -94,9 +94,22 @@ class DecodingConfig(DecoderSettings, MethodSettings):
                 "stop_gap_early, explore_above, soft_suffix and reopen read the whole canvas in "
                 "each pass; set kv_cache to none and suffix to all"
             )
+        self._check_caps()
         self._check_credit()
         self._check_stop_gap()
         self._check_mix()
+
+    def _check_caps(self) -> None:
+        caps = self.commit_share < 1 or self.commit_ceiling is not None
+        if caps and self.confidence_threshold is None:
+            raise ValueError(
+                "commit_share and commit_ceiling cap what confidence_threshold commits; set it too"
+            )
+        if self.commit_floor > 1 and self.commit_share == 1:
+            raise ValueError(
+                f"commit_floor {self.commit_floor} is what commit_share leaves at least, and that "
+                "is 1; lower commit_share or drop commit_floor"
+            )
 
     def _check_credit(self) -> None:
         if self.credit_alpha > 0 and not self.reads_beliefs_alone:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lrd.config import DecodingConfig
+from lrd.decoders.caps import CommitCaps
 from lrd.decoders.credit import CreditDecoding
 from lrd.decoders.prophet import Prophet
 from lrd.decoders.rejection import Rejection
@@ -13,6 +14,7 @@ __all__ = ["RULES", "Rule", "rules_of"]
 
 RULES: tuple[Rule, ...] = (
     CreditDecoding(),
+    CommitCaps(),
     Prophet(),
     Rejection(),
     SoftSuffix(),
