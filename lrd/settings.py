@@ -150,5 +150,17 @@ def _distances(text: str) -> tuple[int, ...]:
                 "give all, none, a number of blocks, or distances behind the block such as "
                 "0-7,15,23"
             )
-        found |= set(range(int(ends[1]), int(ends[2] or ends[1]) + 1))
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        if last < first:
+            raise ValueError(f"{part.strip()} is not a range; write {last}-{first}")
+        found |= set(range(first, last + 1))
     return tuple(sorted(found))
+
+
+def suffix_text(suffix: str | int | tuple[int, ...]) -> str:
+    """The text of a flag that gives this `suffix`."""
+    if not isinstance(suffix, tuple):
+        return str(suffix)
+    # One number would count blocks.
+    parts = [f"{one}-{one}" if len(suffix) == 1 else str(one) for one in suffix]
+    return ",".join(parts) or "none"

@@ -12,7 +12,6 @@ from test_golden_templates import scaffold_of
 from lrd.engine import PaddingSide
 
 
-
 def lengths(case: Case) -> dict[str, Any]:
     return {name: case.settings[name] for name in ("gen_length", "block_length")}
 
