@@ -151,7 +151,7 @@ def largest(x_NV: Tensor, k: int) -> Tensor:
     num_groups = V // size
     if size == 1:
         return _keys(x_NV, torch.arange(V, device=x_NV.device)).topk(k, dim=-1).indices
-    grouped_NGg = x_NV[:, : num_groups * size].unflatten(1, (num_groups, size))
+    grouped_NGg = x_NV[:, : num_groups * size].view(N, num_groups, size)
     numbers_G = torch.arange(num_groups, device=x_NV.device)
     group_Nk = _keys(grouped_NGg.amax(-1), numbers_G).topk(k, dim=-1).indices
     id_Nc = (group_Nk[..., None] * size + torch.arange(size, device=x_NV.device)).flatten(1)

@@ -290,7 +290,7 @@ SETTINGS = {
         update={"mix": "topk", "soft_suffix": True, "block_length": 2}
     ),
     "stopped by a gap": SHORT.model_copy(
-        update={"stop_gap_early": 1.5, "stop_gap_start": 2, "block_length": 2}
+        update={"stop_gap_early": 2.5, "stop_gap_start": 2, "block_length": 2}
     ),
 }
 

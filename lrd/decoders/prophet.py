@@ -38,6 +38,7 @@ class Prophet(Rule):
 
     def stops(self, now: Pass) -> Tensor:
         counted_BK, masked_BK, config = self._counted(now), now.masked_BK, now.config
+        assert config.stop_gap_early is not None
         number_B = counted_BK.sum(-1)
         gap_B = torch.where(counted_BK, now.reading.more["gap"], 0).sum(-1) / number_B
         share_B = now.state.decode_steps_B.double() / (config.steps or config.gen_length)

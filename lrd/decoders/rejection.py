@@ -44,8 +44,9 @@ class Rejection(Rule):
 
     def weigh(self, now: Pass) -> None:
         state, reading, config = now.state, now.reading, now.config
+        assert config.reject_js is not None
+        assert reading.weight_BK is not None
         js_BK = torch.where(state.kept["rejected"], REJECTED, reading.more["js"])
         rejected_BK = now.open_BK & (js_BK > config.reject_js) & ~now.is_first
         state.kept["rejected"] = rejected_BK
-        assert reading.weight_BK is not None
         reading.weight_BK = reading.weight_BK.masked_fill(rejected_BK | now.is_first, 0)

@@ -51,7 +51,7 @@ class Chunk:
         if isinstance(self.belief, Belief):
             return self.belief.p_NV
         largest_n1 = self.logits_nV.gather(-1, self.belief.token_N[:, None]).float()
-        s_nV = self.logits_nV.float().sub_(largest_n1).clamp_(min=LOWEST)
+        s_nV = self.logits_nV.to(torch.float32, copy=True).sub_(largest_n1).clamp_(min=LOWEST)
         s_nV[:, self.mask_id] = LOWEST
         return s_nV.sub_(self.belief.log_z_N[:, None]).exp_()
 
