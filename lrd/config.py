@@ -159,6 +159,9 @@ class DecodingConfig(DecoderSettings, MethodSettings):
                     f"explore_above and {name} both say what is committed where few positions are "
                     "sure; keep one"
                 )
+        self._check_credit()
+        self._check_stop_gap()
+        self._check_mix()
 
     def _check_caps(self) -> None:
         caps = self.commit_share < 1 or self.commit_ceiling is not None
@@ -171,6 +174,38 @@ class DecodingConfig(DecoderSettings, MethodSettings):
                 f"commit_floor {self.commit_floor} is what commit_share leaves at least, and that "
                 "is 1; lower commit_share or drop commit_floor"
             )
+
+    def _check_credit(self) -> None:
+        if self.credit_alpha > 0 and not self.reads_beliefs_alone:
+            raise ValueError(
+                "credit_alpha credits the most probable token of the belief; set temperature to 0, "
+                "confidence to entropy or probability, confidence_source to belief, and drop "
+                "confidence_eos_eot_inf, or credit_alpha"
+            )
+
+    def _check_stop_gap(self) -> None:
+        if self.stop_gap_start is None:
+            return
+        if self.stop_gap_early is None:
+            raise ValueError("stop_gap_start has no effect without stop_gap_early; set that too")
+        if self.stop_gap_start >= self.gen_length:
+            raise ValueError(
+                f"stop_gap_start {self.stop_gap_start} lies behind the canvas of gen_length "
+                f"{self.gen_length}; lower it"
+            )
+
+    def _check_mix(self) -> None:
+        if self.mixes:
+            if self.soft_suffix and self.reject_js is not None:
+                raise ValueError(
+                    "reject_js compares with the pass before, and soft_suffix reads what lies "
+                    "behind the block once a block; drop one of them"
+                )
+            return
+        for name in ("reject_js", "soft_suffix"):
+            if getattr(self, name):
+                share = "mix_share" if self.mix == "remix" else "r_f and top_p"
+                raise ValueError(f"{name} needs a mix; set {share} above 0, or drop {name}")
 
     def _check_growth(self) -> None:
         longest = self.max_gen_length
@@ -202,6 +237,10 @@ class DecodingConfig(DecoderSettings, MethodSettings):
     def _check_cache(self) -> None:
         if isinstance(self.suffix, int) and self.suffix < 0:
             raise ValueError(f"suffix {self.suffix} counts blocks; give 0 or more, or all")
+        if isinstance(self.suffix, tuple) and min(self.suffix, default=0) < 0:
+            raise ValueError(
+                f"suffix {min(self.suffix)} is a distance behind the block; give 0 or more"
+            )
         if self.cache_refresh and not self.caches:
             raise ValueError(
                 "cache_refresh renews a cache and kv_cache is none; set kv_cache to dual or prefix"

@@ -62,6 +62,13 @@ class DecoderSettings(BaseModel):
         description="factor on the confidence of EOS in the first pass, rises to 1 (EOSER)",
     )
 
+    # CreditDecoding, DPad.
+    eos_ends_block: bool = Field(
+        False,
+        description="block mode: a full block that holds an EOS anywhere ends the sample, and what "
+        "lies behind the block becomes EOS (CreditDecoding, DPad)",
+    )
+
     # Prophet.
     stop_gap_early: float | None = Field(
         None,

@@ -67,7 +67,12 @@ def step(
     still_open_BK = (now.masked_BK & ~commit_BK) | reopened_BK
     waits_BK = still_open_BK & now.reached_BK
     mixed_BK = waits_BK & ~reopened_BK & ~looking_B[:, None]
-    write_inputs(now, next_inputs(now, ids_BK, mixed_BK))
+    held_BK = torch.zeros_like(mixed_BK)
+    for rule in rules:
+        mixed_BK = rule.mixes(now, mixed_BK, still_open_BK)
+        more_BK = rule.holds(now, still_open_BK)
+        held_BK = held_BK if more_BK is None else held_BK | more_BK
+    write_inputs(now, next_inputs(now, ids_BK, mixed_BK), held_BK)
 
     block_done_B = now.decoding_B & ~waits_BK.any(-1)
     left_BM = (state.canvas_BG == model.mask_id).view(-1, config.num_blocks, config.block_tokens)
@@ -296,28 +301,35 @@ def next_inputs(now: Pass, ids_BK: Tensor, mixed_BK: Tensor) -> Tensor:
     return torch.where(mixed_BK[..., None], open_BKD, model.embed(ids_BK))
 
 
-def write_inputs(now: Pass, next_BKD: Tensor) -> None:
-    """The next embeddings into their columns, for running samples alone."""
+def write_inputs(now: Pass, next_BKD: Tensor, held_BK: Tensor) -> None:
+    """The next embeddings into their columns, for running samples alone and not where rules hold
+    what is there."""
     embeds_BLD = now.state.embeds_BLD
     column_BKD = now.columns[..., None].expand_as(next_BKD)
     kept_BKD = embeds_BLD.gather(1, column_BKD)
-    embeds_BLD.scatter_(
-        1, column_BKD, torch.where(now.running_B[:, None, None], next_BKD, kept_BKD)
-    )
+    written_BK = now.running_B[:, None] & ~held_BK
+    embeds_BLD.scatter_(1, column_BKD, torch.where(written_BK[..., None], next_BKD, kept_BKD))
 
 
 def end_at_eos(now: Pass, ids_BK: Tensor, still_open_BK: Tensor, block_done_B: Tensor) -> None:
-    """In blocks, samples that are not complete end at an EOS that has no gap before it; where
-    positions may open again, only once their block is done."""
+    """In blocks, samples that are not complete end at an EOS that has no gap before it (where
+    positions may open again, only once their block is done), or with a full block that holds one
+    anywhere."""
     config, state = now.config, now.state
-    if not config.stop_at_eos or config.num_blocks == 1:
+    if not (config.stop_at_eos or config.eos_ends_block) or config.num_blocks == 1:
         return
-    gapless_BK = still_open_BK.long().cumsum(-1) == 0
     may_end_BK = now.position_BK >= state.eos_from_B[:, None]
-    is_end_BK = is_any_of(ids_BK, eos_ids(now.model)) & gapless_BK & may_end_BK
-    running_B = state.stop_B == int(StopReason.RUNNING)
-    settled_B = now.decoding_B if config.reopen == "none" else block_done_B
-    at_eos_B = settled_B & is_end_BK.any(-1) & running_B
+    is_eos_BK = is_any_of(ids_BK, eos_ids(now.model)) & may_end_BK
+    at_eos_B = torch.zeros_like(block_done_B)
+    if config.stop_at_eos:
+        gapless_BK = still_open_BK.long().cumsum(-1) == 0
+        settled_B = now.decoding_B if config.reopen == "none" else block_done_B
+        at_eos_B = settled_B & (is_eos_BK & gapless_BK).any(-1)
+    if config.eos_ends_block:
+        from_B1 = (state.block_B * config.block_tokens)[:, None]
+        inside_BK = now.reached_BK & (now.position_BK >= from_B1)
+        at_eos_B |= block_done_B & (is_eos_BK & inside_BK).any(-1)
+    at_eos_B &= state.stop_B == int(StopReason.RUNNING)
     state.stop_B = torch.where(at_eos_B, int(StopReason.EOS), state.stop_B)
     open_BG = (state.canvas_BG == now.model.mask_id) & at_eos_B[:, None]
     state.canvas_BG.masked_fill_(open_BG, now.model.eos_id)

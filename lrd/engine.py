@@ -59,6 +59,10 @@ class Engine:
                 f"{prompt_length} prompt tokens and gen_length {config.gen_length} exceed the "
                 f"model's {model.max_length} positions"
             )
+        if row_temperatures and config.credit_alpha > 0:
+            raise ValueError(
+                "credit_alpha needs temperature 0; rows have temperatures of their own"
+            )
         refuse_without_cache(model, config)
         self.model, self.config = model, config
         self.num_slots = num_slots

@@ -140,6 +140,34 @@ def top_k(p_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return value_Nk, group_Nk.gather(1, place_Nk // size) * size + place_Nk % size
 
 
+def largest(x_NV: Tensor, k: int) -> Tensor:
+    """Ids [N, k] of the k largest values in order, of equals the lower id first.
+
+    Of groups of tokens too: the k tokens lie in the k groups of largest maxima, of equals the
+    first ones. So little more is done of a row than to look for its groups' maxima.
+    """
+    N, V = x_NV.shape
+    size = GROUP if k * GROUP < V else 1
+    num_groups = V // size
+    if size == 1:
+        return _keys(x_NV, torch.arange(V, device=x_NV.device)).topk(k, dim=-1).indices
+    grouped_NGg = x_NV[:, : num_groups * size].view(N, num_groups, size)
+    numbers_G = torch.arange(num_groups, device=x_NV.device)
+    group_Nk = _keys(grouped_NGg.amax(-1), numbers_G).topk(k, dim=-1).indices
+    id_Nc = (group_Nk[..., None] * size + torch.arange(size, device=x_NV.device)).flatten(1)
+    rest_Nr = torch.arange(num_groups * size, V, device=x_NV.device).expand(N, -1)
+    id_Nc = torch.cat([id_Nc, rest_Nr], dim=1)
+    place_Nk = _keys(x_NV.gather(1, id_Nc), id_Nc).topk(k, dim=-1).indices
+    return id_Nc.gather(1, place_Nk)
+
+
+def _keys(x_NV: Tensor, id_NV: Tensor) -> Tensor:
+    """Integers in the order of the numbers, of equals the lower id above the higher one."""
+    bits_NV = (x_NV.float() + 0.0).view(torch.int32).long()  # −0 and 0 are equals.
+    bits_NV = torch.where(bits_NV < 0, bits_NV ^ 0x7FFFFFFF, bits_NV)
+    return (bits_NV << 32) + (_LARGEST - id_NV)
+
+
 def has_groups(num_columns: int) -> bool:
     """Whether a row of so many columns is worth taking apart, and falls into whole groups."""
     return num_columns >= 64 * GROUP and num_columns % GROUP == 0

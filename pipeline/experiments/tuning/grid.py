@@ -96,7 +96,7 @@ def effective(config: DecodingConfig) -> DecodingConfig:
     if isinstance(config.refinement, int):
         idle |= {"tau_refine", "max_refine_steps"}
     if config.num_blocks == 1:
-        idle |= {"block_length", "stop_at_eos"}
+        idle |= {"block_length", "stop_at_eos", "eos_ends_block", "soft_suffix", "suffix"}
         if config.refinement == "first":
             idle |= {"refinement"}
     if config.cache_refresh == 1:  # Every pass is full.
