@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import golden
+from helpers import golden, golden_decoders
 from helpers.random_model import LIVELY, random_model
 
 from lrd.models.checkpoint import LoadedModel
@@ -80,11 +80,15 @@ def pytest_configure() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """A table of the golden records where any were compared."""
+    """Tables of the golden records where any were compared."""
     stats = terminalreporter.stats
     reports = [r for o in ("passed", "failed", "skipped") for r in stats.get(o, [])]
-    lines = golden.summary([r for r in reports if hasattr(r, "user_properties")])
-    if len(lines) > 1:
-        terminalreporter.section("golden records")
-        for line in lines:
-            terminalreporter.line(line)
+    reports = [r for r in reports if hasattr(r, "user_properties")]
+    for title, lines in (
+        ("golden records", golden.summary(reports)),
+        ("golden decoders", golden_decoders.summary(reports)),
+    ):
+        if len(lines) > 1:
+            terminalreporter.section(title)
+            for line in lines:
+                terminalreporter.line(line)
