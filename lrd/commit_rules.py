@@ -155,3 +155,11 @@ def choose_commits(
     else:
         chosen_BK = within_BK
     return torch.zeros_like(open_BK).scatter(-1, order_BK, chosen_BK) & open_BK
+
+
+def surest(confidence_BK: Tensor, among_BK: Tensor, most_B: Tensor) -> Tensor:
+    """At most so many of these positions [B, K], the most confident; ties go to the earlier."""
+    order_BK = (-confidence_BK).masked_fill(~among_BK, torch.inf).argsort(dim=-1, stable=True)
+    rank_K = torch.arange(among_BK.shape[1], device=among_BK.device)
+    chosen_BK = rank_K < most_B[:, None]
+    return torch.zeros_like(among_BK).scatter(-1, order_BK, chosen_BK) & among_BK

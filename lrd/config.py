@@ -94,6 +94,19 @@ class DecodingConfig(DecoderSettings, MethodSettings):
                 "stop_gap_early, explore_above, soft_suffix and reopen read the whole canvas in "
                 "each pass; set kv_cache to none and suffix to all"
             )
+        self._check_caps()
+
+    def _check_caps(self) -> None:
+        caps = self.commit_share < 1 or self.commit_ceiling is not None
+        if caps and self.confidence_threshold is None:
+            raise ValueError(
+                "commit_share and commit_ceiling cap what confidence_threshold commits; set it too"
+            )
+        if self.commit_floor > 1 and self.commit_share == 1:
+            raise ValueError(
+                f"commit_floor {self.commit_floor} is what commit_share leaves at least, and that "
+                "is 1; lower commit_share or drop commit_floor"
+            )
 
     def _check_growth(self) -> None:
         longest = self.max_gen_length

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from lrd.config import DecodingConfig
+from lrd.decoders.caps import CommitCaps
 from lrd.decoders.rule import Rule
 
 __all__ = ["RULES", "Rule", "rules_of"]
 
-RULES: tuple[Rule, ...] = ()
+RULES: tuple[Rule, ...] = (CommitCaps(),)
 """In the order in which they are asked."""
 
 
