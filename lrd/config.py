@@ -34,6 +34,9 @@ YOUNGER = frozenset(
 )
 """Settings that were added after runs had been recorded without them."""
 
+NOT_REOPENED = ("stable_kl", "reject_js", "explore_above", "span_confidence")
+"""Settings that positions which open again would confuse."""
+
 MAX_FORWARDS = 1_000_000
 """Passes that a sample may take at most; each has eight bytes of traces in every slot."""
 
@@ -92,9 +95,62 @@ class DecodingConfig(DecoderSettings, MethodSettings):
         if self.reads_canvas and self.num_blocks > 1 and self.feeds_some:
             raise ValueError(
                 "stop_gap_early, explore_above, soft_suffix and reopen read the whole canvas in "
-                "each pass; set kv_cache to none and suffix to all"
+                "each pass; set kv_cache to none and suffix to all, or with reopen drop or lowest "
+                "reopen_scope to block"
             )
         self._check_caps()
+        self._check_committed_threshold()
+        self._check_reopening()
+
+    def _check_committed_threshold(self) -> None:
+        if not self.threshold_from_committed:
+            if self.min_commits > 1:
+                raise ValueError(
+                    f"min_commits {self.min_commits} goes with threshold_from_committed; set it "
+                    "too, or tokens_per_step instead"
+                )
+            return
+        others = [name for name in (*COMMIT_RULES, "steps") if getattr(self, name) is not None]
+        others += ["tokens_per_step"] if self.tokens_per_step != 1 else []
+        if others:
+            raise ValueError(
+                f"threshold_from_committed and {others[0]} are both set; keep one commit rule"
+            )
+        if self.confidence_eos_eot_inf:
+            raise ValueError(
+                "threshold_from_committed takes means of confidences, and confidence_eos_eot_inf "
+                "makes some infinite; drop one of them"
+            )
+
+    def _check_reopening(self) -> None:
+        if (self.reopen == "lowest") != (self.schedule in ("linear", "cosine")):
+            raise ValueError(
+                f"reopen {self.reopen} and schedule {self.schedule} do not go together: reopen "
+                "lowest needs steps and schedule linear or cosine, which go with it alone"
+            )
+        if self.reopen_scope == "block" and self.reopen not in ("drop", "lowest"):
+            raise ValueError(
+                "reopen_scope block goes with reopen drop or lowest; set one of these, or drop it"
+            )
+        if self.reopen == "none":
+            return
+        if self.reopen != "lowest" and self.steps is not None:
+            raise ValueError(
+                f"steps are used up before all is committed under reopen {self.reopen}; drop "
+                "steps, and set confidence_threshold or another commit rule"
+            )
+        clash = [name for name in NOT_REOPENED if getattr(self, name) is not None]
+        if clash:
+            raise ValueError(
+                f"{clash[0]} follows positions from pass to pass, and reopen {self.reopen} "
+                "changes which are open; drop one of them"
+            )
+        if self.reopen == "shadow" and (self.feeds_some or self.cfg_scale or self.reads_canvas):
+            raise ValueError(
+                "reopen shadow feeds a second copy of the block beside the whole canvas; set "
+                "kv_cache to none, suffix to all, cfg_scale to 0, soft_suffix to false, and "
+                "stop_gap_early to none"
+            )
 
     def _check_caps(self) -> None:
         caps = self.commit_share < 1 or self.commit_ceiling is not None
@@ -201,7 +257,8 @@ class DecodingConfig(DecoderSettings, MethodSettings):
             raise ValueError(f"no preset {name!r}; there are {', '.join(ALL_PRESETS)}")
         settings = dict(ALL_PRESETS[name])
         if {"tokens_per_step", "steps", *COMMIT_RULES} & overrides.keys():
-            for rule in ("tokens_per_step", "steps", *COMMIT_RULES):
+            own = ("tokens_per_step", "steps", "threshold_from_committed", "min_commits")
+            for rule in (*own, *COMMIT_RULES):
                 settings.pop(rule, None)
         return cls(**{**settings, **overrides})
 
@@ -247,7 +304,7 @@ class DecodingConfig(DecoderSettings, MethodSettings):
             self.stop_gap_early is not None
             or self.explore_above is not None
             or self.soft_suffix
-            or self.reopen in ("drop", "lowest")
+            or (self.reopen in ("drop", "lowest") and self.reopen_scope == "reached")
         )
 
     @property
@@ -300,7 +357,8 @@ class DecodingConfig(DecoderSettings, MethodSettings):
 
     @property
     def max_forwards(self) -> int:
-        """No sample can take more passes than this."""
+        """No sample can take more passes than this. Where positions open again, each decode pass
+        still leaves one open position fewer (`lrd/decoders/` has the proofs), or `steps` end it."""
         # A schedule of more steps than tokens has passes that commit nothing.
         decode_steps = max(self.gen_length, self.steps or 0)
         phases = {"initial": self.num_blocks, "first": 1}.get(str(self.refinement), decode_steps)

@@ -36,7 +36,38 @@ PRESETS: dict[str, dict[str, Any]] = {
     "blocks": {**_FAST, "block_length": 32, "kv_cache": "dual", "suffix": 1},
 }
 
-DECODERS: dict[str, dict[str, Any]] = {}
+# One pass a reading: what the authors of the other decoders run.
+_PLAIN: dict[str, Any] = {
+    "r_f": 0.0,
+    "max_refine_steps": 0,
+    "early_stop": False,
+    "stop_at_eos": False,
+}
+
+DECODERS: dict[str, dict[str, Any]] = {
+    "wino": {
+        **_PLAIN,
+        "confidence_threshold": 0.6,
+        "commit_share": 0.7,
+        "commit_floor": 5,
+        "commit_ceiling": 20,
+        "reopen": "shadow",
+        "reopen_threshold": 0.9,
+    },
+    "saber": {
+        **_PLAIN,
+        "threshold_from_committed": True,
+        "min_commits": 2,
+        "reopen": "drop",
+    },
+    "rcr": {
+        **_PLAIN,
+        "steps": 64,
+        "schedule": "linear",
+        "confidence": "probability",
+        "reopen": "lowest",
+    },
+}
 """Published decoders as their authors run them, on blocks and canvases of any length."""
 
 ALL_PRESETS = {**PRESETS, **DECODERS}

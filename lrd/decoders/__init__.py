@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from lrd.config import DecodingConfig
 from lrd.decoders.caps import CommitCaps
+from lrd.decoders.rcr import Lowest
 from lrd.decoders.rule import Rule
+from lrd.decoders.saber import CommittedThreshold, Drop
+from lrd.decoders.wino import Shadow
 
 __all__ = ["RULES", "Rule", "rules_of"]
 
-RULES: tuple[Rule, ...] = (CommitCaps(),)
+RULES: tuple[Rule, ...] = (CommitCaps(), CommittedThreshold(), Drop(), Lowest(), Shadow())
 """In the order in which they are asked."""
 
 
