@@ -1,4 +1,4 @@
-"""The forward pass with shadow columns: a second, masked copy of the block beside the canvas (WINO).
+"""The forward pass with shadow columns: a masked copy of the block beside the canvas (WINO).
 
 K more columns hold [MASK] at the positions of the block. Prompt and canvas see each other and no
 shadow; shadow i sees the prompt, the canvas but for its own position, and all shadows. So it says

@@ -8,8 +8,8 @@ confidence, at least `min_commits` (n). Of its k commits and all earlier ones it
 
     min(max(⌊n/2⌋, ⌈k/8⌉), k − 1)
 
-of smallest Δ again, unless nothing was left open. So every decode pass leaves at least one open position fewer, and a sample of
-G open positions takes at most G of them.
+of smallest Δ again, unless nothing was left open. So every decode pass leaves at least one open
+position fewer, and a sample of G open positions takes at most G of them.
 
 Legend: B samples, K canvas positions that a pass may read, G canvas positions.
 """
