@@ -120,6 +120,8 @@ def scheduled_quota(
         return (target_B - (block_B - num_open_B)).clamp(min=1)
     if config.schedule == "even":
         return block_B // steps + (index_B < block_B % steps).long()
+    if config.schedule in ("linear", "cosine"):
+        return num_open_B  # `decoders/rcr.py` opens the rest again.
     times = torch.linspace(1, config.schedule_eps, steps + 1, device=num_open_B.device)
     now_B = index_B.clamp(max=steps - 1)
     share_B = 1 - times[now_B + 1] / times[now_B]

@@ -42,6 +42,9 @@ def step(
     looking_B = (now.passes_B == 0) & config.looks
     draws = draws_of_pass(now)
     now.reading = reading = read_block(now, rules, draws)
+    if config.reopen != "none":
+        # What is kept of the pass before is not the belief that the position had then.
+        reading.kl_BK = reading.kl_BK.masked_fill(state.kept["reopened"], 0)
     entropy_BK, open_BK, running_B = reading.entropy_BK, now.open_BK, now.running_B
     block_cache.count(model, config, state, running_B)
     failed_B = (open_BK & ~torch.isfinite(entropy_BK)).any(-1)
@@ -62,11 +65,12 @@ def step(
     ids_BK = torch.where(commit_BK, reading.token_BK, now.ids_BK)
     write_commits(now, ids_BK, commit_BK)
     record_pass(now, divergence_B2[:, 1], whole_BK)
-    reopened_BK = reopen(now, rules, commit_BK)
+    reopened_BK = reopen(now, rules, commit_BK, stop_B)
     ids_BK = ids_BK.masked_fill(reopened_BK, model.mask_id)
     still_open_BK = (now.masked_BK & ~commit_BK) | reopened_BK
     waits_BK = still_open_BK & now.reached_BK
-    mixed_BK = waits_BK & ~reopened_BK & ~looking_B[:, None]
+    # A position that was committed before has no belief to mix: the next pass reads it.
+    mixed_BK = waits_BK & now.masked_BK & ~looking_B[:, None]
     held_BK = torch.zeros_like(mixed_BK)
     for rule in rules:
         mixed_BK = rule.mixes(now, mixed_BK, still_open_BK)
@@ -249,13 +253,14 @@ def write_commits(now: Pass, ids_BK: Tensor, commit_BK: Tensor) -> None:
         written_BG.scatter_(1, position_BK, torch.where(commit_BK, value_BK, kept_BK))
 
 
-def reopen(now: Pass, rules: Sequence[Rule], commit_BK: Tensor) -> Tensor:
-    """Committed positions [B, K] that rules open again, written into the canvas."""
+def reopen(now: Pass, rules: Sequence[Rule], commit_BK: Tensor, stop_B: Tensor) -> Tensor:
+    """Committed positions [B, K] that rules open again, written into the canvas; none of a sample
+    that stops. Those that were committed before this pass are counted, and end what was calm."""
     reopened_BK = torch.zeros_like(commit_BK)
     for rule in rules:
         found_BK = rule.reopens(now, commit_BK)
         if found_BK is not None:
-            reopened_BK |= found_BK & now.decoding_B[:, None]
+            reopened_BK |= found_BK & (now.decoding_B & ~stop_B)[:, None]
     if now.config.reopen == "none":
         return reopened_BK
     state = now.state
@@ -266,7 +271,10 @@ def reopen(now: Pass, rules: Sequence[Rule], commit_BK: Tensor) -> Tensor:
     ):
         kept_BK = written_BG.gather(1, now.position_BK)
         written_BG.scatter_(1, now.position_BK, kept_BK.masked_fill(reopened_BK, value))
-    state.num_uncommits_B += reopened_BK.sum(-1)
+    again_BK = reopened_BK & ~now.masked_BK
+    state.num_uncommits_B += again_BK.sum(-1)
+    state.calm_B.masked_fill_(again_BK.any(-1), 0)
+    state.kept["reopened"] = again_BK
     return reopened_BK
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lrd import belief_ops, mixing, nucleus
+from lrd import belief_ops, mixing, nucleus, shadow
 from lrd.beliefs import Belief, BeliefSummary, entropy, log_beliefs
 from lrd.block_cache import CACHED_POSITIONS, states
 from lrd.canvases import Canvases
@@ -162,6 +162,9 @@ def forward(
     if config.feeds_some:
         assert is_cached(model)  # `Engine` refuses others.
         return _head_of(model, states(model, config, state, rows_N))
+    if config.reopen == "shadow":
+        assert is_cached(model)
+        return _head_of(model, shadow.states(model, state, column_BK, rows_N))
     logits_of = _forward(model, state.embeds_BLD, state, column_BK, rows_N)
     if config.cfg_scale == 0:
         return logits_of

@@ -104,6 +104,28 @@ DECODERS: dict[str, dict[str, Any]] = {
         "confidence_threshold": 0.9,
         "eos_ends_block": True,
     },
+    "wino": {
+        **_PLAIN,
+        "confidence_threshold": 0.6,
+        "commit_share": 0.7,
+        "commit_floor": 5,
+        "commit_ceiling": 20,
+        "reopen": "shadow",
+        "reopen_threshold": 0.9,
+    },
+    "saber": {
+        **_PLAIN,
+        "threshold_from_committed": True,
+        "min_commits": 2,
+        "reopen": "drop",
+    },
+    "rcr": {
+        **_PLAIN,
+        "steps": 64,
+        "schedule": "linear",
+        "confidence": "probability",
+        "reopen": "lowest",
+    },
 }
 """Published decoders as their authors run them, on blocks and canvases of any length."""
 

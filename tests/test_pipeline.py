@@ -35,7 +35,7 @@ from pipeline.preparing.reading import Reading
 from pipeline.replicas.deaths import MAX_FAILED_STARTS, RunStoppedError
 from pipeline.replicas.fleet import Actors
 from pipeline.replicas.replica import Replica
-from pipeline.rows import RESULT_SCHEMA
+from pipeline.rows import Layout
 from pipeline.run import generate
 from pipeline.storage.storage import Storage
 
@@ -144,8 +144,8 @@ def test_shards_keep_the_inputs_order_columns_and_one_schema(
         shard = pq.read_table(tmp_path / "out" / "data" / name)
         prompts = pq.read_table(source / f"part-{number:05d}.parquet")
         assert shard.select(prompts.column_names).equals(prompts)
-        assert [f.name for f in shard.schema] == [*prompts.column_names, *RESULT_SCHEMA.names]
-        assert all(shard.schema.field(f.name).type == f.type for f in RESULT_SCHEMA)
+        assert [f.name for f in shard.schema] == [*prompts.column_names, *Layout().schema.names]
+        assert all(shard.schema.field(f.name).type == f.type for f in Layout().schema)
         assert b"lrd.fingerprint" in pq.read_metadata(tmp_path / "out" / "data" / name).metadata
         passes = shard["num_forwards"].to_pylist()
         assert [len(t) for t in shard["kl_trace"].to_pylist()] == passes
