@@ -223,9 +223,9 @@ def name_commits(now: Pass, rules: Sequence[Rule], ready_BK: Tensor) -> Tensor:
     quota_B = None
     if config.steps is not None:
         num_open_B = now.open_BK.sum(-1)
-        state.num_at_start_B = torch.where(
-            state.decode_in_block_B <= 1, num_open_B, state.num_at_start_B
-        )
+        # Not in the refinement passes that follow the first one (auto, LF x k).
+        is_first_B = now.decoding_B & (state.decode_in_block_B == 1)
+        state.num_at_start_B = torch.where(is_first_B, num_open_B, state.num_at_start_B)
         quota_B = scheduled_quota(config, num_open_B, state.decode_in_block_B, state.num_at_start_B)
     for rule in rules:
         ready_BK = rule.may_commit(now, ready_BK)
