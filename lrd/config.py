@@ -112,6 +112,7 @@ class DecodingConfig(DecoderSettings, MethodSettings):
             return
         others = [name for name in (*COMMIT_RULES, "steps") if getattr(self, name) is not None]
         others += ["tokens_per_step"] if self.tokens_per_step != 1 else []
+        others += ["schedule doubling"] if self.schedule == "doubling" else []
         if others:
             raise ValueError(
                 f"threshold_from_committed and {others[0]} are both set; keep one commit rule"
@@ -134,7 +135,7 @@ class DecodingConfig(DecoderSettings, MethodSettings):
             )
         if self.reopen == "none":
             return
-        if self.reopen != "lowest" and self.steps is not None:
+        if self.reopen != "lowest" and self.is_scheduled:
             raise ValueError(
                 f"steps are used up before all is committed under reopen {self.reopen}; drop "
                 "steps, and set confidence_threshold or another commit rule"
@@ -151,6 +152,83 @@ class DecodingConfig(DecoderSettings, MethodSettings):
                 "kv_cache to none, suffix to all, cfg_scale to 0, soft_suffix to false, and "
                 "stop_gap_early to none"
             )
+
+    def _check_caps(self) -> None:
+        caps = self.commit_share < 1 or self.commit_ceiling is not None
+        if caps and self.confidence_threshold is None:
+            raise ValueError(
+                "commit_share and commit_ceiling cap what confidence_threshold commits; set it too"
+            )
+        if self.commit_floor > 1 and self.commit_share == 1:
+            raise ValueError(
+                f"commit_floor {self.commit_floor} is what commit_share leaves at least, and that "
+                "is 1; lower commit_share or drop commit_floor"
+            )
+        self._check_caps()
+        self._check_klass()
+        self._check_local_leap()
+        self._check_eoser()
+        self._check_slow_fast()
+        self._check_explore()
+
+    def _needs_threshold(self, name: str, what: str) -> float:
+        """confidence_threshold; raises where it is not set, and `name` changes what it commits."""
+        if self.confidence_threshold is None:
+            raise ValueError(f"{name} {what} confidence_threshold; set it too, or drop {name}")
+        return self.confidence_threshold
+
+    def _check_klass(self) -> None:
+        if self.stable_kl is not None:
+            self._needs_threshold("stable_kl", "holds back what passes")
+
+    def _check_local_leap(self) -> None:
+        if self.leap_radius is None:
+            return
+        threshold = self._needs_threshold("leap_radius", "reaches out from what passes")
+        if self.steps is not None:
+            raise ValueError(
+                "leap_radius commits more than steps allow a pass; drop steps or leap_radius"
+            )
+        if self.leap_threshold > threshold:
+            raise ValueError(
+                f"leap_threshold {self.leap_threshold} is above confidence_threshold {threshold}, "
+                "so that leap_radius does nothing; lower it"
+            )
+
+    def _check_eoser(self) -> None:
+        if self.eos_confidence_start == 1:
+            return
+        if not self.is_scheduled:
+            raise ValueError(
+                "eos_confidence_start rises while steps are spent; set steps, or schedule to "
+                "doubling"
+            )
+        if self.confidence == "entropy" and self.confidence_threshold is None:
+            raise ValueError(
+                "eos_confidence_start lowers the probability of EOS and positions are ordered by "
+                "entropy; set confidence to probability"
+            )
+
+    def _check_slow_fast(self) -> None:
+        if self.span_confidence is None:
+            return
+        self._needs_threshold("span_confidence", "divides a block for")
+        if self.feeds_some:
+            raise ValueError(
+                "span_confidence hides columns that a cache or a suffix pattern would keep; set "
+                "kv_cache to none and suffix to all"
+            )
+
+    def _check_explore(self) -> None:
+        if self.explore_above is None:
+            return
+        self._needs_threshold("explore_above", "takes over where nothing passes")
+        for name in ("steps", "stable_kl", "leap_radius", "span_confidence"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"explore_above and {name} both say what is committed where few positions are "
+                    "sure; keep one"
+                )
 
     def _check_caps(self) -> None:
         caps = self.commit_share < 1 or self.commit_ceiling is not None
@@ -216,8 +294,13 @@ class DecodingConfig(DecoderSettings, MethodSettings):
             )
 
     def _check_schedule(self, rules: list[str]) -> None:
+        if self.schedule == "doubling" and (rules or self.tokens_per_step != 1):
+            raise ValueError(
+                f"schedule doubling and {(*rules, 'tokens_per_step')[0]} are both set; keep one "
+                "commit rule"
+            )
         if self.steps is None:
-            if self.schedule != "even":
+            if self.schedule in ("timestep", "linear", "cosine"):
                 raise ValueError(f"schedule {self.schedule} shares out steps; set steps too")
             return
         if self.steps % self.num_blocks:
@@ -320,6 +403,11 @@ class DecodingConfig(DecoderSettings, MethodSettings):
     @property
     def num_blocks(self) -> int:
         return self.gen_length // self.block_tokens
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether a schedule says how many positions a pass commits."""
+        return self.steps is not None or self.schedule == "doubling"
 
     @property
     def refines(self) -> bool:

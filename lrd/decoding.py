@@ -19,7 +19,6 @@ from torch import Tensor
 
 from lrd import beliefs, block_cache
 from lrd.canvases import Canvases, StopReason
-from lrd.choices import NOT_YET
 from lrd.commit_rules import choose_commits, is_any_of, scheduled_quota
 from lrd.config import DecodingConfig
 from lrd.decoders import Rule, rules_of
@@ -52,10 +51,12 @@ def step(
     divergence_B2 = divergences(config, state, reading.kl_BK, open_BK)
     monitor_B2 = monitored(config, state, divergence_B2, running_B)
     now.decoding_B = enter_phase(config, state, monitor_B2[:, 1], running_B, looking_B)
+    if config.is_scheduled:
+        begin_schedule(now)
     for rule in rules:
         rule.weigh(now)
 
-    ready_BK = ready_to_commit(now)
+    ready_BK = now.open_BK & now.ready
     stop_B = early_stop(config, state, monitor_B2[:, 0], entropy_BK, open_BK, now.decoding_B)
     stop_B = stop_B & (ready_BK == open_BK).all(-1)
     whole_BK, stop_B = whole_commits(now, rules, stop_B)
@@ -196,12 +197,12 @@ def early_stop(
     return stop_B
 
 
-def ready_to_commit(now: Pass) -> Tensor:
-    """Open positions [B, K] of the block that wait for no other: in a choice, tokens come one after
-    the other."""
-    if now.state.class_BG is None:
-        return now.open_BK
-    return now.open_BK & (now.state.class_BG.gather(1, now.position_BK) != NOT_YET)
+def begin_schedule(now: Pass) -> None:
+    """Count what a schedule shares out, up to a block's first decode pass."""
+    state = now.state
+    # Refinement passes after it have its number too.
+    begins_B = state.decode_in_block_B <= now.decoding_B.long()
+    state.num_at_start_B = torch.where(begins_B, now.open_BK.sum(-1), state.num_at_start_B)
 
 
 def whole_commits(now: Pass, rules: Sequence[Rule], stop_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,12 +222,10 @@ def name_commits(now: Pass, rules: Sequence[Rule], ready_BK: Tensor) -> Tensor:
     """The positions [B, K] that the commit rule and the decoders' own rules name."""
     config, state, reading = now.config, now.state, now.reading
     quota_B = None
-    if config.steps is not None:
-        num_open_B = now.open_BK.sum(-1)
-        # Not in the refinement passes that follow the first one (auto, LF x k).
-        is_first_B = now.decoding_B & (state.decode_in_block_B == 1)
-        state.num_at_start_B = torch.where(is_first_B, num_open_B, state.num_at_start_B)
-        quota_B = scheduled_quota(config, num_open_B, state.decode_in_block_B, state.num_at_start_B)
+    if config.is_scheduled:
+        quota_B = scheduled_quota(
+            config, now.open_BK.sum(-1), state.decode_in_block_B, state.num_at_start_B
+        )
     for rule in rules:
         ready_BK = rule.may_commit(now, ready_BK)
     named_BK = choose_commits(config, reading.doubt_BK, reading.confidence_BK, ready_BK, quota_B)

@@ -10,6 +10,7 @@ B·K positions, n positions of a chunk, D width, V columns of the logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -72,7 +73,8 @@ def read_block(now: Pass, rules: Sequence[Rule], draws: Draws | None) -> Reading
         zeros(table.dtype, table.shape[1]) if config.mixes else None,
         zeros(floats) if config.grows else None,
     )
-    for rows_n, logits_nV in logits_in_chunks(model, config, state, now.columns, rows_N):
+    seen = visible(now, rules)
+    for rows_n, logits_nV in logits_in_chunks(model, config, seen, now.columns, rows_N):
         found = _read(now, rules, rows_n, logits_nV, draws)
         del logits_nV
         for name, value_n in found.items():
@@ -83,6 +85,17 @@ def read_block(now: Pass, rules: Sequence[Rule], draws: Draws | None) -> Reading
                 field_BK = reading.more[name] = zeros(value_n.dtype, *value_n.shape[1:])
             field_BK.flatten(0, 1)[rows_n] = value_n
     return reading
+
+
+def visible(now: Pass, rules: Sequence[Rule]) -> Canvases:
+    """The canvases without the columns that rules hide in this pass."""
+    hidden = [hidden_BL for rule in rules if (hidden_BL := rule.hides(now)) is not None]
+    if not hidden:
+        return now.state
+    seen_BL = now.state.attention_mask_BL
+    for hidden_BL in hidden:
+        seen_BL = seen_BL.masked_fill(hidden_BL, 0)
+    return replace(now.state, attention_mask_BL=seen_BL, has_padding=True)
 
 
 def logits_in_chunks(

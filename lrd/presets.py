@@ -36,15 +36,38 @@ PRESETS: dict[str, dict[str, Any]] = {
     "blocks": {**_FAST, "block_length": 32, "kv_cache": "dual", "suffix": 1},
 }
 
-# One pass a reading: what the authors of the other decoders run.
-_PLAIN: dict[str, Any] = {
-    "r_f": 0.0,
-    "max_refine_steps": 0,
-    "early_stop": False,
-    "stop_at_eos": False,
-}
+# What published decoders lack: soft embeddings and latent refinement.
+_PLAIN: dict[str, Any] = {"r_f": 0.0, "max_refine_steps": 0}
 
 DECODERS: dict[str, dict[str, Any]] = {
+    "klass": {**_PLAIN, "confidence_threshold": 0.9, "stable_kl": 0.01, "stable_passes": 2},
+    "localleap": {
+        **_PLAIN,
+        "confidence_threshold": 0.9,
+        "leap_radius": 4,
+        "leap_threshold": 0.75,
+    },
+    "slowfast": {**_PLAIN, "confidence_threshold": 0.9, "span_confidence": 0.3},
+    "eoser": {
+        **_PLAIN,
+        "confidence": "probability",
+        "steps": 64,
+        "eos_confidence_start": 0.4,
+    },
+    # With EOSER, as the authors run it.
+    "ass": {
+        **_PLAIN,
+        "confidence": "probability",
+        "schedule": "doubling",
+        "eos_confidence_start": 0.01,
+    },
+    # The threshold of exploration is a choice made here.
+    "ete": {
+        **_PLAIN,
+        "block_length": 32,
+        "confidence_threshold": 0.9,
+        "explore_above": 1.0,
+    },
     "wino": {
         **_PLAIN,
         "confidence_threshold": 0.6,

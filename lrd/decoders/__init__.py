@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from lrd.config import DecodingConfig
 from lrd.decoders.caps import CommitCaps
+from lrd.decoders.eoser import Eoser
+from lrd.decoders.explore import ExploreThenExploit
+from lrd.decoders.klass import Klass
+from lrd.decoders.local_leap import LocalLeap
 from lrd.decoders.rcr import Lowest
 from lrd.decoders.rule import Rule
 from lrd.decoders.saber import CommittedThreshold, Drop
+from lrd.decoders.slow_fast import SlowFast
 from lrd.decoders.wino import Shadow
 
 __all__ = ["RULES", "Rule", "rules_of"]
 
-RULES: tuple[Rule, ...] = (CommitCaps(), CommittedThreshold(), Drop(), Lowest(), Shadow())
+RULES: tuple[Rule, ...] = (
+    Eoser(),
+    SlowFast(),
+    Klass(),
+    ExploreThenExploit(),
+    LocalLeap(),
+    CommittedThreshold(),
+    CommitCaps(),  # Last: it caps what the others name.
+    Drop(),
+    Lowest(),
+    Shadow(),
+)
 """In the order in which they are asked."""
 
 
