@@ -99,6 +99,11 @@ class DecodingConfig(DecoderSettings, MethodSettings):
                 "reopen_scope to block"
             )
         self._check_caps()
+        self._check_klass()
+        self._check_local_leap()
+        self._check_eoser()
+        self._check_slow_fast()
+        self._check_explore()
         self._check_committed_threshold()
         self._check_reopening()
 
@@ -152,24 +157,6 @@ class DecodingConfig(DecoderSettings, MethodSettings):
                 "kv_cache to none, suffix to all, cfg_scale to 0, soft_suffix to false, and "
                 "stop_gap_early to none"
             )
-
-    def _check_caps(self) -> None:
-        caps = self.commit_share < 1 or self.commit_ceiling is not None
-        if caps and self.confidence_threshold is None:
-            raise ValueError(
-                "commit_share and commit_ceiling cap what confidence_threshold commits; set it too"
-            )
-        if self.commit_floor > 1 and self.commit_share == 1:
-            raise ValueError(
-                f"commit_floor {self.commit_floor} is what commit_share leaves at least, and that "
-                "is 1; lower commit_share or drop commit_floor"
-            )
-        self._check_caps()
-        self._check_klass()
-        self._check_local_leap()
-        self._check_eoser()
-        self._check_slow_fast()
-        self._check_explore()
 
     def _needs_threshold(self, name: str, what: str) -> float:
         """confidence_threshold; raises where it is not set, and `name` changes what it commits."""
