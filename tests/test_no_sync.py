@@ -13,6 +13,7 @@ from helpers.random_model import LIVELY, random_model
 import lrd
 from lrd import slots
 from lrd.decoding import step
+from lrd.models.checkpoint import LoadedModel
 
 CACHES: dict[str, dict[str, Any]] = {
     "none": {},
@@ -31,6 +32,21 @@ PROCEDURES: dict[str, dict[str, Any]] = {
     "drawn": {"temperature": 0.7, "sample_top_p": 0.9},
     "probability": {"confidence_threshold": 0.9},
 }
+
+
+REOPENING: dict[str, dict[str, Any]] = {
+    "wino": {"confidence_threshold": 0.5, "reopen": "shadow"},
+    "saber": {"threshold_from_committed": True, "min_commits": 2, "reopen": "drop"},
+    "saber, block": {
+        "threshold_from_committed": True, "reopen": "drop",
+        "reopen_scope": "block", "kv_cache": "dual",
+    },
+    "rcr": {"steps": 8, "schedule": "cosine", "reopen": "lowest"},
+    "rcr, block": {
+        "steps": 8, "schedule": "linear", "reopen": "lowest",
+        "reopen_scope": "block", "kv_cache": "prefix",
+    },
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -52,7 +68,18 @@ def test_a_pass_of_fixed_shapes_reads_nothing(
     config = lrd.DecodingConfig.preset(
         "fast", gen_length=16, block_length=4, **PROCEDURES[procedure], **CACHES[cache]
     )
-    model = random_model(**{**LIVELY, "logit_shift": logit_shift})
+    decode(random_model(**{**LIVELY, "logit_shift": logit_shift}), config)
+
+
+@pytest.mark.usefixtures("watched_step")
+@pytest.mark.parametrize("name", REOPENING)
+def test_to_open_positions_again_reads_nothing(name: str) -> None:
+    config = lrd.DecodingConfig.preset("fast", gen_length=16, block_length=4, **REOPENING[name])
+    decode(random_model(**{**LIVELY, "logit_shift": False}), config)
+
+
+def decode(model: LoadedModel, config: lrd.DecodingConfig) -> None:
+    """Four prompts in three slots, as on a GPU."""
     engine = lrd.Engine(model, config, 3, 9, fixed_shapes=True)
     for index, length in enumerate((9, 4, 7, 1)):
         engine.submit(lrd.Request(index, [3] * length, index))
