@@ -319,3 +319,12 @@ def test_models_that_cannot_feed_shadows_are_refused(model: Any, said: str) -> N
     with pytest.raises(ValueError, match=said):
         lrd.Engine(model, config, 2, 9)
     lrd.Engine(model, config.model_copy(update={"reopen": "drop"}), 2, 9)
+
+
+def test_a_commit_rule_that_is_given_replaces_sabers() -> None:
+    saber = lrd.DecodingConfig.preset("saber", min_commits=4)
+    assert (saber.threshold_from_committed, saber.min_commits) == (True, 4)
+    other = lrd.DecodingConfig.preset("saber", confidence_threshold=0.9)
+    assert (other.threshold_from_committed, other.min_commits, other.reopen) == (False, 1, "drop")
+    ours = lrd.DecodingConfig.preset("fast", **SABER)
+    assert ours.entropy_threshold is None
