@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import pytest
-from helpers.golden_decoders import SIDES, Case, Record, cases, compare, parity
+from helpers.golden_decoders import Case, Record, compare, parity, ways
 
 from lrd.engine import PaddingSide
 
@@ -14,8 +14,7 @@ GIVES_UP = "the original leaves [MASK] where a block's steps are spent; here it 
 UNEQUAL = "ASS in blocks of unequal lengths, which no setting describes"
 
 
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("case", cases("klass"), ids=str)
+@pytest.mark.parametrize(("case", "side"), ways("klass"))
 def test_klass(case: Case, side: PaddingSide, request: pytest.FixtureRequest) -> None:
     given = case.settings
     config = parity(
@@ -35,8 +34,7 @@ def test_klass(case: Case, side: PaddingSide, request: pytest.FixtureRequest) ->
     compare(case, config, side, request, listed=listed, fixed_shapes=side == "right")
 
 
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("case", cases("eoser_ass"), ids=str)
+@pytest.mark.parametrize(("case", "side"), ways("eoser_ass"))
 def test_eoser_and_ass(case: Case, side: PaddingSide, request: pytest.FixtureRequest) -> None:
     given = case.settings
     settings = {"gen_length": given["gen_length"], "confidence": "probability"}
@@ -74,8 +72,7 @@ class WithoutIdle(Record):
         return [(at, self._passes.index(step) + 1) for at, step in super().stable_steps]
 
 
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("case", cases("slowfast"), ids=str)
+@pytest.mark.parametrize(("case", "side"), ways("slowfast"))
 def test_slow_fast(case: Case, side: PaddingSide, request: pytest.FixtureRequest) -> None:
     given = case.settings
     config = parity(

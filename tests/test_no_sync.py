@@ -12,6 +12,7 @@ from helpers.random_model import LIVELY, random_model
 
 import lrd
 from lrd import slots
+from lrd.config import DECODERS
 from lrd.decoding import step
 from lrd.models.checkpoint import LoadedModel
 
@@ -81,6 +82,21 @@ def test_to_open_positions_again_reads_nothing(name: str) -> None:
 def decode(model: LoadedModel, config: lrd.DecodingConfig) -> None:
     """Four prompts in three slots, as on a GPU."""
     engine = lrd.Engine(model, config, 3, 9, fixed_shapes=True)
+    for index, length in enumerate((9, 4, 7, 1)):
+        engine.submit(lrd.Request(index, [3] * length, index))
+    samples = []
+    while engine.busy:
+        samples += engine.step()
+    assert len(samples) == 4
+
+
+@pytest.mark.usefixtures("watched_step")
+@pytest.mark.parametrize("refined", [False, True])
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_pass_of_a_decoder_reads_nothing(name: str, refined: bool) -> None:
+    soft = {"r_f": 0.15, "max_refine_steps": 2} if refined else {}
+    config = lrd.DecodingConfig.preset(name, gen_length=16, block_length=4, **soft)
+    engine = lrd.Engine(random_model(**LIVELY), config, 3, 9, fixed_shapes=True)
     for index, length in enumerate((9, 4, 7, 1)):
         engine.submit(lrd.Request(index, [3] * length, index))
     samples = []
