@@ -148,7 +148,7 @@ class DecodingConfig(DecoderSettings, MethodSettings):
                 "commit rule"
             )
         if self.steps is None:
-            if self.schedule == "timestep":
+            if self.schedule in ("timestep", "linear", "cosine"):
                 raise ValueError(f"schedule {self.schedule} shares out steps; set steps too")
             return
         if self.steps % self.num_blocks:
@@ -187,9 +187,9 @@ class DecodingConfig(DecoderSettings, MethodSettings):
         if name not in ALL_PRESETS:
             raise ValueError(f"no preset {name!r}; there are {', '.join(ALL_PRESETS)}")
         settings = dict(ALL_PRESETS[name])
-        if {"tokens_per_step", "steps", *COMMIT_RULES} & overrides.keys():
-            own = ("tokens_per_step", "steps", "threshold_from_committed", "min_commits")
-            for rule in (*own, *COMMIT_RULES):
+        rules = {"tokens_per_step", "steps", "threshold_from_committed", *COMMIT_RULES}
+        if rules & overrides.keys():
+            for rule in (*rules, "min_commits"):
                 settings.pop(rule, None)
         return cls(**{**settings, **overrides})
 

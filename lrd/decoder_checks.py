@@ -39,6 +39,7 @@ def _check_committed_threshold(c: DecodingConfig) -> None:
         return
     others = [name for name in (*COMMIT_RULES, "steps") if getattr(c, name) is not None]
     others += ["tokens_per_step"] if c.tokens_per_step != 1 else []
+    others += ["schedule doubling"] if c.schedule == "doubling" else []
     if others:
         raise ValueError(
             f"threshold_from_committed and {others[0]} are both set; keep one commit rule"
@@ -62,7 +63,7 @@ def _check_reopening(c: DecodingConfig) -> None:
         )
     if c.reopen == "none":
         return
-    if c.reopen != "lowest" and c.steps is not None:
+    if c.reopen != "lowest" and c.is_scheduled:
         raise ValueError(
             f"steps are used up before all is committed under reopen {c.reopen}; drop "
             "steps, and set confidence_threshold or another commit rule"

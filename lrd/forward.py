@@ -90,12 +90,12 @@ def read_block(now: Pass, rules: Sequence[Rule], draws: Draws | None) -> Reading
 
 def visible(now: Pass, rules: Sequence[Rule]) -> Canvases:
     """The canvases without the columns that rules hide in this pass."""
-    hidden = [hidden_BL for rule in rules if (hidden_BL := rule.hides(now)) is not None]
-    if not hidden:
-        return now.state
     seen_BL = now.state.attention_mask_BL
-    for hidden_BL in hidden:
-        seen_BL = seen_BL.masked_fill(hidden_BL, 0)
+    for rule in rules:
+        hidden_BL = rule.hides(now)
+        seen_BL = seen_BL if hidden_BL is None else seen_BL.masked_fill(hidden_BL, 0)
+    if seen_BL is now.state.attention_mask_BL:
+        return now.state
     return replace(now.state, attention_mask_BL=seen_BL, has_padding=True)
 
 

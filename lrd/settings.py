@@ -87,7 +87,7 @@ class MethodSettings(BaseModel):
         description="how steps share out a block. even: equally, the remainder to the first "
         "(LLaDA); timestep: 1 - s/t of what is open, all in the last (Dream); doubling: 1, 2, 4, "
         "…, all in the last; without steps log2 of a block's tokens, rounded down, passes (ASS); "
-        "linear, cosine: with reopen = lowest, what is left open (RCR)",
+        "linear, cosine: with reopen = lowest, what a pass leaves open (RCR)",
     )
     schedule_eps: float = Field(1e-3, gt=0, lt=1, description="last timestep of `timestep`")
     confidence: Literal["entropy", "probability", "margin"] = Field(

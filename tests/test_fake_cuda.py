@@ -53,6 +53,9 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"cfg_scale": 1.0, "logits_eos_inf": True, "confidence_eos_eot_inf": True},
     ),
     "steps": ("baseline", {"steps": 16, "block_length": 16}),
+    "shadows": ("wino", {"block_length": 16, "r_f": 0.15}),
+    "drop": ("saber", {"block_length": 16, "r_f": 0.15}),
+    "lowest": ("rcr", {"block_length": 16, "r_f": 0.15}),
     "Fast-dLLM": (
         "baseline",
         {"steps": 16, "confidence_threshold": 0.9, "confidence_source": "sampling"},

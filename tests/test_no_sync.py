@@ -14,6 +14,7 @@ import lrd
 from lrd import slots
 from lrd.config import DECODERS
 from lrd.decoding import step
+from lrd.models.checkpoint import LoadedModel
 
 CACHES: dict[str, dict[str, Any]] = {
     "none": {},
@@ -32,6 +33,19 @@ PROCEDURES: dict[str, dict[str, Any]] = {
     "drawn": {"temperature": 0.7, "sample_top_p": 0.9},
     "probability": {"confidence_threshold": 0.9},
 }
+
+
+REOPENING: dict[str, dict[str, Any]] = {
+    "wino, stop": {"confidence_threshold": 0.5, "reopen": "shadow"},
+    "saber, block": {
+        "threshold_from_committed": True, "reopen": "drop",
+        "reopen_scope": "block", "kv_cache": "dual",
+    },
+    "rcr, block": {
+        "steps": 8, "schedule": "linear", "reopen": "lowest",
+        "reopen_scope": "block", "kv_cache": "prefix",
+    },
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -53,7 +67,18 @@ def test_a_pass_of_fixed_shapes_reads_nothing(
     config = lrd.DecodingConfig.preset(
         "fast", gen_length=16, block_length=4, **PROCEDURES[procedure], **CACHES[cache]
     )
-    model = random_model(**{**LIVELY, "logit_shift": logit_shift})
+    decode(random_model(**{**LIVELY, "logit_shift": logit_shift}), config)
+
+
+@pytest.mark.usefixtures("watched_step")
+@pytest.mark.parametrize("name", REOPENING)
+def test_to_open_positions_again_reads_nothing(name: str) -> None:
+    config = lrd.DecodingConfig.preset("fast", gen_length=16, block_length=4, **REOPENING[name])
+    decode(random_model(**{**LIVELY, "logit_shift": False}), config)
+
+
+def decode(model: LoadedModel, config: lrd.DecodingConfig) -> None:
+    """Four prompts in three slots, as on a GPU."""
     engine = lrd.Engine(model, config, 3, 9, fixed_shapes=True)
     for index, length in enumerate((9, 4, 7, 1)):
         engine.submit(lrd.Request(index, [3] * length, index))
@@ -69,13 +94,7 @@ def test_a_pass_of_fixed_shapes_reads_nothing(
 def test_a_pass_of_a_decoder_reads_nothing(name: str, refined: bool) -> None:
     soft = {"r_f": 0.15, "max_refine_steps": 2} if refined else {}
     config = lrd.DecodingConfig.preset(name, gen_length=16, block_length=4, **soft)
-    engine = lrd.Engine(random_model(**LIVELY), config, 3, 9, fixed_shapes=True)
-    for index, length in enumerate((9, 4, 7, 1)):
-        engine.submit(lrd.Request(index, [3] * length, index))
-    samples = []
-    while engine.busy:
-        samples += engine.step()
-    assert len(samples) == 4
+    decode(random_model(**{**LIVELY, "logit_shift": False}), config)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import unicodedata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from pipeline.preview.canvas_screen import (
 from pipeline.preview.chosen_rows import choose_rows, first_shards, given_prompt
 from pipeline.preview.frame import Cell, Frame, answer_parts
 from pipeline.preview.in_process import Decoded, InProcess, settings_here
+from pipeline.preview.row_lines import figures
 from pipeline.preview.token_texts import harmless, token_texts
 from pipeline.run import generate as run_generate
 
@@ -60,6 +62,14 @@ DECODINGS: dict[str, dict[str, Any]] = {
     "growing blocks": {
         "preset": "blocks", "gen_length": 8, "max_gen_length": 32, "block_length": 8,
         "eos_window": 8,
+    },
+    "opened again": {
+        "preset": "saber", "gen_length": 32, "block_length": 16, "min_commits": 4,
+        "r_f": 0.15, "max_refine_steps": 2, "refinement": "auto",
+    },
+    "shadows": {
+        "preset": "wino", "gen_length": 32, "r_f": 0.15, "max_refine_steps": 3,
+        "refinement": "auto", "confidence_threshold": 0.3, "reopen_threshold": 0.999,
     },
 }  # fmt: skip
 RUNS: dict[str, dict[str, Any]] = {
@@ -189,6 +199,25 @@ def test_entropies_are_those_of_the_pass(name: str) -> None:
             num_compared += 1
         before = frame.refine_steps
     assert num_compared or name == "drawn", "a baseline does not refine"
+
+
+@pytest.mark.parametrize("name", ["opened again", "shadows"])
+def test_positions_that_open_again_are_shown_open(name: str) -> None:
+    found = [decoded(question, decoding=DECODINGS[name]) for question in QUESTIONS[:4]]
+    seen = 0
+    for end, frames in found:
+        again = 0
+        for before, after in pairwise(frames):
+            for old, new in zip(before.cells, after.cells, strict=True):
+                if old.text is not None and new.text is None:
+                    assert (new.step, new.entropy) == (0, None)
+                    again += 1
+        assert again == end.row["num_uncommits"]
+        line = figures(end.row, frames[-1])
+        assert (f"{again} opened again" in line) == (again > 0)
+        assert [cell.step for cell in frames[-1].cells] == end.row["commit_step"]
+        seen += again
+    assert seen
 
 
 def test_frames_tell_what_the_pass_has_done() -> None:

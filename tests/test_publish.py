@@ -283,7 +283,8 @@ def test_a_card_of_hostile_names(tmp_path: Path) -> None:
 def test_the_card_has_every_columns_meaning(tmp_path: Path) -> None:
     assert publish(finished(tmp_path).output, tmp_path / "published") == 0
     text = (tmp_path / "published" / "README.md").read_text()
-    for name, meaning in MEANINGS.items():
+    for name in Layout().schema.names:
+        meaning = MEANINGS[name]
         assert re.search(rf"^\| `{name}` \| .+ \| {re.escape(meaning)} \|$", text, re.MULTILINE)
 
 

@@ -221,7 +221,7 @@ def test_a_shard_has_each_prompt_for_all_its_samples(
     rows = [good(0, n, s) for n in range(7) for s in layout.samples]
     arrived = rows[:]
     random.Random(group_rows).shuffle(arrived)
-    parts = [results_batch(arrived[n : n + 5]) for n in range(0, len(arrived), 5)]
+    parts = [results_batch(arrived[n : n + 5], layout.schema) for n in range(0, len(arrived), 5)]
     content = result_shards.shard_bytes(prompts, pa.Table.from_batches(parts), {}, layout)
     file = pq.ParquetFile(pa.BufferReader(content))
     table = file.read()
@@ -245,7 +245,7 @@ result_shards.ROW_GROUP_ROWS = 16
 layout = Layout(64)
 prompts = pa.table({"prompt": [f"{n % 10}" * (1 << 20) for n in range(64)]})
 rows = [good(0, n, s) for n in range(64) for s in layout.samples]
-results = pa.Table.from_batches([results_batch(rows)])
+results = pa.Table.from_batches([results_batch(rows, layout.schema)])
 result_shards.shard_bytes(prompts, results, {}, layout)
 print(prompts.nbytes, pa.default_memory_pool().max_memory())
 """

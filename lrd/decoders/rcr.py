@@ -14,7 +14,6 @@ Legend: B samples, K canvas positions that a pass may read.
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -51,15 +50,15 @@ class Lowest(Reopening):
         return surest(-kept_at(now, "sureness"), may_reopen(now), most_B)
 
 
-@cache
 def open_shares(schedule: str, steps: int, device: torch.device) -> Tensor:
     """The share of a block [S + 1], float64, that is open after each of its passes, 0 after the
-    last. Of the host: a device's cosine could round a number of positions down."""
+    last. Made on the host: a device's cosine could round a number of positions down."""
     found = [1.0]
     for step in range(1, steps):
         done = step / steps
         share = 1 - done if schedule == "linear" else math.cos(math.pi * done / 2)
         found.append(max(share, LEAST_SHARE))
-    # An inference tensor that is kept could serve nowhere else.
-    with torch.inference_mode(False):
-        return torch.tensor([*found, 0.0], dtype=torch.float64).to(device)
+    # From pinned memory, so that the host does not wait for the copy.
+    is_pinned = device.type == "cuda"
+    on_host = torch.tensor([*found, 0.0], dtype=torch.float64, pin_memory=is_pinned)
+    return on_host.to(device, non_blocking=True)

@@ -99,6 +99,8 @@ def frame_of(engine: Engine, prompt: Prompt, seconds: float, before: Frame | Non
         Cell(text, step and step + num_before, unsure.get(n), index in ends)
         for n, (index, text, step) in enumerate(zip(ids, texts, steps, strict=True))
     ]
+    # Where a pass has filled earlier blocks again too, its own is the last.
+    committed = [n // K for n, step in enumerate(steps) if step == refine + decode]
     looks = engine.config.looks and refine + decode == 1
     refine_before = spent.refine_steps if before is None else before.refine_steps
     phase: Phase = "refining" if spent.refine_steps + refine > refine_before else "decoding"
@@ -106,7 +108,7 @@ def frame_of(engine: Engine, prompt: Prompt, seconds: float, before: Frame | Non
         row_id=prompt.row_id,
         cells=cells,
         phase="looking" if looks else phase,
-        block=next((n // K for n, step in enumerate(steps) if step == refine + decode), block),
+        block=max(committed, default=block),
         block_tokens=K,
         refine_steps=spent.refine_steps + refine,
         decode_steps=spent.decode_steps + decode,
