@@ -20,9 +20,10 @@ GROUP = 64
 """Tokens that share a maximum. A large vocabulary's maxima are found in one vectorised pass,
 and its top k tokens lie in the k groups of largest maxima."""
 
-LARGEST_ROWS = 128
-"""Rows of which the largest values are searched together: integers of their groups' maxima, and
-of the candidates in them, are in memory."""
+LARGEST_ELEMENTS = 1 << 18
+"""Maxima or candidates that `largest` orders at a time."""
+LARGEST_BYTES = 48 * LARGEST_ELEMENTS
+"""What it takes for that."""
 
 FEWEST_ROWS = 4
 """A CPU multiplies fewer rows by other kernels, which round otherwise: what a position gets
@@ -150,7 +151,9 @@ def largest(x_NV: Tensor, k: int) -> Tensor:
     Of groups of tokens too: the k tokens lie in the k groups of largest maxima, of equals the
     first ones. So little more is done of a row than to look for its groups' maxima.
     """
-    return torch.cat([_largest(x_nV, k) for x_nV in x_NV.split(LARGEST_ROWS)])
+    a_row = max(k * GROUP, x_NV.shape[1] // GROUP)
+    rows = max(1, LARGEST_ELEMENTS // a_row)
+    return torch.cat([_largest(x_nV, k) for x_nV in x_NV.split(rows)])
 
 
 def _largest(x_NV: Tensor, k: int) -> Tensor:

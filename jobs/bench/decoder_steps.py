@@ -47,7 +47,7 @@ class Canvas:
 
 
 def canvases(block: int) -> list[Canvas]:
-    """One block, where every decoder reads what the baseline reads; and two, as `make bench` has."""
+    """One block, where all read what the baseline reads; and two, as `make bench` has."""
     return [Canvas("one block", block, block), Canvas("two blocks", 2 * block, block)]
 
 
