@@ -152,8 +152,8 @@ def largest(x_NV: Tensor, k: int) -> Tensor:
     first ones. So little more is done of a row than to look for its groups' maxima.
     """
     a_row = max(k * GROUP, x_NV.shape[1] // GROUP)
-    rows = max(1, LARGEST_ELEMENTS // a_row)
-    return torch.cat([_largest(x_nV, k) for x_nV in x_NV.split(rows)])
+    num_parts = -(-len(x_NV) * a_row // LARGEST_ELEMENTS) or 1
+    return torch.cat([_largest(x_nV, k) for x_nV in x_NV.tensor_split(num_parts)])
 
 
 def _largest(x_NV: Tensor, k: int) -> Tensor:
