@@ -239,6 +239,11 @@ class DecodingConfig(DecoderSettings, MethodSettings):
         )
 
     @property
+    def ranks_tokens(self) -> bool:
+        """Whether the most probable tokens of a belief are asked for in order."""
+        return self.mix != "lrd" or self.stop_gap_early is not None
+
+    @property
     def reads_more(self) -> bool:
         """Whether passes may read positions beside the block's open ones."""
         return self.reads_canvas or self.reopen != "none"

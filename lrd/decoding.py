@@ -334,9 +334,8 @@ def end_at_eos(now: Pass, ids_BK: Tensor, still_open_BK: Tensor, block_done_B: T
         settled_B = now.decoding_B if config.reopen == "none" else block_done_B
         at_eos_B = settled_B & (is_eos_BK & gapless_BK).any(-1)
     if config.eos_ends_block:
-        from_B1 = (state.block_B * config.block_tokens)[:, None]
-        inside_BK = now.reached_BK & (now.position_BK >= from_B1)
-        at_eos_B |= block_done_B & (is_eos_BK & inside_BK).any(-1)
+        # An EOS of an earlier block has ended the sample there.
+        at_eos_B |= block_done_B & (is_eos_BK & now.reached_BK).any(-1)
     at_eos_B &= state.stop_B == int(StopReason.RUNNING)
     state.stop_B = torch.where(at_eos_B, int(StopReason.EOS), state.stop_B)
     open_BG = (state.canvas_BG == now.model.mask_id) & at_eos_B[:, None]

@@ -33,6 +33,7 @@ from lrd.models.protocol import (
     wants_fixed_shapes,
 )
 from lrd.models.w8a8 import FORMATS, W8A8Linear
+from lrd.nucleus import LARGEST_BYTES
 from lrd.previous_beliefs import EXACT_COLUMNS
 
 MEMINFO = Path("/proc/meminfo")
@@ -123,7 +124,8 @@ def memory_of(
         + max(
             (guided * 2 - 1) * logits * d, logits * d + beliefs * _belief_bytes(config, by_kernels)
         )
-        + (logits // V * (MOST_IDS * 4 + D * d + 100) if by_kernels else 0),
+        + (logits // V * (MOST_IDS * 4 + D * d + 100) if by_kernels else 0)
+        + (LARGEST_BYTES if config.ranks_tokens else 0),
         inputs=S * K * D * d * 8,
         replayed=replays_graphs(model),
     )

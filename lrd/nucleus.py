@@ -20,6 +20,11 @@ GROUP = 64
 """Tokens that share a maximum. A large vocabulary's maxima are found in one vectorised pass,
 and its top k tokens lie in the k groups of largest maxima."""
 
+LARGEST_ELEMENTS = 1 << 18
+"""Maxima or candidates that `largest` orders at a time."""
+LARGEST_BYTES = 48 * LARGEST_ELEMENTS
+"""What it takes for that."""
+
 FEWEST_ROWS = 4
 """A CPU multiplies fewer rows by other kernels, which round otherwise: what a position gets
 would depend on how many it is computed with."""
@@ -146,16 +151,20 @@ def largest(x_NV: Tensor, k: int) -> Tensor:
     Of groups of tokens too: the k tokens lie in the k groups of largest maxima, of equals the
     first ones. So little more is done of a row than to look for its groups' maxima.
     """
-    N, V = x_NV.shape
-    size = GROUP if k * GROUP < V else 1
-    num_groups = V // size
-    if size == 1:
-        return _keys(x_NV, torch.arange(V, device=x_NV.device)).topk(k, dim=-1).indices
-    grouped_NGg = x_NV[:, : num_groups * size].view(N, num_groups, size)
-    numbers_G = torch.arange(num_groups, device=x_NV.device)
-    group_Nk = _keys(grouped_NGg.amax(-1), numbers_G).topk(k, dim=-1).indices
-    id_Nc = (group_Nk[..., None] * size + torch.arange(size, device=x_NV.device)).flatten(1)
-    rest_Nr = torch.arange(num_groups * size, V, device=x_NV.device).expand(N, -1)
+    a_row = max(k * GROUP, x_NV.shape[1] // GROUP)
+    num_parts = -(-len(x_NV) * a_row // LARGEST_ELEMENTS) or 1
+    return torch.cat([_largest(x_nV, k) for x_nV in x_NV.tensor_split(num_parts)])
+
+
+def _largest(x_NV: Tensor, k: int) -> Tensor:
+    (N, V), device = x_NV.shape, x_NV.device
+    if k * GROUP >= V:
+        return _keys(x_NV, torch.arange(V, device=device)).topk(k, dim=-1).indices
+    num_groups = V // GROUP
+    maxima_NG = x_NV[:, : num_groups * GROUP].view(N, num_groups, GROUP).amax(-1)
+    group_Nk = _keys(maxima_NG, torch.arange(num_groups, device=device)).topk(k, dim=-1).indices
+    id_Nc = (group_Nk[..., None] * GROUP + torch.arange(GROUP, device=device)).flatten(1)
+    rest_Nr = torch.arange(num_groups * GROUP, V, device=device).expand(N, -1)
     id_Nc = torch.cat([id_Nc, rest_Nr], dim=1)
     place_Nk = _keys(x_NV.gather(1, id_Nc), id_Nc).topk(k, dim=-1).indices
     return id_Nc.gather(1, place_Nk)
@@ -163,9 +172,11 @@ def largest(x_NV: Tensor, k: int) -> Tensor:
 
 def _keys(x_NV: Tensor, id_NV: Tensor) -> Tensor:
     """Integers in the order of the numbers, of equals the lower id above the higher one."""
-    bits_NV = (x_NV.float() + 0.0).view(torch.int32).long()  # −0 and 0 are equals.
-    bits_NV = torch.where(bits_NV < 0, bits_NV ^ 0x7FFFFFFF, bits_NV)
-    return (bits_NV << 32) + (_LARGEST - id_NV)
+    key_NV = (x_NV.float() + 0.0).view(torch.int32).long()  # −0 and 0 are equals.
+    key_NV ^= (key_NV >> 63) & 0x7FFFFFFF
+    key_NV <<= 32
+    key_NV += _LARGEST - id_NV
+    return key_NV
 
 
 def has_groups(num_columns: int) -> bool:

@@ -36,8 +36,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "blocks": {**_FAST, "block_length": 32, "kv_cache": "dual", "suffix": 1},
 }
 
-# Without latent refinement, as other decoders are published; most write the whole canvas.
-_PLAIN: dict[str, Any] = {"r_f": 0.0, "max_refine_steps": 0, "stop_at_eos": False}
+# What published decoders lack: soft embeddings and latent refinement.
+_PLAIN: dict[str, Any] = {"r_f": 0.0, "max_refine_steps": 0}
 
 DECODERS: dict[str, dict[str, Any]] = {
     "klass": {**_PLAIN, "confidence_threshold": 0.9, "stable_kl": 0.01, "stable_passes": 2},
@@ -75,6 +75,7 @@ DECODERS: dict[str, dict[str, Any]] = {
         "credit_alpha": 0.7,
         "credit_gamma": 0.2,
         "credit_decay": 0.8,
+        "stop_at_eos": False,
         "eos_ends_block": True,
     },
     # pixeli99/Prophet; there in blocks of 32, and of the answer's positions alone.
@@ -102,6 +103,7 @@ DECODERS: dict[str, dict[str, Any]] = {
         "block_length": 32,
         "suffix": (*range(8), 15, 23, 31, 47, 63, 95, 127, 191, 255),
         "confidence_threshold": 0.9,
+        "stop_at_eos": False,
         "eos_ends_block": True,
     },
     "wino": {

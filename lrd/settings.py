@@ -137,7 +137,7 @@ class MethodSettings(BaseModel):
         """Distances, in ascending order, of a text or a list of numbers."""
         if isinstance(given, str) and given not in ("all", "none") and not given.isdigit():
             return _distances(given)
-        if isinstance(given, (list, tuple)) and all(isinstance(one, int) for one in given):
+        if isinstance(given, (list, tuple, range)) and all(isinstance(one, int) for one in given):
             return tuple(sorted(set(given)))
         return () if given == "none" else given
 

@@ -23,6 +23,7 @@ from lrd import slots
 from lrd.beliefs import Belief, BeliefSummary, log_beliefs
 from lrd.canvases import Canvases
 from lrd.decoders.credit import PAIRS, CreditDecoding
+from lrd.decoders.prophet import Prophet
 from lrd.decoders.rejection import Rejection
 from lrd.decoders.rule import Chunk
 from lrd.decoding import begin, step
@@ -138,6 +139,41 @@ def test_decodes_as_the_loops_do(setting: str) -> None:
                 )  # fmt: skip
                 assert sample.stop_reason == one.stop_reason
     assert seen >= TAKEN.get(setting, set())
+
+
+def test_positions_as_sure_as_the_surest_are_committed_with_it() -> None:
+    config = lrd.DecodingConfig(**{**SETTINGS["credit"], "gen_length": 5})
+    model = random_model(1)
+    state = Canvases.empty(model, config, 1, 6)
+    state.place(0, [3], model, config, "left")
+    now = begin(model, config, state)
+    now.reading = Reading(*[torch.zeros(1, 5)] * 6, None, None, None)
+    now.reading.confidence_BK = torch.tensor([[0.9, 0.5, 0.5 - 5e-6, 0.5 - 3e-5, 0.2]])
+    named, may = torch.tensor([[0, 1, 0, 0, 0], [0, 1, 1, 1, 1]]).bool()[:, None]
+    found = CreditDecoding().commits(now, named, may)
+    assert found.tolist() == [[False, True, True, False, False]]
+
+
+@pytest.mark.parametrize("steps", [None, 50])
+def test_the_bound_of_the_gap_falls_by_thirds(steps: int | None) -> None:
+    """Of the decode passes that `steps` gives, else of one a token; the answer's gaps alone count,
+    to the canvas' end."""
+    config = lrd.DecodingConfig(
+        gen_length=100, steps=steps, stop_gap_early=7.5, stop_gap_start=98, stop_gap_length=5
+    )
+    model, most = random_model(1, max_length=128), steps or 100
+    state = Canvases.empty(model, config, 1, 104)
+    state.place(0, [3], model, config, "left")
+    now = begin(model, config, state)
+    now.reading = Reading(*[torch.zeros(1, 100)] * 6, None, None, None)
+    for number in range(1, most + 1):
+        bound = 7.5 if number / most < 0.33 else 5 if number / most < 0.67 else 2.5
+        state.decode_steps_B.fill_(number)
+        for gap, expected in ((bound, True), (bound - 1e-3, False)):
+            gaps = torch.full((1, 100), 100.0)
+            gaps[0, 98:] = torch.tensor([gap - 1, gap + 1])
+            now.reading.more = {"gap": gaps}
+            assert Prophet().stops(now).tolist() == [expected], number
 
 
 def chunk_of(logits: torch.Tensor) -> Chunk:

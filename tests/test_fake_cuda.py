@@ -60,6 +60,11 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
         "baseline",
         {"steps": 16, "confidence_threshold": 0.9, "confidence_source": "sampling"},
     ),
+    "credit": ("credit", {"block_length": 16}),
+    "by a gap": ("prophet", {"block_length": 16, "stop_gap_start": 20}),
+    "by mass": ("remix", {"block_length": 16}),
+    "top k, soft suffix": ("fast", {"mix": "topk", "soft_suffix": True, "block_length": 16}),
+    "distances": ("dpad", {"block_length": 16}),
 }
 CACHES: dict[str, dict[str, Any]] = {
     "prefix": {"kv_cache": "prefix"},

@@ -179,6 +179,8 @@ def test_with_a_cache_the_formula_is_within_a_tenth(
 GPU_SETTINGS: list[dict[str, Any]] = [
     *({}, {"temperature": 0.7}, {"temperature": 0.7, "sample_top_p": 0.9}),
     *({"confidence": "margin"}, {"cfg_scale": 1.0}, {"r_f": 0.0}),
+    *({"credit_alpha": 0.7}, {"mix": "topk"}, {"mix": "remix", "reject_js": 0.3}),
+    *({"stop_gap_early": 7.5}, {"mix": "remix"}),
 ]
 
 

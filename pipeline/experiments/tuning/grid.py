@@ -103,6 +103,9 @@ def effective(config: DecodingConfig) -> DecodingConfig:
         idle |= {"kv_cache", "cache_refresh"}
     if isinstance(config.suffix, int) and config.suffix >= config.num_blocks - 1:
         idle |= {"suffix"}
+    longest = config.gen_length - config.block_tokens
+    if isinstance(config.suffix, tuple) and set(config.suffix).issuperset(range(longest)):
+        idle |= {"suffix"}
     if config.reduction != "mean":
         idle |= {"scope"}
     settings = config.model_dump(exclude=idle)
