@@ -24,10 +24,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -306,6 +307,12 @@ def refuse(job: str, reason: str, code: int = BAD_SETTINGS) -> int:
     """Say in one line why a command ended; its exit code."""
     tell(f"{job}: {' '.join(reason.splitlines())}")
     return code
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` (did you mean --gen-length?)` where a known name is spelled much like the word."""
+    nearest = get_close_matches(word, sorted(known), n=1, cutoff=0.75)
+    return f" (did you mean {nearest[0]}?)" if nearest else ""
 
 
 def not_a_name(path: str) -> str:

@@ -175,7 +175,7 @@ def _memory(need: MemoryNeed | None, dtype: str, longest: Bucket, config: RunCon
         more = " or more" if slots == MOST_SLOTS else ""
         note = f"{slots} slots{more}" if slots else "does not hold it"
         few = f", fewer than --slots {config.slots}" if 0 < slots < config.slots else ""
-        lines.append(f"  {size:5d} GB  {note}{few}")
+        lines.append(f"  {size:5d} GB GPU  {note}{few}")
     return lines
 
 
