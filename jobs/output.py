@@ -420,13 +420,14 @@ def closing_lines(
 
     num_ok = summary.num_rows - summary.num_failed
     lines = [f"{summary.num_rows} rows, {summary.num_failed} failed, {seconds:.1f} s"]
-    positions = ""
-    if num_ok and summary.num_positions is not None:
-        positions = f"positions computed per row: {summary.num_positions / num_ok:,.0f} mean; "
     if num_ok:
+        positions = summary.num_positions
         lines += [
-            f"forwards per row: {summary.num_forwards / num_ok:.1f} mean; "
-            f"{positions}effective tokens per row: {summary.num_output_tokens / num_ok:.1f} mean",
+            means_per_row(
+                summary.num_forwards / num_ok,
+                None if positions is None else positions / num_ok,
+                summary.num_output_tokens / num_ok,
+            ),
             f"stop reasons: {counts(summary.stop_reasons)}",
         ]
     if progress is not None and (parts := speed(progress)):
@@ -440,6 +441,12 @@ def closing_lines(
         )
     lines += [f"  {n} x {reason}" for reason, n in list(summary.errors.items())[:ERRORS_SHOWN]]
     return [*lines, f"results: {uris.child(output, 'data')}"]
+
+
+def means_per_row(forwards: float, positions: float | None, tokens: float) -> str:
+    """What a row took on average, in a line that 80 columns hold. positions: None: not kept."""
+    computed = "" if positions is None else f"{positions:,.0f} positions computed, "
+    return f"per row, mean: {forwards:.1f} forwards, {computed}{tokens:.1f} effective tokens"
 
 
 def duration(seconds: float) -> str:
