@@ -406,6 +406,22 @@ def _actions() -> list[argparse.Action]:
     return parser._actions
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), "no column 'prompt': name yours with lrd generate --prompt-column"),
+        (("--prompt-column", "q"), "the prompts are in 'q': lrd generate --prompt-column q"),
+    ],
+)
+def test_prepare_names_the_flag_that_generate_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], expected: str
+) -> None:
+    (tmp_path / "rows.csv").write_text("q,prompt_id\nHow many?,1\n")
+    args = _prepare(str(tmp_path / "rows.csv"), "--output", str(tmp_path / "out"), *words)
+    assert prepare.run(args) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [expected]
+
+
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
 def test_prepare_cuts_shards(tmp_path: Path, kind: str) -> None:
     rows = [{"question": f"How many, {n}?", "answer": str(n)} for n in range(7)]
