@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from jobs.output import did_you_mean
-from lrd.config import PRESETS, DecodingConfig
+from lrd.config import ALL_PRESETS, DecodingConfig
 from pipeline.config import FIELDS, RunConfig, shown
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -27,7 +27,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="RUN.toml", help="file of settings; those of [decoding] as a table"
     )
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="decoding preset [fast]")
+    parser.add_argument("--preset", choices=sorted(ALL_PRESETS), help="decoding preset [fast]")
     add_model_flags(parser, RunConfig, exclude={"decoding"})
     add_model_flags(parser.add_argument_group("decoding"), DecodingConfig)
 
@@ -44,7 +44,8 @@ def run_config(args: argparse.Namespace) -> RunConfig:
     preset = settings.pop("preset", "fast")
     if not isinstance(preset, str):
         raise ValueError(
-            f"{args.config}: preset is {preset!r}; expected a name in quotes: {', '.join(PRESETS)}"
+            f"{args.config}: preset is {preset!r}; expected a name in quotes: "
+            f"{', '.join(ALL_PRESETS)}"
         )
     with in_one_line():
         settings["decoding"] = DecodingConfig.preset(

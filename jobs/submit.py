@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from jobs import output
 from jobs.flags import add_model_flags, add_run_flags, flag_of, run_config
-from lrd.config import PRESETS, DecodingConfig
+from lrd.config import ALL_PRESETS, DecodingConfig
 from pipeline.config import RunConfig
 
 JOB = "lrd submit"
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stop-on-interrupt", action="store_true", help="Ctrl-C stops the job [it goes on]"
     )
     parser.add_argument("--no-follow", action="store_true", help="submit, and do not follow")
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="decoding preset [fast]")
+    parser.add_argument("--preset", choices=sorted(ALL_PRESETS), help="decoding preset [fast]")
     add_model_flags(parser, RunConfig, exclude={"decoding", "address"})
     add_model_flags(parser.add_argument_group("decoding"), DecodingConfig)
 
@@ -120,7 +120,7 @@ def entrypoint_of(config: RunConfig, log_format: str | None = None) -> str:
     say.
     """
     words = _flags(config, RunConfig.model_fields.keys() - {"decoding", "address"}, _defaults())
-    choices = [_preset_flags(config.decoding, preset) for preset in PRESETS]
+    choices = [_preset_flags(config.decoding, preset) for preset in ALL_PRESETS]
     shortest: list[str] = min(choices, key=len)
     words += shortest
     parser = argparse.ArgumentParser()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import output
 from jobs.flags import add_model_flags, given, in_one_line, parsed
-from lrd.config import PRESETS, DecodingConfig
+from lrd.config import ALL_PRESETS, DecodingConfig
 from pipeline.config import FORMS, RunConfig
 from pipeline.experiments.tuning.grid import SWEPT, Grid
 from pipeline.experiments.tuning.monitor import FIELDS, FORM
@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "[0.02]",
     )
     grid = parser.add_argument_group("grid", "all combinations; a flag takes several values")
-    grid.add_argument("--preset", choices=sorted(PRESETS), default="fast", help="start [fast]")
+    grid.add_argument("--preset", choices=sorted(ALL_PRESETS), default="fast", help="start [fast]")
     for name in SWEPT:
         preset = " ".join(map(str, GRID.get(name, ()))) or "the preset's"
         meaning = DecodingConfig.model_fields[name].description
@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     grid.add_argument(
         "--whole-presets",
         nargs="*",
-        choices=sorted(PRESETS),
+        choices=sorted(ALL_PRESETS),
         default=["fast", "paper"],
         help="presets to measure as they are; `baseline` takes one pass per token [fast paper]",
     )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lrd.config import DecodingConfig
+from lrd.decoders import rules_of
 from lrd.draws import signed
 from lrd.models.kv_cache import KVCache
 from lrd.models.protocol import DiffusionModel, is_cached, wants_fixed_shapes
@@ -92,6 +93,8 @@ class Canvases:
     all_phases_converged_B: Tensor
     open_at_stop_B: Tensor
     max_entropy_at_stop_B: Tensor
+    num_uncommits_B: Tensor
+    """Times that a committed position was opened again."""
     mix_weight_sum_B: Tensor
     mix_weight_count_B: Tensor
     kl_trace_BT: Tensor
@@ -100,6 +103,8 @@ class Canvases:
     """Beliefs of the pass before."""
     fed: FedPositions
     """Canvas positions that the passes of each block feed."""
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    """What decoders remember of samples [B, …] by name: `Rule.keeps`."""
     class_BG: Tensor | None = None
     """Class of the tokens that a position may take, a row of `allowed`; NOT_YET: it may not be
     committed in the next pass. None: every position may take any token."""
@@ -149,6 +154,11 @@ class Canvases:
         cache = None
         if config.caches and is_cached(model):
             cache = model.new_cache(B, L)
+        kept = {
+            name: torch.zeros(B, *shape, dtype=dtype, device=device)
+            for rule in rules_of(config)
+            for name, (shape, dtype) in rule.keeps(config).items()
+        }
 
         def integers(*shape: int, fill: int = 0) -> Tensor:
             return torch.full(shape, fill, dtype=torch.long, device=device)
@@ -184,12 +194,14 @@ class Canvases:
             all_phases_converged_B=torch.ones(B, dtype=torch.bool, device=device),
             open_at_stop_B=integers(B),
             max_entropy_at_stop_B=floats(B),
+            num_uncommits_B=integers(B),
             mix_weight_sum_B=floats(B),
             mix_weight_count_B=integers(B),
             kl_trace_BT=floats(B, T, fill=float("nan")),
             entropy_trace_BT=floats(B, T, fill=float("nan")),
-            past=PastBeliefs(B, config.block_tokens, table.shape[0], device),
+            past=PastBeliefs(B, config.window_tokens, table.shape[0], device),
             fed=FedPositions.of(config, device),
+            kept=kept,
             class_BG=None if allowed_CV is None else integers(B, config.gen_length),
             temperature_B=floats(B).double() if row_temperatures else None,
             allowed=None if allowed_CV is None else AllowedTokens(allowed_CV.to(device)),
@@ -255,8 +267,10 @@ class Canvases:
             self.positions_computed_B,
             self.open_at_stop_B,
             self.max_entropy_at_stop_B,
+            self.num_uncommits_B,
             self.mix_weight_sum_B,
             self.mix_weight_count_B,
+            *self.kept.values(),
         ):
             counter[row] = 0
         self.divergence_B2[row] = float("nan")
@@ -271,15 +285,16 @@ class Canvases:
         if num_rows == len(self.stop_B):
             return self
         views: dict[str, Any] = {name: value[:num_rows] for name, value in self._tensors()}
-        return replace(self, **views)
+        kept = {name: value[:num_rows] for name, value in self.kept.items()}
+        return replace(self, **views, kept=kept)
 
     def take(self, part: Canvases) -> None:
         """Write the rows of `part`, made by `first`, where they are not in this state's memory."""
         if part is self:
             return
-        pairs = [
-            (value[: len(part.stop_B)], getattr(part, name)) for name, value in self._tensors()
-        ]
+        found = {**dict(part._tensors()), **part.kept}
+        every = {**dict(self._tensors()), **self.kept}
+        pairs = [(value[: len(part.stop_B)], found[name]) for name, value in every.items()]
         moved = [(own, new) for own, new in pairs if own.data_ptr() != new.data_ptr()]
         torch._foreach_copy_([own for own, _ in moved], [new for _, new in moved])
 
@@ -288,7 +303,7 @@ class Canvases:
         self.past.move(old, new)
         if self.cache is not None:
             self.cache.move(old, new)
-        for _, value in self._tensors():
+        for value in (*dict(self._tensors()).values(), *self.kept.values()):
             value[new] = value[old]
         self.stop_B[old] = StopReason.COMPLETE
 

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, model_validator
+
+from lrd.decoder_settings import DecoderSettings
+from lrd.presets import ALL_PRESETS, DECODERS, PRESETS
+from lrd.settings import AUTO_LENGTHS, MAX_REFINE_STEPS, MethodSettings
+
+__all__ = ["ALL_PRESETS", "AUTO_LENGTHS", "DECODERS", "PRESETS", "DecodingConfig"]
 
 PromptFormat = Literal["auto", "chat", "raw"]
 Truncation = Literal["fail", "keep_last"]
@@ -23,49 +29,16 @@ PASS_ROWS: tuple[PassRows, ...] = ("busy", "all")
 COMMIT_RULES = ("entropy_threshold", "entropy_bound", "confidence_threshold")
 """Rules that replace `tokens_per_step`; at most one may be set. `steps` replaces it too."""
 
-YOUNGER = frozenset({"monitor", "max_gen_length", "eos_window", "eos_enough"})
+YOUNGER = frozenset(
+    {"monitor", "max_gen_length", "eos_window", "eos_enough", *DecoderSettings.model_fields}
+)
 """Settings that were added after runs had been recorded without them."""
 
-AUTO_LENGTHS = (64, 512)
-"""gen_length and max_gen_length of `gen_length = "auto"`."""
-MAX_REFINE_STEPS = 10_000
 MAX_FORWARDS = 1_000_000
 """Passes that a sample may take at most; each has eight bytes of traces in every slot."""
 
-# Latent refinement, every sure position committed at once, a stop only where all are sure.
-_FAST: dict[str, Any] = {
-    "r_f": 0.15,
-    "top_p": 0.9,
-    "tau_refine": 0.1,
-    "tau_decode": 0.1,
-    "max_refine_steps": 20,
-    "early_stop": True,
-    "stop_max_entropy": 0.2,
-    "entropy_threshold": 0.2,
-}
 
-PRESETS: dict[str, dict[str, Any]] = {
-    # Eq. 2: one token a pass, the rest back to [MASK].
-    "baseline": {"r_f": 0.0, "max_refine_steps": 0, "early_stop": False},
-    # Appendix A to the letter, early stop by Eq. 6 alone.
-    "paper": {
-        "r_f": 0.15,
-        "top_p": 0.9,
-        "tau_refine": 0.1,
-        "tau_decode": 0.1,
-        "max_refine_steps": 20,
-        "early_stop": True,
-        "tokens_per_step": 1,
-        "stop_at_eos": False,
-    },
-    "fast": _FAST,
-    # The same block by block; a block's later passes compute the block alone, which makes
-    # refinement cheap.
-    "blocks": {**_FAST, "block_length": 32, "kv_cache": "dual", "suffix": 1},
-}
-
-
-class DecodingConfig(BaseModel):
+class DecodingConfig(DecoderSettings, MethodSettings):
     """Settings of one decoding run; paper symbols in brackets.
 
     Without arguments: latent refinement with Appendix A's values, one token a pass and no
@@ -74,116 +47,6 @@ class DecodingConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    gen_length: int = Field(
-        128,
-        ge=1,
-        description="canvas length in tokens; auto: as long as the row needs, from "
-        f"{AUTO_LENGTHS[0]} on, doubled up to max_gen_length [{AUTO_LENGTHS[1]}]",
-    )
-    max_gen_length: int | None = Field(
-        None,
-        ge=1,
-        description="longest canvas: rows begin with gen_length and move to twice as long a canvas "
-        "where the model does not expect to end in theirs",
-    )
-    eos_window: int = Field(
-        32, ge=1, description="last canvas positions that are asked for EOS [W of DAEDAL]"
-    )
-    eos_enough: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="mean probability of EOS there from which on a canvas is long enough",
-    )
-    block_length: int | None = Field(
-        None, ge=1, description="tokens decoded together; must divide gen_length [whole canvas]"
-    )
-    r_f: float = Field(0.15, ge=0, le=1, description="largest share of token embedding [r_f]")
-    top_p: float = Field(0.9, ge=0, le=1, description="mass of the nucleus T; 0: no mixing")
-    tau_refine: float = Field(0.1, ge=0, description="refine until the monitor is below, nats")
-    tau_decode: float = Field(0.1, ge=0, description="early stop: the monitor below, nats")
-    max_refine_steps: int = Field(
-        20, ge=0, le=MAX_REFINE_STEPS, description="refinement passes at most [T_refine]"
-    )
-    refinement: Literal["initial", "first", "auto"] | int = Field(
-        "initial",
-        description="initial: once a block; first: in the first block alone; auto: before every "
-        "commitment; k: exactly k passes before every commitment (LF x k)",
-    )
-    monitor: Literal["kl", "change"] = Field(
-        "kl",
-        description="what must fall below tau_refine and tau_decode. kl: D_t; change: "
-        "|D_t - D_(t-1)|, from a block's third pass on (the paper's Figure 3)",
-    )
-    early_stop: bool = Field(False, description="end a block once the monitor has converged")
-    reduction: Literal["mean", "max", "sum"] = Field("mean", description="of KL over positions")
-    scope: Literal["block", "open"] = Field("block", description="what a mean divides by")
-    patience: int = Field(1, ge=1, description="consecutive decode passes below tau_decode")
-    stop_max_entropy: float | None = Field(
-        None, ge=0, description="gate of the early stop: every open position's entropy below, nats"
-    )
-    tokens_per_step: int = Field(1, ge=1, description="positions committed a decode pass")
-    entropy_threshold: float | None = Field(
-        None, ge=0, description="commit every position with entropy below (nats), at least one"
-    )
-    entropy_bound: float | None = Field(
-        None, ge=0, description="EB-Sampler's gamma: summed entropy less the largest, nats"
-    )
-    confidence_threshold: float | None = Field(
-        None, ge=0, le=1, description="commit every position of this probability, at least one"
-    )
-    steps: int | None = Field(
-        None,
-        ge=1,
-        description="decode passes over all blocks; replaces tokens_per_step. With "
-        "confidence_threshold it caps what has been committed by each pass",
-    )
-    schedule: Literal["even", "timestep"] = Field(
-        "even",
-        description="how steps share out a block. even: equally, the remainder to the first "
-        "(LLaDA); timestep: 1 - s/t of what is open, all in the last (Dream)",
-    )
-    schedule_eps: float = Field(1e-3, gt=0, lt=1, description="last timestep of `timestep`")
-    confidence: Literal["entropy", "probability", "margin"] = Field(
-        "entropy", description="orders positions: the belief's entropy, p(token), p(1st) - p(2nd)"
-    )
-    confidence_source: Literal["belief", "sampling"] = Field(
-        "belief",
-        description="what confidence is read from: the model's belief (LLaDA), or what tokens "
-        "are drawn from, tempered and cut by sample_top_p and sample_top_k (Dream)",
-    )
-    cfg_scale: float = Field(
-        0.0, ge=0, description="classifier-free guidance against a masked prompt; 0: none"
-    )
-    logits_eos_inf: bool = Field(False, description="EOS is never written (LLaDA)")
-    confidence_eos_eot_inf: bool = Field(
-        False, description="positions that would write EOS or the end of turn come last (LLaDA)"
-    )
-    stop_at_eos: bool = Field(True, description="block mode: end once an EOS has no gap before")
-    kv_cache: Literal["none", "prefix", "dual"] = Field(
-        "none",
-        description="what a block's passes after its first keep: nothing; prefix: keys and values "
-        "of all before the block; dual: of all but the block",
-    )
-    cache_refresh: int = Field(
-        0,
-        ge=0,
-        description="every n-th pass of a block renews all that is kept; 0: its first alone",
-    )
-    suffix: Literal["all"] | int = Field(
-        "all",
-        description="what is computed behind the block: all; w: the next w blocks, and of each "
-        "later block its last position",
-    )
-    temperature: float = Field(0.0, ge=0, description="0: argmax; else Gumbel sampling")
-    sample_top_p: float | None = Field(
-        None, gt=0, le=1, description="draw from the most probable tokens of this mass alone"
-    )
-    sample_top_k: int | None = Field(
-        None, ge=1, description="draw from this many most probable tokens alone"
-    )
-    seed: int = Field(0, description="each row draws from hash(seed, row id)")
 
     @model_validator(mode="before")
     @classmethod
@@ -222,7 +85,15 @@ class DecodingConfig(BaseModel):
         self._check_sampling(rules)
         self._check_cache()
         self._check_growth()
+        self._check_decoders()
         return self
+
+    def _check_decoders(self) -> None:
+        if self.reads_canvas and self.num_blocks > 1 and self.feeds_some:
+            raise ValueError(
+                "stop_gap_early, explore_above, soft_suffix and reopen read the whole canvas in "
+                "each pass; set kv_cache to none and suffix to all"
+            )
 
     def _check_growth(self) -> None:
         longest = self.max_gen_length
@@ -313,9 +184,9 @@ class DecodingConfig(BaseModel):
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
         """A preset with some settings replaced; a commit rule given replaces the preset's."""
-        if name not in PRESETS:
-            raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
-        settings = dict(PRESETS[name])
+        if name not in ALL_PRESETS:
+            raise ValueError(f"no preset {name!r}; there are {', '.join(ALL_PRESETS)}")
+        settings = dict(ALL_PRESETS[name])
         if {"tokens_per_step", "steps", *COMMIT_RULES} & overrides.keys():
             for rule in ("tokens_per_step", "steps", *COMMIT_RULES):
                 settings.pop(rule, None)
@@ -357,6 +228,26 @@ class DecodingConfig(BaseModel):
         return self.model_copy(update={"gen_length": gen_length})
 
     @property
+    def reads_canvas(self) -> bool:
+        """Whether passes read the whole canvas and not its current block alone."""
+        return (
+            self.stop_gap_early is not None
+            or self.explore_above is not None
+            or self.soft_suffix
+            or self.reopen in ("drop", "lowest")
+        )
+
+    @property
+    def reads_more(self) -> bool:
+        """Whether passes may read positions beside the block's open ones."""
+        return self.reads_canvas or self.reopen != "none"
+
+    @property
+    def window_tokens(self) -> int:
+        """Canvas positions that a pass may read: the block's, or all."""
+        return self.gen_length if self.reads_canvas else self.block_tokens
+
+    @property
     def num_blocks(self) -> int:
         return self.gen_length // self.block_tokens
 
@@ -366,7 +257,9 @@ class DecodingConfig(BaseModel):
 
     @property
     def mixes(self) -> bool:
-        return self.r_f > 0 and self.top_p > 0
+        if self.mix == "remix":
+            return self.mix_share > 0
+        return self.r_f > 0 and (self.mix == "topk" or self.top_p > 0)
 
     @property
     def caches(self) -> bool:

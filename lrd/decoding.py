@@ -3,13 +3,16 @@
 Every sample has its own block, phase, counts and stop; nothing here decides for a batch.
 All of a pass is tensor operations under masks, so that it needs no host synchronisation.
 `engine.py` fills and empties the canvases, `forward.py` runs the model and reads its beliefs,
-`commit_rules.py` chooses the positions to commit.
+`commit_rules.py` chooses the positions to commit, `mixing.py` what open ones are fed, and
+`decoders/` holds what published decoders change of that.
 
-Legend: B samples, L columns (prompt, canvas, padding), G canvas positions, K positions of the
-current block, D width, T passes.
+Legend: B samples, L columns (prompt, canvas, padding), G canvas positions, M blocks, K positions
+that a pass may read (the current block's, or the whole canvas), D width, T passes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,9 +22,11 @@ from lrd.canvases import Canvases, StopReason
 from lrd.choices import NOT_YET
 from lrd.commit_rules import choose_commits, is_any_of, scheduled_quota
 from lrd.config import DecodingConfig
+from lrd.decoders import Rule, rules_of
 from lrd.draws import Draws
-from lrd.forward import Reading, read_block
+from lrd.forward import read_block
 from lrd.models.protocol import DiffusionModel, eos_ids
+from lrd.one_pass import Pass
 
 __all__ = ["Canvases", "StopReason", "step"]
 
@@ -32,80 +37,95 @@ def step(
     state: Canvases,
 ) -> None:
     """One forward pass for every running sample, in place."""
-    K = config.block_tokens
-    running_B = state.stop_B == int(StopReason.RUNNING)
-    position_BK = state.block_B[:, None] * K + torch.arange(K, device=running_B.device)
-    column_BK = state.start_B[:, None] + position_BK
-    ids_BK = state.canvas_BG.gather(1, position_BK)
-    open_BK = (ids_BK == model.mask_id) & running_B[:, None]
-
-    passes_B = state.refine_steps_B + state.decode_steps_B
+    rules = rules_of(config)
+    now = begin(model, config, state)
     # The first pass in blocks looks at the last one, and decides about the canvas alone.
-    looking_B = (passes_B == 0) & config.looks
-    draws = draws_of_pass(model, config, state, passes_B, position_BK)
-    reading = read_block(model, config, state, column_BK, open_BK, draws)
-    entropy_BK = reading.entropy_BK
+    looking_B = (now.passes_B == 0) & config.looks
+    draws = draws_of_pass(now)
+    now.reading = reading = read_block(now, rules, draws)
+    entropy_BK, open_BK, running_B = reading.entropy_BK, now.open_BK, now.running_B
     block_cache.count(model, config, state, running_B)
     failed_B = (open_BK & ~torch.isfinite(entropy_BK)).any(-1)
     divergence_B2 = divergences(config, state, reading.kl_BK, open_BK)
     monitor_B2 = monitored(config, state, divergence_B2, running_B)
-    decoding_B = enter_phase(config, state, monitor_B2[:, 1], running_B, looking_B)
-    stop_B = early_stop(config, state, monitor_B2[:, 0], entropy_BK, open_BK, decoding_B)
+    now.decoding_B = enter_phase(config, state, monitor_B2[:, 1], running_B, looking_B)
+    for rule in rules:
+        rule.weigh(now)
 
-    ready_BK = open_BK
-    if state.class_BG is not None:
-        ready_BK = open_BK & (state.class_BG.gather(1, position_BK) != NOT_YET)
-        stop_B = stop_B & (ready_BK == open_BK).all(-1)
-    commit_BK = name_commits(config, state, reading, open_BK, ready_BK)
-    commit_BK = (commit_BK | stop_B[:, None]) & decoding_B[:, None] & open_BK
-    ids_BK = torch.where(commit_BK, reading.token_BK, ids_BK)
-    still_open_BK = open_BK & ~commit_BK
-    write_commits(state, reading, ids_BK, commit_BK, position_BK)
-    record_pass(state, divergence_B2[:, 1], entropy_BK, open_BK, running_B, stop_B)
-    mixed_BK = still_open_BK & ~looking_B[:, None]
-    next_BKD = next_inputs(model, config, state, reading, ids_BK, mixed_BK)
-    write_inputs(state, next_BKD, column_BK, running_B)
+    ready_BK = ready_to_commit(now)
+    stop_B = early_stop(config, state, monitor_B2[:, 0], entropy_BK, open_BK, now.decoding_B)
+    stop_B = stop_B & (ready_BK == open_BK).all(-1)
+    whole_BK, stop_B = whole_commits(now, rules, stop_B)
+    commit_BK = name_commits(now, rules, ready_BK) | whole_BK
+    commit_BK = commit_BK & now.decoding_B[:, None] & now.masked_BK
+    ids_BK = torch.where(commit_BK, reading.token_BK, now.ids_BK)
+    write_commits(now, ids_BK, commit_BK)
+    record_pass(now, divergence_B2[:, 1], whole_BK)
+    reopened_BK = reopen(now, rules, commit_BK)
+    ids_BK = ids_BK.masked_fill(reopened_BK, model.mask_id)
+    still_open_BK = (now.masked_BK & ~commit_BK) | reopened_BK
+    waits_BK = still_open_BK & now.reached_BK
+    mixed_BK = waits_BK & ~reopened_BK & ~looking_B[:, None]
+    write_inputs(now, next_inputs(now, ids_BK, mixed_BK))
 
-    block_done_B = decoding_B & ~still_open_BK.any(-1)
-    left_BM = (state.canvas_BG == model.mask_id).view(-1, config.num_blocks, K).any(-1)
+    block_done_B = now.decoding_B & ~waits_BK.any(-1)
+    left_BM = (state.canvas_BG == model.mask_id).view(-1, config.num_blocks, config.block_tokens)
+    left_BM = left_BM.any(-1)
     ended_B = block_done_B & ~left_BM.any(-1)
     state.stop_B = torch.where(
         ended_B,
         torch.where(stop_B, int(StopReason.CONVERGED), int(StopReason.COMPLETE)),
         state.stop_B,
     )
-    end_at_eos(model, config, state, ids_BK, position_BK, still_open_BK, decoding_B)
+    end_at_eos(now, ids_BK, still_open_BK, block_done_B)
     if config.grows:
-        first_B = running_B & (passes_B == 0)
-        too_short_B = lacks_room(model, config, state, reading, first_B, ended_B)
+        first_B = running_B & (now.passes_B == 0)
+        too_short_B = lacks_room(now, first_B, ended_B)
         state.stop_B = torch.where(too_short_B, int(StopReason.GROW), state.stop_B)
     state.stop_B = torch.where(failed_B, int(StopReason.FAILED), state.stop_B)
     next_block_B = torch.where(looking_B, 0, left_BM.byte().argmax(-1))
-    advance(config, state, running_B, decoding_B, block_done_B | looking_B, next_block_B)
+    advance(config, state, running_B, now.decoding_B, block_done_B | looking_B, next_block_B)
 
 
-def draws_of_pass(
-    model: DiffusionModel,
-    config: DecodingConfig,
-    state: Canvases,
-    passes_B: Tensor,
-    position_BK: Tensor,
-) -> Draws | None:
+def begin(model: DiffusionModel, config: DecodingConfig, state: Canvases) -> Pass:
+    """The next pass of the canvases as they are."""
+    block, device = config.block_tokens, state.stop_B.device
+    running_B = state.stop_B == int(StopReason.RUNNING)
+    first_B = torch.zeros_like(state.block_B) if config.reads_canvas else state.block_B * block
+    position_BK = first_B[:, None] + torch.arange(config.window_tokens, device=device)
+    reached_BK = position_BK < block * (state.block_B[:, None] + 1)
+    ids_BK = state.canvas_BG.gather(1, position_BK)
+    masked_BK = (ids_BK == model.mask_id) & running_B[:, None]
+    return Pass(
+        model=model,
+        config=config,
+        state=state,
+        running_B=running_B,
+        passes_B=state.refine_steps_B + state.decode_steps_B,
+        position_BK=position_BK,
+        reached_BK=reached_BK,
+        ids_BK=ids_BK,
+        masked_BK=masked_BK,
+        open_BK=masked_BK & reached_BK,
+    )
+
+
+def draws_of_pass(now: Pass) -> Draws | None:
     """What tokens are drawn with; None where none is drawn."""
-    temperature_B = state.temperature_B
+    temperature_B = now.state.temperature_B
     if temperature_B is None:
-        if config.temperature == 0:
+        if now.config.temperature == 0:
             return None
-        temperature_B = torch.full_like(passes_B, config.temperature, dtype=torch.float64)
-    num_columns = model.embedding_table.shape[0]
-    return Draws.of(state.seed_B, passes_B, position_BK, temperature_B, num_columns)
+        temperature_B = torch.full_like(now.passes_B, now.config.temperature, dtype=torch.float64)
+    num_columns = now.model.embedding_table.shape[0]
+    return Draws.of(now.state.seed_B, now.passes_B, now.position_BK, temperature_B, num_columns)
 
 
 def divergences(config: DecodingConfig, state: Canvases, kl_BK: Tensor, open_BK: Tensor) -> Tensor:
     """D_t [B, 2] against the pass before: as `reduction` and `scope` have it, and Eq. 6's. NaN in a
     block's first pass."""
-    K = config.block_tokens
-    length_B = (state.length_B - state.block_B * K).clamp(max=K)
+    block = config.block_tokens
+    length_B = (state.length_B - state.block_B * block).clamp(max=block)
     chosen_B = beliefs.reduce_kl(kl_BK, open_BK, config.reduction, config.scope, length_B)
     eq6_B = beliefs.reduce_kl(kl_BK, open_BK, "mean", "block", length_B)
     has_before_B1 = state.pass_in_block_B[:, None] > 0
@@ -172,126 +192,146 @@ def early_stop(
     return stop_B
 
 
-def name_commits(
-    config: DecodingConfig, state: Canvases, reading: Reading, open_BK: Tensor, ready_BK: Tensor
-) -> Tensor:
-    """The positions [B, K] that the commit rule names, among those that are ready."""
+def ready_to_commit(now: Pass) -> Tensor:
+    """Open positions [B, K] of the block that wait for no other: in a choice, tokens come one after
+    the other."""
+    if now.state.class_BG is None:
+        return now.open_BK
+    return now.open_BK & (now.state.class_BG.gather(1, now.position_BK) != NOT_YET)
+
+
+def whole_commits(now: Pass, rules: Sequence[Rule], stop_B: Tensor) -> tuple[Tensor, Tensor]:
+    """What is committed unsettled [B, K], the block's open positions after an early stop or all of
+    the canvas where a rule says so; and the samples [B]."""
+    whole_BK = now.open_BK & stop_B[:, None]
+    for rule in rules:
+        ends_B = rule.stops(now)
+        if ends_B is not None:
+            ends_B = ends_B & now.decoding_B
+            whole_BK = whole_BK | (now.masked_BK & ends_B[:, None])
+            stop_B = stop_B | ends_B
+    return whole_BK, stop_B
+
+
+def name_commits(now: Pass, rules: Sequence[Rule], ready_BK: Tensor) -> Tensor:
+    """The positions [B, K] that the commit rule and the decoders' own rules name."""
+    config, state, reading = now.config, now.state, now.reading
     quota_B = None
     if config.steps is not None:
-        num_open_B = open_BK.sum(-1)
+        num_open_B = now.open_BK.sum(-1)
         state.num_at_start_B = torch.where(
             state.decode_in_block_B <= 1, num_open_B, state.num_at_start_B
         )
         quota_B = scheduled_quota(config, num_open_B, state.decode_in_block_B, state.num_at_start_B)
-    return choose_commits(config, reading.doubt_BK, reading.confidence_BK, ready_BK, quota_B)
+    for rule in rules:
+        ready_BK = rule.may_commit(now, ready_BK)
+    named_BK = choose_commits(config, reading.doubt_BK, reading.confidence_BK, ready_BK, quota_B)
+    for rule in rules:
+        named_BK = rule.commits(now, named_BK, ready_BK)
+    return named_BK
 
 
-def write_commits(
-    state: Canvases, reading: Reading, ids_BK: Tensor, commit_BK: Tensor, position_BK: Tensor
-) -> None:
+def write_commits(now: Pass, ids_BK: Tensor, commit_BK: Tensor) -> None:
     """Tokens into the canvas, the number of the pass that committed them, and how probable they
     were then."""
+    state, position_BK = now.state, now.position_BK
     num_forwards_B = state.refine_steps_B + state.decode_steps_B
     state.canvas_BG.scatter_(1, position_BK, ids_BK)
     for written_BG, value_BK in (
         (state.commit_step_BG, num_forwards_B[:, None]),
-        (state.confidence_BG, reading.probability_BK),
+        (state.confidence_BG, now.reading.probability_BK),
     ):
         kept_BK = written_BG.gather(1, position_BK)
         written_BG.scatter_(1, position_BK, torch.where(commit_BK, value_BK, kept_BK))
 
 
-def record_pass(
-    state: Canvases,
-    eq6_B: Tensor,
-    entropy_BK: Tensor,
-    open_BK: Tensor,
-    running_B: Tensor,
-    stop_B: Tensor,
-) -> None:
-    """Traces of this pass, and what an early stop commits unsettled."""
+def reopen(now: Pass, rules: Sequence[Rule], commit_BK: Tensor) -> Tensor:
+    """Committed positions [B, K] that rules open again, written into the canvas."""
+    reopened_BK = torch.zeros_like(commit_BK)
+    for rule in rules:
+        found_BK = rule.reopens(now, commit_BK)
+        if found_BK is not None:
+            reopened_BK |= found_BK & now.decoding_B[:, None]
+    if now.config.reopen == "none":
+        return reopened_BK
+    state = now.state
+    for written_BG, value in (
+        (state.canvas_BG, now.model.mask_id),
+        (state.commit_step_BG, 0),
+        (state.confidence_BG, 0),
+    ):
+        kept_BK = written_BG.gather(1, now.position_BK)
+        written_BG.scatter_(1, now.position_BK, kept_BK.masked_fill(reopened_BK, value))
+    state.num_uncommits_B += reopened_BK.sum(-1)
+    return reopened_BK
+
+
+def record_pass(now: Pass, eq6_B: Tensor, whole_BK: Tensor) -> None:
+    """Traces of this pass, and what a stop commits unsettled."""
+    state, entropy_BK = now.state, now.reading.entropy_BK
     trace_B1 = (state.refine_steps_B + state.decode_steps_B - 1).clamp(min=0)[:, None]
-    num_open_B = open_BK.sum(-1)
-    entropy_open_BK = torch.where(open_BK, entropy_BK, 0)
-    mean_entropy_B = entropy_open_BK.sum(-1) / num_open_B.clamp(min=1)
+    num_open_B = now.open_BK.sum(-1)
+    mean_entropy_B = torch.where(now.open_BK, entropy_BK, 0).sum(-1) / num_open_B.clamp(min=1)
+    running_B1 = now.running_B[:, None]
     for trace_BT, value_B in (
         (state.kl_trace_BT, eq6_B),
         (state.entropy_trace_BT, mean_entropy_B),
     ):
         kept_B1 = trace_BT.gather(1, trace_B1)
-        trace_BT.scatter_(1, trace_B1, torch.where(running_B[:, None], value_B[:, None], kept_B1))
-    state.open_at_stop_B += torch.where(stop_B, num_open_B, 0)
-    state.max_entropy_at_stop_B = torch.where(
-        stop_B,
-        torch.maximum(state.max_entropy_at_stop_B, entropy_open_BK.amax(-1)),
-        state.max_entropy_at_stop_B,
-    )
+        trace_BT.scatter_(1, trace_B1, torch.where(running_B1, value_B[:, None], kept_B1))
+    state.open_at_stop_B += whole_BK.sum(-1)
+    largest_B = torch.where(whole_BK, entropy_BK, 0).amax(-1)
+    state.max_entropy_at_stop_B = torch.maximum(state.max_entropy_at_stop_B, largest_B)
 
 
-def next_inputs(
-    model: DiffusionModel,
-    config: DecodingConfig,
-    state: Canvases,
-    reading: Reading,
-    ids_BK: Tensor,
-    mixed_BK: Tensor,
-) -> Tensor:
-    """The block's next embeddings [B, K, D]: soft ones where they are to be mixed (Eq. 3 and 7),
-    elsewhere those of the tokens."""
-    table_VD = model.embedding_table
-    open_BKD = table_VD[model.mask_id]
+def next_inputs(now: Pass, ids_BK: Tensor, mixed_BK: Tensor) -> Tensor:
+    """The next embeddings [B, K, D]: soft ones where they are to be mixed (Eq. 3 and 7), elsewhere
+    those of the tokens."""
+    model, state, reading = now.model, now.state, now.reading
+    open_BKD = model.embedding_table[model.mask_id]
     if reading.expected_BKD is not None:
-        alpha_BK = beliefs.mix_weight(reading.entropy_BK, table_VD.shape[0], config.r_f)
-        open_BKD = beliefs.mix(reading.expected_BKD, alpha_BK, open_BKD)
-        state.mix_weight_sum_B += torch.where(mixed_BK, alpha_BK, 0).sum(-1)
+        assert reading.weight_BK is not None
+        open_BKD = beliefs.mix(reading.expected_BKD, reading.weight_BK, open_BKD)
+        state.mix_weight_sum_B += torch.where(mixed_BK, reading.weight_BK, 0).sum(-1)
         state.mix_weight_count_B += mixed_BK.sum(-1)
     return torch.where(mixed_BK[..., None], open_BKD, model.embed(ids_BK))
 
 
-def write_inputs(state: Canvases, next_BKD: Tensor, column_BK: Tensor, running_B: Tensor) -> None:
-    """The block's next embeddings into its columns, for running samples alone."""
-    column_BKD = column_BK[..., None].expand_as(next_BKD)
-    kept_BKD = state.embeds_BLD.gather(1, column_BKD)
-    next_BKD = torch.where(running_B[:, None, None], next_BKD, kept_BKD)
-    state.embeds_BLD.scatter_(1, column_BKD, next_BKD)
+def write_inputs(now: Pass, next_BKD: Tensor) -> None:
+    """The next embeddings into their columns, for running samples alone."""
+    embeds_BLD = now.state.embeds_BLD
+    column_BKD = now.columns[..., None].expand_as(next_BKD)
+    kept_BKD = embeds_BLD.gather(1, column_BKD)
+    embeds_BLD.scatter_(
+        1, column_BKD, torch.where(now.running_B[:, None, None], next_BKD, kept_BKD)
+    )
 
 
-def end_at_eos(
-    model: DiffusionModel,
-    config: DecodingConfig,
-    state: Canvases,
-    ids_BK: Tensor,
-    position_BK: Tensor,
-    still_open_BK: Tensor,
-    decoding_B: Tensor,
-) -> None:
-    """In blocks, samples that are not complete end at an EOS that has no gap before it."""
+def end_at_eos(now: Pass, ids_BK: Tensor, still_open_BK: Tensor, block_done_B: Tensor) -> None:
+    """In blocks, samples that are not complete end at an EOS that has no gap before it; where
+    positions may open again, only once their block is done."""
+    config, state = now.config, now.state
     if not config.stop_at_eos or config.num_blocks == 1:
         return
     gapless_BK = still_open_BK.long().cumsum(-1) == 0
-    may_end_BK = position_BK >= state.eos_from_B[:, None]
-    is_end_BK = is_any_of(ids_BK, eos_ids(model)) & gapless_BK & may_end_BK
+    may_end_BK = now.position_BK >= state.eos_from_B[:, None]
+    is_end_BK = is_any_of(ids_BK, eos_ids(now.model)) & gapless_BK & may_end_BK
     running_B = state.stop_B == int(StopReason.RUNNING)
-    at_eos_B = decoding_B & is_end_BK.any(-1) & running_B
+    settled_B = now.decoding_B if config.reopen == "none" else block_done_B
+    at_eos_B = settled_B & is_end_BK.any(-1) & running_B
     state.stop_B = torch.where(at_eos_B, int(StopReason.EOS), state.stop_B)
-    open_BG = (state.canvas_BG == model.mask_id) & at_eos_B[:, None]
-    state.canvas_BG.masked_fill_(open_BG, model.eos_id)
+    open_BG = (state.canvas_BG == now.model.mask_id) & at_eos_B[:, None]
+    state.canvas_BG.masked_fill_(open_BG, now.model.eos_id)
 
 
-def lacks_room(
-    model: DiffusionModel,
-    config: DecodingConfig,
-    state: Canvases,
-    reading: Reading,
-    first_pass_B: Tensor,
-    full_B: Tensor,
-) -> Tensor:
+def lacks_room(now: Pass, first_pass_B: Tensor, full_B: Tensor) -> Tensor:
     """Samples [B] that need a longer canvas: in their first pass, where EOS is not expected at the
     canvas' end (DAEDAL's rule); later, where the canvas is full and holds none."""
-    assert reading.eos_BK is not None
+    config, eos_BK = now.config, now.reading.eos_BK
+    assert eos_BK is not None
     window = min(config.eos_window, config.block_tokens)
-    expected_B = reading.eos_BK[:, -window:].sum(-1) / window
-    has_eos_B = is_any_of(state.canvas_BG, eos_ids(model)).any(-1)
+    expected_B = eos_BK[:, -window:].sum(-1) / window
+    has_eos_B = is_any_of(now.state.canvas_BG, eos_ids(now.model)).any(-1)
     return (first_pass_B & (expected_B < config.eos_enough)) | (full_B & ~has_eos_B)
 
 

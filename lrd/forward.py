@@ -3,19 +3,18 @@
 Head and beliefs are computed for a few positions at a time, so that a float32 tensor of
 [positions × V] never exists as a whole; only a few numbers and one embedding a position are kept.
 
-Legend: B samples, K positions of the current block, N of the B·K positions, n positions of a
-chunk, D width, V columns of the logits.
+Legend: B samples, K canvas positions that a pass may read (the current block's, or all), N of the
+B·K positions, n positions of a chunk, D width, V columns of the logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from lrd import belief_ops, nucleus
+from lrd import belief_ops, mixing, nucleus
 from lrd.beliefs import Belief, BeliefSummary, entropy, log_beliefs
 from lrd.block_cache import CACHED_POSITIONS, states
 from lrd.canvases import Canvases
@@ -27,8 +26,10 @@ from lrd.commit_rules import (
     without_tokens,
 )
 from lrd.config import DecodingConfig
+from lrd.decoders.rule import Chunk, Rule
 from lrd.draws import Draws
 from lrd.models.protocol import DiffusionModel, SplitModel, eos_ids, is_cached, is_split
+from lrd.one_pass import Pass, Reading
 
 HEAD_ELEMENTS = 1 << 24
 """Logits that the head computes at a time: enough rows that its weights are read rarely."""
@@ -42,44 +43,22 @@ LAST = 1e30
 """Doubt of positions that are committed last; finite, since closed positions have infinity."""
 
 
-@dataclass(slots=True)
-class Reading:
-    """The values of a pass's beliefs that decisions need. Where open positions alone are computed,
-    the others hold zeros."""
-
-    entropy_BK: Tensor
-    kl_BK: Tensor
-    """Divergence from the previous pass, the summand of Eq. 6; undefined in a block's first."""
-    token_BK: Tensor
-    doubt_BK: Tensor
-    """Entropy of the probabilities that confidence is read from."""
-    confidence_BK: Tensor
-    probability_BK: Tensor
-    """Of the token, by the belief."""
-    expected_BKD: Tensor | None
-    """Σ_v p̄(v)·e_v; None where nothing is mixed."""
-    eos_BK: Tensor | None
-    """Probability of EOS where it is the most probable token, else 0; None where canvases do not
-    grow."""
-
-
-def read_block(
-    model: DiffusionModel,
-    config: DecodingConfig,
-    state: Canvases,
-    column_BK: Tensor,
-    open_BK: Tensor,
-    draws: Draws | None,
-) -> Reading:
-    """The forward pass, and the beliefs of the block's positions; `state.past` becomes theirs."""
-    B, K = open_BK.shape
+def read_block(now: Pass, rules: Sequence[Rule], draws: Draws | None) -> Reading:
+    """The forward pass, and the beliefs at the block's open positions and where else rules need
+    them; `state.past` becomes theirs."""
+    model, config, state = now.model, now.config, now.state
+    B, K = now.open_BK.shape
     table = model.embedding_table
+    read_BK = now.open_BK
+    for rule in rules:
+        more_BK = rule.reads(now)
+        read_BK = read_BK if more_BK is None else read_BK | more_BK
     if not state.fixed_shapes:
-        rows_N = open_BK.flatten().nonzero()[:, 0]
+        rows_N = read_BK.flatten().nonzero()[:, 0]
     elif state.num_open is None:
         rows_N = torch.arange(B * K, device=table.device)
     else:  # The open ones, then as many others as make up the number.
-        rows_N = open_BK.flatten().to(torch.int8).argsort(descending=True, stable=True)
+        rows_N = read_BK.flatten().to(torch.int8).argsort(descending=True, stable=True)
         rows_N = rows_N[: state.num_open]
 
     def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -89,12 +68,20 @@ def read_block(
     reading = Reading(
         *(zeros(floats), zeros(floats), zeros(torch.long)),
         *(zeros(floats), zeros(floats), zeros(floats)),
+        zeros(floats) if config.mixes else None,
         zeros(table.dtype, table.shape[1]) if config.mixes else None,
         zeros(floats) if config.grows else None,
     )
-    for rows_n, logits_nV in logits_in_chunks(model, config, state, column_BK, rows_N):
-        _read(model, config, state, reading, rows_n, logits_nV, draws)
+    for rows_n, logits_nV in logits_in_chunks(model, config, state, now.columns, rows_N):
+        found = _read(now, rules, rows_n, logits_nV, draws)
         del logits_nV
+        for name, value_n in found.items():
+            field_BK = getattr(reading, name, None)
+            if field_BK is None:
+                field_BK = reading.more.get(name)
+            if field_BK is None:
+                field_BK = reading.more[name] = zeros(value_n.dtype, *value_n.shape[1:])
+            field_BK.flatten(0, 1)[rows_n] = value_n
     return reading
 
 
@@ -221,101 +208,59 @@ def without_prompt(model: DiffusionModel, state: Canvases) -> Tensor:
 
 
 def _read(
-    model: DiffusionModel,
-    config: DecodingConfig,
-    state: Canvases,
-    reading: Reading,
+    now: Pass,
+    rules: Sequence[Rule],
     rows_n: Tensor,
     logits_nV: Tensor,
     draws: Draws | None,
-) -> None:
-    """Write one chunk's beliefs into the reading; may overwrite its logits."""
-    if belief_ops.kernels_apply(model.embedding_table, logits_nV):
-        found = _read_by_kernels(model, config, state, rows_n, logits_nV, draws)
+) -> dict[str, Tensor]:
+    """The fields of `Reading` for one chunk; may overwrite its logits."""
+    model, config, state = now.model, now.config, now.state
+    by_kernels = belief_ops.kernels_apply(model.embedding_table, logits_nV)
+    before_nV = None
+    if any(rule.compares(config) for rule in rules):
+        before_nV = state.past.log_beliefs_at(rows_n)
+    belief: BeliefSummary
+    if by_kernels:
+        top_p = config.top_p if config.mixes and config.mix == "lrd" else None
+        belief, kl_n, nuclei = belief_ops.read(
+            logits_nV, model.mask_id, top_p, state.past.rows(), rows_n
+        )
+        chosen = _chosen_in_parts(now, belief, rows_n, logits_nV, draws)
     else:
-        found = _read_plainly(model, config, state, rows_n, logits_nV, draws)
-    *numbers, expected_nD, eos_n = found
-    for field_BK, value_n in zip(
-        (
-            *(reading.entropy_BK, reading.kl_BK),
-            *(reading.token_BK, reading.doubt_BK, reading.confidence_BK, reading.probability_BK),
-        ),
-        numbers,
-        strict=True,
-    ):
-        assert value_n is not None
-        field_BK.view(-1)[rows_n] = value_n
-    if reading.expected_BKD is not None:
-        assert expected_nD is not None
-        reading.expected_BKD.flatten(0, 1)[rows_n] = expected_nD
-    if reading.eos_BK is not None:
-        assert eos_n is not None
-        reading.eos_BK.view(-1)[rows_n] = eos_n
-
-
-def _eos_probability(
-    model: DiffusionModel, config: DecodingConfig, belief: BeliefSummary
-) -> Tensor | None:
-    if not config.grows:
-        return None
-    is_eos_n = is_any_of(belief.token_N, eos_ids(model))
-    return torch.where(is_eos_n, (-belief.log_z_N).exp(), 0)
-
-
-def _read_plainly(
-    model: DiffusionModel,
-    config: DecodingConfig,
-    state: Canvases,
-    rows_n: Tensor,
-    logits_nV: Tensor,
-    draws: Draws | None,
-) -> tuple[Tensor | None, ...]:
-    """Entropy, KL, token, doubt, confidence, probability [n], expected embedding [n, D] and EOS's
-    probability [n] of some rows."""
-    belief = Belief.of_logits(logits_nV, model.mask_id)
-    chosen = read_tokens(model, config, belief, logits_nV, rows_n, draws)
+        belief = Belief.of_logits(logits_nV, model.mask_id)
+        chosen = read_tokens(model, config, belief, logits_nV, rows_n, draws)
+        kl_n = state.past.kl_then_keep(belief, rows_n)
     if state.temperature_B is not None:
         chosen = _without_draws(config, belief, rows_n, draws, chosen)
-    kl_n = state.past.kl_then_keep(belief, rows_n)
-    expected_nD = None
+    names = ("token_BK", "doubt_BK", "confidence_BK", "probability_BK")
+    found = dict(zip(names, chosen, strict=True))
+    found |= {"entropy_BK": belief.entropy_N, "kl_BK": kl_n}
+    if config.grows:
+        is_eos_n = is_any_of(belief.token_N, eos_ids(model))
+        found["eos_BK"] = torch.where(is_eos_n, (-belief.log_z_N).exp(), 0)
+    chunk = Chunk(rows_n, logits_nV, model.mask_id, belief, before_nV)
+    for rule in rules:
+        found |= rule.measure(now, chunk)
     if config.mixes:
-        expected_nD = nucleus.expected_embedding(
-            belief.p_NV, belief.token_N, config.top_p, model.embedding_table, state.fixed_shapes
+        found["weight_BK"], found["expected_BKD"] = mixing.mixture(
+            config, chunk, model.embedding_table, nuclei if by_kernels else None, state.fixed_shapes
         )
-    eos_n = _eos_probability(model, config, belief)
-    return belief.entropy_N, kl_n, *chosen, expected_nD, eos_n
+    return found
 
 
-def _read_by_kernels(
-    model: DiffusionModel,
-    config: DecodingConfig,
-    state: Canvases,
-    rows_n: Tensor,
-    logits_nV: Tensor,
-    draws: Draws | None,
-) -> tuple[Tensor | None, ...]:
-    """The same by kernels, without a float32 copy of the logits; those whose tokens need one are
-    read a few rows at a time."""
-    top_p = config.top_p if config.mixes else None
-    belief, kl_n, nuclei = belief_ops.read(
-        logits_nV, model.mask_id, top_p, state.past.rows(), rows_n
-    )
-    alone = draws is None and config.reads_beliefs_alone
+def _chosen_in_parts(
+    now: Pass, belief: BeliefSummary, rows_n: Tensor, logits_nV: Tensor, draws: Draws | None
+) -> tuple[Tensor, ...]:
+    """`read_tokens` without a float32 copy of all logits: where tokens need one, a few rows at a
+    time."""
+    alone = draws is None and now.config.reads_beliefs_alone
     size = len(rows_n) if alone else GPU_ELEMENTS // logits_nV.shape[1]
     parts = [
-        read_tokens(model, config, belief, x_nV, part_n, draws)
+        read_tokens(now.model, now.config, belief, x_nV, part_n, draws)
         for x_nV, part_n in zip(*(_even_parts(x, size) for x in (logits_nV, rows_n)), strict=True)
     ]
-    chosen = tuple(torch.cat(values) for values in zip(*parts, strict=True))
-    if state.temperature_B is not None:
-        chosen = _without_draws(config, belief, rows_n, draws, chosen)
-    expected_nD = None
-    if config.mixes:
-        expected_nD = belief_ops.expected_embedding(
-            logits_nV, nuclei, model.embedding_table, model.mask_id
-        )
-    eos_n = _eos_probability(model, config, belief)
-    return belief.entropy_N, kl_n, *chosen, expected_nD, eos_n
+    return tuple(torch.cat(values) for values in zip(*parts, strict=True))
 
 
 def _of_belief(belief: BeliefSummary) -> tuple[Tensor, ...]:

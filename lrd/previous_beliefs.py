@@ -62,6 +62,12 @@ class PastBeliefs:
         log_z_R[rows_N] = log_z_N
         return (cross_N - belief.entropy_N).clamp(min=0)
 
+    def log_beliefs_at(self, rows_N: Tensor) -> Tensor:
+        """log q [N, V] in float32 of the pass before at these of the B·K rows, before it is
+        replaced; of no meaning in a block's first pass."""
+        s_RV, log_z_R = self.rows()
+        return s_RV[rows_N].float() - log_z_R[rows_N, None]
+
     def log_beliefs(self, row: int, place_N: Tensor) -> Tensor:
         """log p [N, V] of the last pass at these positions of a sample's block, if it read them."""
         return self._s_BKV[row, place_N].float() - self._log_z_BK[row, place_N, None]

@@ -80,7 +80,8 @@ class Slots:
         self._is_fixed, self._padded = fixed_shapes, padded
         self._all_rows = fixed_shapes and pass_rows == "all"
         # There is a graph for every number of positions that the model is asked for.
-        self._open_alone = fixed_shapes and not (self._all_rows or replays_graphs(model))
+        graphs = self._all_rows or replays_graphs(model)
+        self._open_alone = fixed_shapes and not graphs and not config.reads_more
         self._occupied: list[OccupiedSlot | None] = []
         """Of the first rows; None where a sample has ended since the last pass."""
 

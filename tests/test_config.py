@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from lrd.config import COMMIT_RULES, PRESETS, YOUNGER, DecodingConfig
+from lrd.decoder_settings import DecoderSettings
 
 
 def test_the_default_is_the_method_without_early_stop() -> None:
@@ -129,7 +130,7 @@ def test_a_younger_setting_is_recorded_only_where_it_is_set(preset: str) -> None
     config = DecodingConfig.preset(preset, gen_length=32)
     assert config.unrecorded == YOUNGER
     values = {"monitor": "change", "max_gen_length": 64, "eos_window": 8, "eos_enough": 0.4}
-    assert values.keys() == YOUNGER
+    assert values.keys() | DecoderSettings.model_fields.keys() == YOUNGER
     for name, value in values.items():
         other = DecodingConfig.preset(preset, gen_length=32, **{name: value})
         assert other.unrecorded == YOUNGER - {name}

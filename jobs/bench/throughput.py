@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import output
 from jobs.flags import add_model_flags, in_one_line, read_run_file, run_config
-from lrd.config import COMMIT_RULES, PRESETS, DecodingConfig
+from lrd.config import ALL_PRESETS, COMMIT_RULES, DecodingConfig
 from pipeline.config import MOST_CPUS, RunConfig
 from pipeline.observe.stages import stage
 
@@ -99,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="RUN.toml", help="file of settings; those of [decoding] as a table"
     )
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="decoding preset [fast]")
+    parser.add_argument("--preset", choices=sorted(ALL_PRESETS), help="decoding preset [fast]")
     others = RunConfig.model_fields.keys() - USED
     add_model_flags(parser.add_argument_group("run"), RunConfig, exclude={*others, "decoding"})
     add_model_flags(parser.add_argument_group("decoding"), DecodingConfig)

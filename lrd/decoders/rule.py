@@ -1,0 +1,88 @@
+"""The places of the procedure where a decoder may change it.
+
+Legend: B samples, K canvas positions that a pass may read, n positions of a chunk of them, V
+columns of the logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrd.beliefs import BeliefSummary
+from lrd.config import DecodingConfig
+from lrd.one_pass import Pass
+
+Row = tuple[tuple[int, ...], torch.dtype]
+"""Shape and dtype of what is kept of one sample."""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Beliefs of some positions, while their logits are in memory."""
+
+    rows_n: Tensor
+    """Which of the B·K positions."""
+    logits_nV: Tensor
+    """Not to be changed."""
+    mask_id: int
+    belief: BeliefSummary
+    before_nV: Tensor | None = None
+    """log p of the pass before, where `Rule.compares`."""
+
+    def log_p(self, ids_nk: Tensor) -> Tensor:
+        """log p [n, k] of these tokens."""
+        largest_n1 = self.logits_nV.gather(-1, self.belief.token_N[:, None]).float()
+        s_nk = self.logits_nV.gather(-1, ids_nk).float() - largest_n1
+        return s_nk - self.belief.log_z_N[:, None]
+
+
+class Rule:
+    """A decoder's part of the procedure: what it changes in a pass. Here nothing.
+
+    A rule holds no state. What it remembers of samples lies in `Canvases.kept` by name, a row a
+    sample: zero when a prompt is placed, and moved with it.
+    """
+
+    def applies(self, config: DecodingConfig) -> bool:
+        """Whether the settings ask for it."""
+        raise NotImplementedError
+
+    def keeps(self, config: DecodingConfig) -> dict[str, Row]:
+        """What it needs in `Canvases.kept`, by name."""
+        return {}
+
+    def compares(self, config: DecodingConfig) -> bool:
+        """Whether `measure` needs whole beliefs of the pass before."""
+        return False
+
+    def reads(self, now: Pass) -> Tensor | None:
+        """Positions [B, K] that are read beside the open ones of the block."""
+        return None
+
+    def measure(self, now: Pass, chunk: Chunk) -> dict[str, Tensor]:
+        """Numbers [n, …] of beliefs that the rule needs afterwards, in `Reading.more` [B, K, …]."""
+        return {}
+
+    def weigh(self, now: Pass) -> None:
+        """Change tokens, doubts or confidences in `now.reading`, which order commits."""
+
+    def may_commit(self, now: Pass, open_BK: Tensor) -> Tensor:
+        """Fewer positions that the commit rule may name."""
+        return open_BK
+
+    def commits(self, now: Pass, named_BK: Tensor, open_BK: Tensor) -> Tensor:
+        """The positions to commit, from those that the commit rule named. open: those that it
+        could name."""
+        return named_BK
+
+    def stops(self, now: Pass) -> Tensor | None:
+        """Samples [B] of which every open position of the canvas is committed now."""
+        return None
+
+    def reopens(self, now: Pass, commit_BK: Tensor) -> Tensor | None:
+        """Committed positions [B, K] that are open again; commit: those of this pass, which
+        `now.state` has already."""
+        return None
