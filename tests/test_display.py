@@ -650,7 +650,7 @@ def test_a_run_on_a_terminal(prompts: Path) -> None:
     last = [lines for lines in terminal.seen if any("40 of 40 (100.0%)" in x for x in lines)][-1]
     frame = [line for line in last if line.startswith("speed ")]
     assert frame == [f"speed     {speed.removeprefix('speed: ')}"]
-    assert re.search(r"forwards per row: ([\d.]+) mean", final)[1] in speed
+    assert re.search(r"per row, mean: ([\d.]+) forwards", final)[1] in speed
     assert "lrd generate" not in final
     assert not terminal.screen.cursor.hidden
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+import shutil
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -450,6 +452,29 @@ def test_the_run_verifies_and_keeps_the_columns(source: Path, whole: pa.Table) -
     assert whole["gen_length"].to_pylist() == LENGTHS
     manifest = read_manifest(Storage(str(source / "whole")))
     assert manifest.fingerprint["row_settings"] == ALL.split(",")
+
+
+@pytest.mark.parametrize("row", [LENGTHS.index(None), LENGTHS.index(16)])
+def test_verify_names_a_canvas_that_is_not_the_rows_own(
+    source: Path, whole: pa.Table, tmp_path: Path, row: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(source / "whole", tmp_path / "copy")
+    shard, record = copy / "data" / "train-00000-of-00001.parquet", copy / ".run/commits/00000.json"
+    table = pq.read_table(shard)
+    changed = table.to_pylist()
+    changed[row]["canvas_length"] = 24
+    for name in ("commit_step", "token_confidence", "output_token_ids"):
+        changed[row][name] = (changed[row][name] * 2)[:24]  # Nothing else contradicts it.
+    pq.write_table(pa.Table.from_pylist(changed, table.schema), shard, write_page_checksum=True)
+    facts = json.loads(record.read_text())
+    facts["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
+    record.write_text(json.dumps(facts))
+    assert cli.run(["verify", str(copy), "--no-input"]) == 1
+    wrong = [line for line in capsys.readouterr().out.splitlines() if "canvas_length" in line]
+    assert len(wrong) == 1
+    assert f"00000-{row:08d}" in wrong[0]
+    assert "its canvas_length is not its own gen_length" in wrong[0]
+    assert whole.num_rows == len(changed)
 
 
 def test_chats_that_are_selected_have_the_rows_system_prompts(
