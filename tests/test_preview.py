@@ -111,7 +111,7 @@ def assert_written(config: RunConfig, rows: list[dict[str, Any]]) -> None:
             assert repr(ours) == repr(theirs), (row["row_id"], name)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 @pytest.mark.parametrize(
     "name",
     [
@@ -133,7 +133,7 @@ def test_what_is_shown_is_what_a_run_writes(name: str, tmp_path: Path) -> None:
     assert_written(config, rows)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 @pytest.mark.parametrize(
     "name",
     [
