@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import jsonschema
 import matplotlib as mpl
 import pandas as pd
 import pytest
+from helpers.kept_replicas import keeping
 from helpers.readme_blocks import ROOT, blocks
 
 from jobs import cli
@@ -20,8 +22,15 @@ from jobs import cli
 mpl.use("Agg")
 
 
+@pytest.fixture
+def kept(no_ray: None) -> Iterator[None]:
+    """A session of Ray that the first command starts, and replicas that serve all commands."""
+    with keeping():
+        yield
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.usefixtures("no_ray")
+@pytest.mark.usefixtures("kept")
 def test_settings_a_row_and_canvases_that_grow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -46,7 +55,7 @@ def test_settings_a_row_and_canvases_that_grow(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.usefixtures("no_ray")
+@pytest.mark.usefixtures("kept")
 def test_answers_of_a_fixed_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
