@@ -15,10 +15,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from helpers.readme_blocks import ROOT, blocks
+from helpers.shards import shorten
 from helpers.synthetic_run import write_run
 from markdown_it import MarkdownIt
 
@@ -487,19 +487,13 @@ def clone(folder: Path) -> Path:
     return copy
 
 
-def shorten(folder: Path, num_rows: int) -> None:
-    """Keep so many prompts of each of a folder's files."""
-    for file in folder.glob("*.parquet"):
-        pq.write_table(pq.read_table(file).slice(0, num_rows), file)
-
-
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.skipif(not (Path(sys.prefix) / "bin" / "lrd").exists(), reason="lrd is not installed")
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("no_ray")
 def test_the_start_page_word_for_word(tmp_path: Path) -> None:
     copy = clone(tmp_path)
-    shorten(copy / "jobs" / "examples", 16)  # The tour decodes all 512 (test_tour.py).
+    shorten(copy / "jobs" / "examples", 64)  # The slow tour decodes all 512 (test_tour.py).
     commands = blocks("jobs/START.md", None, "bash")
     assert commands[0].startswith("make demo\n")
     script = "\n".join(["set -euo pipefail", *commands])
