@@ -72,7 +72,7 @@ def no_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-LONGEST = ("test_chaos", "test_pipeline")
+LONGEST = ("test_chaos", "test_streams", "test_pipeline", "test_preview", "test_golden")
 """Modules that start first, so that no process is left with one of them at the end."""
 
 
