@@ -219,7 +219,7 @@ def test_what_others_cannot_open_is_told_before_a_run(tmp_path: Path) -> None:
 WIDE = [name for name, array in ARRAYS.items() if not cannot_open(pa.schema([("c", array.type)]))]
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_all_types_through_generate_publish_and_datasets(tmp_path: Path) -> None:
     table = with_prompts({name: ARRAYS[name] for name in WIDE})
     (tmp_path / "in").mkdir()
@@ -438,7 +438,7 @@ def test_what_is_no_text_is_no_prompt(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_a_prompt_that_is_not_utf8_is_a_failed_row(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -271,7 +271,7 @@ def test_the_time_is_known_or_said_to_be_unknown(pair: tuple[Path, Path], level:
 # A run.
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_a_run_writes_the_same_values_at_every_level(tmp_path: Path) -> None:
     questions = [*distinct_questions(10, seed=3), None]
     source = write_shards(tmp_path / "in", questions, 2)

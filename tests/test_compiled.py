@@ -117,8 +117,15 @@ ROOMS = [(9, 3), (12, 1), (30, 2), (20, 5), (40, 4), (9, 3)]
 """Lengths of the longest prompt, and slots: two seen before, ascending ones, one slot."""
 
 
-@pytest.mark.parametrize("logit_shift", [False, True], ids=["LLaDA", "Dream"])
-@pytest.mark.parametrize(("speed_up", "most"), [(fuse_pointwise, 4), (compile_layers, 5)])
+@pytest.mark.parametrize(
+    ("speed_up", "most", "logit_shift"),
+    [
+        pytest.param(fuse_pointwise, 4, False, id="fused, LLaDA"),
+        pytest.param(fuse_pointwise, 4, True, id="fused, Dream", marks=pytest.mark.slow),
+        pytest.param(compile_layers, 5, False, id="layers, LLaDA", marks=pytest.mark.slow),
+        pytest.param(compile_layers, 5, True, id="layers, Dream"),
+    ],
+)
 def test_a_few_graphs_serve_all_shapes_and_layers(
     speed_up: Callable[..., Any], most: int, logit_shift: bool
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.few import spread
 from helpers.host_reads import NoReads
 from helpers.random_model import LIVELY, random_model
 
@@ -58,9 +59,9 @@ def watched_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("watched_step")
-@pytest.mark.parametrize("logit_shift", [False, True], ids=["LLaDA", "Dream"])
-@pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("procedure", PROCEDURES)
+@pytest.mark.parametrize(
+    ("procedure", "cache", "logit_shift"), spread(PROCEDURES, CACHES, [False, True])
+)
 def test_a_pass_of_fixed_shapes_reads_nothing(
     procedure: str, cache: str, logit_shift: bool
 ) -> None:

@@ -506,7 +506,7 @@ def signals_kept() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before[1])
 
 
-@pytest.mark.usefixtures("signals_kept", "ray_session")
+@pytest.mark.usefixtures("signals_kept", "kept_replicas")
 def test_a_sweep_continues_and_is_added_to(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
