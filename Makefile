@@ -7,6 +7,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test check docs bench gpu-check chaos clean
 
 $(INSTALLED): pyproject.toml constraints.txt
+	@echo "installing into $(VENV): some minutes the first time, 3 GB and more with CUDA's libraries"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@

@@ -62,14 +62,22 @@ def _run(words: Sequence[str]) -> int:
         if word != word.encode(errors="replace").decode():  # Bytes that cannot be decoded.
             raise ValueError(output.not_a_name(word))
     name = next((word for word in words if not word.startswith("-")), "")
+    if name and name not in COMMANDS:
+        hint = output.did_you_mean(name, COMMANDS)
+        raise ValueError(f"{name}: no such command{hint}; see lrd --help")
     with ExitStack() as shown:
         if name in COMMANDS and not AT_ONCE & set(words):
             shown.enter_context(live.shown(f"lrd {name}"))
         with stage("starting"):  # Imports may take longer than anyone waits without a sign.
-            args, rest = parser(words).parse_known_args(words)
+            flags = parser(words)
+            args, rest = flags.parse_known_args(words)
         if rest:
+            hints = (
+                output.did_you_mean(word.partition("=")[0], flags_of(flags, name)) for word in rest
+            )
+            hint = next(filter(None, hints), "")
             raise ValueError(
-                f"unrecognized arguments: {' '.join(rest)}; see lrd {args.command} --help"
+                f"unrecognized arguments: {' '.join(rest)}{hint}; see lrd {args.command} --help"
             )
         faults.wanted()  # A malformed LRD_FAULTS is refused before anything is done.
         code: int = args.run(args)
@@ -91,6 +99,12 @@ def parser(words: Sequence[str]) -> argparse.ArgumentParser:
             output.add_log_format(command)
             command.set_defaults(run=module.run)
     return made
+
+
+def flags_of(made: argparse.ArgumentParser, name: str) -> set[str]:
+    """All flags of the command `name` of that parser."""
+    [commands] = (a for a in made._actions if isinstance(a, argparse._SubParsersAction))
+    return set(commands.choices[name]._option_string_actions)
 
 
 def module_of(name: str) -> Any:

@@ -74,14 +74,9 @@ def describe(result: Evaluation) -> str:
         lines.append(f"partial: {result.num_shards} of {result.num_shards_planned} shards")
     if result.num_failed:
         lines.append(f"{result.num_failed} failed rows, counted as wrong")
-    if result.mean_forwards is not None:
-        positions = ""
-        if result.mean_positions is not None:
-            positions = f"; positions computed per row: {result.mean_positions:,.0f} mean"
-        lines.append(
-            f"effective tokens per row: {result.mean_output_tokens:.1f} mean; "
-            f"forwards per row: {result.mean_forwards:.1f} mean{positions}"
-        )
+    if result.mean_forwards is not None and result.mean_output_tokens is not None:
+        means = result.mean_forwards, result.mean_positions, result.mean_output_tokens
+        lines.append(output.means_per_row(*means))
     if result.samples is not None:
         lines += _sample_lines(result.samples)
     lines.append(f"stop reasons: {output.counts(result.stop_reasons)}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
@@ -15,8 +15,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from jobs.output import did_you_mean
 from lrd.config import ALL_PRESETS, DecodingConfig
-from pipeline.config import RunConfig, shown
+from pipeline.config import FIELDS, RunConfig, shown
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -38,10 +39,8 @@ def run_config(args: argparse.Namespace) -> RunConfig:
     """
     settings = read_run_file(args.config) if args.config else {}
     decoding = settings.pop("decoding", {})
-    if not isinstance(decoding, dict):
-        raise ValueError(
-            f"{args.config}: decoding is not a table; write its settings below [decoding]"
-        )
+    if args.config:
+        _refuse_unknown(args.config, settings, decoding)
     preset = settings.pop("preset", "fast")
     if not isinstance(preset, str):
         raise ValueError(
@@ -68,8 +67,33 @@ def read_run_file(path: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}: line {line} is not UTF-8; save the file as UTF-8") from error
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from error
+    except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _refuse_unknown(path: str, settings: dict[str, Any], decoding: Any) -> None:
+    """ValueError where a run file has names that are not settings, or are of the other table."""
+    if not isinstance(decoding, dict):
+        raise ValueError(f"{path}: decoding is not a table; write its settings below [decoding]")
+    of_run = {"preset", *FIELDS, *(RunConfig.model_fields.keys() - {"decoding"})}
+    of_decoding = set(DecodingConfig.model_fields)
+    found = [
+        *_unknown(settings, of_run, of_decoding, "below [decoding]"),
+        *_unknown(decoding, of_decoding, of_run, "above [decoding]"),
+    ]
+    if found:
+        raise ValueError(f"{path}: {'; '.join(found)}; see lrd generate --help")
+
+
+def _unknown(names: Iterable[str], known: set[str], others: set[str], place: str) -> Iterator[str]:
+    """What is said of each name that is not known. others: names that belong to `place`."""
+    for name in names:
+        if name in others - known:
+            yield f"{name}: no such setting here; write it {place}"
+        elif name not in known:
+            yield f"{name}: no such setting{did_you_mean(name, known)}"
 
 
 def add_model_flags(

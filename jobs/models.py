@@ -44,6 +44,7 @@ def lines() -> Iterator[str]:
         yield f"{known.hub_id:42} {known.family:7} {kind:5} {_canvases(known)}".rstrip()
         if known.blocks is not None:
             yield from _blocks(known.blocks)
+    yield "gen_length/block_length: as the authors evaluated; whole: one block, without a length."
     yield "Block settings are those of decoding without soft embeddings: start from"
     yield "--preset baseline; lrd tune measures what the other presets make of them."
     yield "Any folder or hub id with a LLaDA or Dream config.json works: --model FOLDER|OWNER/NAME"

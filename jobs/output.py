@@ -24,10 +24,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -308,6 +309,12 @@ def refuse(job: str, reason: str, code: int = BAD_SETTINGS) -> int:
     return code
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` (did you mean --gen-length?)` where a known name is spelled much like the word."""
+    nearest = get_close_matches(word, sorted(known), n=1, cutoff=0.75)
+    return f" (did you mean {nearest[0]}?)" if nearest else ""
+
+
 def not_a_name(path: str) -> str:
     """Why a path with undecodable bytes is refused: storage names files in UTF-8."""
     encoding = sys.getfilesystemencoding()
@@ -413,13 +420,14 @@ def closing_lines(
 
     num_ok = summary.num_rows - summary.num_failed
     lines = [f"{summary.num_rows} rows, {summary.num_failed} failed, {seconds:.1f} s"]
-    positions = ""
-    if num_ok and summary.num_positions is not None:
-        positions = f"positions computed per row: {summary.num_positions / num_ok:,.0f} mean; "
     if num_ok:
+        positions = summary.num_positions
         lines += [
-            f"forwards per row: {summary.num_forwards / num_ok:.1f} mean; "
-            f"{positions}effective tokens per row: {summary.num_output_tokens / num_ok:.1f} mean",
+            means_per_row(
+                summary.num_forwards / num_ok,
+                None if positions is None else positions / num_ok,
+                summary.num_output_tokens / num_ok,
+            ),
             f"stop reasons: {counts(summary.stop_reasons)}",
         ]
     if progress is not None and (parts := speed(progress)):
@@ -433,6 +441,12 @@ def closing_lines(
         )
     lines += [f"  {n} x {reason}" for reason, n in list(summary.errors.items())[:ERRORS_SHOWN]]
     return [*lines, f"results: {uris.child(output, 'data')}"]
+
+
+def means_per_row(forwards: float, positions: float | None, tokens: float) -> str:
+    """What a row took on average, in a line that 80 columns hold. positions: None: not kept."""
+    computed = "" if positions is None else f"{positions:,.0f} positions computed, "
+    return f"per row, mean: {forwards:.1f} forwards, {computed}{tokens:.1f} effective tokens"
 
 
 def duration(seconds: float) -> str:

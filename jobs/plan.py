@@ -52,14 +52,18 @@ def run(args: argparse.Namespace) -> int:
             rows_left,
         )
         from pipeline.output.money import check_price
+        from pipeline.output.run_folder import read_manifest
         from pipeline.preflight import check
         from pipeline.rows import Bucket
+        from pipeline.storage.storage import Storage
 
     check_price(args.price_per_gpu_hour)
     if args.sample is not None and args.sample < 1:
         raise ValueError(f"--sample is {args.sample}; at least 1 is needed")
     config = run_config(args)
     checked = check(config)
+    if args.like:  # Refused before the input is tokenised, which may take long.
+        read_manifest(Storage(args.like))
     dtype = expected_dtype(config, checked.output)
     found = forecast(checked, config, args.sample)
     longest = found.largest or Bucket(1, config.decoding.gen_length)
@@ -175,7 +179,7 @@ def _memory(need: MemoryNeed | None, dtype: str, longest: Bucket, config: RunCon
         more = " or more" if slots == MOST_SLOTS else ""
         note = f"{slots} slots{more}" if slots else "does not hold it"
         few = f", fewer than --slots {config.slots}" if 0 < slots < config.slots else ""
-        lines.append(f"  {size:5d} GB  {note}{few}")
+        lines.append(f"  {size:5d} GB GPU  {note}{few}")
     return lines
 
 

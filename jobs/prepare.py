@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; its exit code."""
     made = prepare(args.source, args.output, args.rows_per_shard, reading(args), task_prompts(args))
-    print(describe(made, args.output))
+    print(describe(made, args.output, args.prompt_column or "prompt"))
     return output.OK
 
 
@@ -99,8 +99,8 @@ def task_prompts(args: argparse.Namespace) -> TaskPrompts | None:
     return None
 
 
-def describe(made: Prepared, folder: str) -> str:
-    """The closing lines."""
+def describe(made: Prepared, folder: str, prompt_column: str = "prompt") -> str:
+    """The closing lines. prompt_column: the prompt's, as far as that is known here."""
     lines = [
         f"{made.num_rows} rows in {made.num_shards} shards, columns "
         f"{', '.join(made.columns)}: {folder}"
@@ -109,4 +109,10 @@ def describe(made: Prepared, folder: str) -> str:
         more = len(made.left_out) - MOST_NAMES
         names = ", ".join(made.left_out[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
         lines.append(f"files left out: {names}")
+    if prompt_column not in made.columns:
+        lines.append(f"no column {prompt_column!r}: name yours with lrd generate --prompt-column")
+    elif prompt_column != "prompt":
+        lines.append(
+            f"the prompts are in {prompt_column!r}: lrd generate --prompt-column {prompt_column}"
+        )
     return "\n".join(lines)

@@ -83,6 +83,12 @@ def _lines(report: Report | Comparison) -> Iterator[str]:
         f"{pairs.num_differing} with another, {sum(pairs.ok_alone)} failed in one run, "
         f"{pairs.num_failed} in both"
     )
+    if sum(pairs.only) or pairs.num_other_prompts:
+        yield (
+            f"not compared: {pairs.only[0]} rows only in A, {pairs.only[1]} only in B, "
+            f"{pairs.num_other_prompts} with another prompt; rows are paired by row_id, so both "
+            "runs need one input, cut into the same shards"
+        )
     for task, (_, first, second, _) in pairs.right.items():
         yield f"{task}: {first} rows right in A alone, {second} in B alone"
     for side in report.sides:

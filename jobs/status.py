@@ -228,6 +228,8 @@ def _event(event: dict[str, Any]) -> str:
     facts = {key: value for key, value in event.items() if key not in ("time", "event")}
     if isinstance(facts.get("rows"), list):
         facts["rows"] = len(facts["rows"])
+    if isinstance(facts.get("environment"), dict):  # Versions and more are in the report.
+        facts["environment"] = facts["environment"].get("device")
     words = " ".join(
         f"{key}={one_line(str(value), FACT_WIDTH)}"
         for key, value in facts.items()

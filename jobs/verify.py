@@ -13,7 +13,7 @@ import argparse
 from jobs import output
 from pipeline.input import input_files
 from pipeline.inspection.verify import Verification
-from pipeline.output.run_folder import MANIFEST, read_manifest
+from pipeline.output.run_folder import MANIFEST, no_run, read_manifest
 from pipeline.selecting.selection import AGAIN, check_shards, holds_selection, read_selection
 from pipeline.storage.retry import RefusedError
 from pipeline.storage.storage import Storage
@@ -46,7 +46,7 @@ def verify(storage: Storage, args: argparse.Namespace) -> int:
     if holds_selection(storage):
         return verify_selection(storage)
     if storage.kind(MANIFEST) == "missing":
-        return output.refuse(JOB, f"{args.output}: holds no run; check the folder")
+        return output.refuse(JOB, no_run(storage))
     try:
         inputs = None if args.no_input else _inputs(storage, args.input)
         return report(Verification(storage, inputs), args.partial)

@@ -10,11 +10,12 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, model_validator
 
+from lrd.decoder_checks import COMMIT_RULES, check_decoders
 from lrd.decoder_settings import DecoderSettings
 from lrd.presets import ALL_PRESETS, DECODERS, PRESETS
 from lrd.settings import AUTO_LENGTHS, MAX_REFINE_STEPS, MethodSettings
 
-__all__ = ["ALL_PRESETS", "AUTO_LENGTHS", "DECODERS", "PRESETS", "DecodingConfig"]
+__all__ = ["ALL_PRESETS", "AUTO_LENGTHS", "COMMIT_RULES", "DECODERS", "PRESETS", "DecodingConfig"]
 
 PromptFormat = Literal["auto", "chat", "raw"]
 Truncation = Literal["fail", "keep_last"]
@@ -25,9 +26,6 @@ even that (eager); all but attention (compile); the same, replayed as CUDA graph
 PassRows = Literal["busy", "all"]
 PASS_ROWS: tuple[PassRows, ...] = ("busy", "all")
 """Rows that a pass computes where shapes are fixed: those that are busy, or all slots."""
-
-COMMIT_RULES = ("entropy_threshold", "entropy_bound", "confidence_threshold")
-"""Rules that replace `tokens_per_step`; at most one may be set. `steps` replaces it too."""
 
 YOUNGER = frozenset(
     {"monitor", "max_gen_length", "eos_window", "eos_enough", *DecoderSettings.model_fields}
@@ -85,63 +83,8 @@ class DecodingConfig(DecoderSettings, MethodSettings):
         self._check_sampling(rules)
         self._check_cache()
         self._check_growth()
-        self._check_decoders()
+        check_decoders(self)
         return self
-
-    def _check_decoders(self) -> None:
-        if self.reads_canvas and self.num_blocks > 1 and self.feeds_some:
-            raise ValueError(
-                "stop_gap_early, explore_above, soft_suffix and reopen read the whole canvas in "
-                "each pass; set kv_cache to none and suffix to all"
-            )
-        self._check_caps()
-        self._check_credit()
-        self._check_stop_gap()
-        self._check_mix()
-
-    def _check_caps(self) -> None:
-        caps = self.commit_share < 1 or self.commit_ceiling is not None
-        if caps and self.confidence_threshold is None:
-            raise ValueError(
-                "commit_share and commit_ceiling cap what confidence_threshold commits; set it too"
-            )
-        if self.commit_floor > 1 and self.commit_share == 1:
-            raise ValueError(
-                f"commit_floor {self.commit_floor} is what commit_share leaves at least, and that "
-                "is 1; lower commit_share or drop commit_floor"
-            )
-
-    def _check_credit(self) -> None:
-        if self.credit_alpha > 0 and not self.reads_beliefs_alone:
-            raise ValueError(
-                "credit_alpha credits the most probable token of the belief; set temperature to 0, "
-                "confidence to entropy or probability, confidence_source to belief, and drop "
-                "confidence_eos_eot_inf, or credit_alpha"
-            )
-
-    def _check_stop_gap(self) -> None:
-        if self.stop_gap_start is None:
-            return
-        if self.stop_gap_early is None:
-            raise ValueError("stop_gap_start has no effect without stop_gap_early; set that too")
-        if self.stop_gap_start >= self.gen_length:
-            raise ValueError(
-                f"stop_gap_start {self.stop_gap_start} lies behind the canvas of gen_length "
-                f"{self.gen_length}; lower it"
-            )
-
-    def _check_mix(self) -> None:
-        if self.mixes:
-            if self.soft_suffix and self.compares_beliefs:
-                raise ValueError(
-                    "reject_js compares with the pass before, and soft_suffix reads what lies "
-                    "behind the block once a block; drop one of them"
-                )
-            return
-        for name in ("reject_js", "soft_suffix"):
-            if getattr(self, name):
-                share = "mix_share" if self.mix == "remix" else "r_f and top_p"
-                raise ValueError(f"{name} needs a mix; set {share} above 0, or drop {name}")
 
     def _check_growth(self) -> None:
         longest = self.max_gen_length
@@ -199,8 +142,13 @@ class DecodingConfig(DecoderSettings, MethodSettings):
             )
 
     def _check_schedule(self, rules: list[str]) -> None:
+        if self.schedule == "doubling" and (rules or self.tokens_per_step != 1):
+            raise ValueError(
+                f"schedule doubling and {(*rules, 'tokens_per_step')[0]} are both set; keep one "
+                "commit rule"
+            )
         if self.steps is None:
-            if self.schedule != "even":
+            if self.schedule in ("timestep", "linear", "cosine"):
                 raise ValueError(f"schedule {self.schedule} shares out steps; set steps too")
             return
         if self.steps % self.num_blocks:
@@ -239,8 +187,9 @@ class DecodingConfig(DecoderSettings, MethodSettings):
         if name not in ALL_PRESETS:
             raise ValueError(f"no preset {name!r}; there are {', '.join(ALL_PRESETS)}")
         settings = dict(ALL_PRESETS[name])
-        if {"tokens_per_step", "steps", *COMMIT_RULES} & overrides.keys():
-            for rule in ("tokens_per_step", "steps", *COMMIT_RULES):
+        rules = {"tokens_per_step", "steps", "threshold_from_committed", *COMMIT_RULES}
+        if rules & overrides.keys():
+            for rule in (*rules, "min_commits"):
                 settings.pop(rule, None)
         return cls(**{**settings, **overrides})
 
@@ -286,13 +235,8 @@ class DecodingConfig(DecoderSettings, MethodSettings):
             self.stop_gap_early is not None
             or self.explore_above is not None
             or self.soft_suffix
-            or self.reopen in ("drop", "lowest")
+            or (self.reopen in ("drop", "lowest") and self.reopen_scope == "reached")
         )
-
-    @property
-    def compares_beliefs(self) -> bool:
-        """Whether passes need whole beliefs of the pass before."""
-        return self.reject_js is not None
 
     @property
     def ranks_tokens(self) -> bool:
@@ -312,6 +256,11 @@ class DecodingConfig(DecoderSettings, MethodSettings):
     @property
     def num_blocks(self) -> int:
         return self.gen_length // self.block_tokens
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether a schedule says how many positions a pass commits."""
+        return self.steps is not None or self.schedule == "doubling"
 
     @property
     def refines(self) -> bool:
@@ -349,7 +298,8 @@ class DecodingConfig(DecoderSettings, MethodSettings):
 
     @property
     def max_forwards(self) -> int:
-        """No sample can take more passes than this."""
+        """No sample can take more passes than this. Where positions open again, each decode pass
+        still leaves one open position fewer (`lrd/decoders/` has the proofs), or `steps` end it."""
         # A schedule of more steps than tokens has passes that commit nothing.
         decode_steps = max(self.gen_length, self.steps or 0)
         phases = {"initial": self.num_blocks, "first": 1}.get(str(self.refinement), decode_steps)

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from lrd import beliefs, block_cache
 from lrd.canvases import Canvases, StopReason
-from lrd.choices import NOT_YET
 from lrd.commit_rules import choose_commits, is_any_of, scheduled_quota
 from lrd.config import DecodingConfig
 from lrd.decoders import Rule, rules_of
@@ -43,16 +42,21 @@ def step(
     looking_B = (now.passes_B == 0) & config.looks
     draws = draws_of_pass(now)
     now.reading = reading = read_block(now, rules, draws)
+    if config.reopen != "none":
+        # What is kept of the pass before is not the belief that the position had then.
+        reading.kl_BK = reading.kl_BK.masked_fill(state.kept["reopened"], 0)
     entropy_BK, open_BK, running_B = reading.entropy_BK, now.open_BK, now.running_B
     block_cache.count(model, config, state, running_B)
     failed_B = (open_BK & ~torch.isfinite(entropy_BK)).any(-1)
     divergence_B2 = divergences(config, state, reading.kl_BK, open_BK)
     monitor_B2 = monitored(config, state, divergence_B2, running_B)
     now.decoding_B = enter_phase(config, state, monitor_B2[:, 1], running_B, looking_B)
+    if config.is_scheduled:
+        begin_schedule(now)
     for rule in rules:
         rule.weigh(now)
 
-    ready_BK = ready_to_commit(now)
+    ready_BK = now.open_BK & now.ready
     stop_B = early_stop(config, state, monitor_B2[:, 0], entropy_BK, open_BK, now.decoding_B)
     stop_B = stop_B & (ready_BK == open_BK).all(-1)
     whole_BK, stop_B = whole_commits(now, rules, stop_B)
@@ -61,11 +65,12 @@ def step(
     ids_BK = torch.where(commit_BK, reading.token_BK, now.ids_BK)
     write_commits(now, ids_BK, commit_BK)
     record_pass(now, divergence_B2[:, 1], whole_BK)
-    reopened_BK = reopen(now, rules, commit_BK)
+    reopened_BK = reopen(now, rules, commit_BK, stop_B)
     ids_BK = ids_BK.masked_fill(reopened_BK, model.mask_id)
     still_open_BK = (now.masked_BK & ~commit_BK) | reopened_BK
     waits_BK = still_open_BK & now.reached_BK
-    mixed_BK = waits_BK & ~reopened_BK & ~looking_B[:, None]
+    # A position that was committed before has no belief to mix: the next pass reads it.
+    mixed_BK = waits_BK & now.masked_BK & ~looking_B[:, None]
     held_BK = torch.zeros_like(mixed_BK)
     for rule in rules:
         mixed_BK = rule.mixes(now, mixed_BK, still_open_BK)
@@ -197,12 +202,12 @@ def early_stop(
     return stop_B
 
 
-def ready_to_commit(now: Pass) -> Tensor:
-    """Open positions [B, K] of the block that wait for no other: in a choice, tokens come one after
-    the other."""
-    if now.state.class_BG is None:
-        return now.open_BK
-    return now.open_BK & (now.state.class_BG.gather(1, now.position_BK) != NOT_YET)
+def begin_schedule(now: Pass) -> None:
+    """Count what a schedule shares out, up to a block's first decode pass."""
+    state = now.state
+    # Refinement passes after it have its number too.
+    begins_B = state.decode_in_block_B <= now.decoding_B.long()
+    state.num_at_start_B = torch.where(begins_B, now.open_BK.sum(-1), state.num_at_start_B)
 
 
 def whole_commits(now: Pass, rules: Sequence[Rule], stop_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,12 +227,10 @@ def name_commits(now: Pass, rules: Sequence[Rule], ready_BK: Tensor) -> Tensor:
     """The positions [B, K] that the commit rule and the decoders' own rules name."""
     config, state, reading = now.config, now.state, now.reading
     quota_B = None
-    if config.steps is not None:
-        num_open_B = now.open_BK.sum(-1)
-        state.num_at_start_B = torch.where(
-            state.decode_in_block_B <= 1, num_open_B, state.num_at_start_B
+    if config.is_scheduled:
+        quota_B = scheduled_quota(
+            config, now.open_BK.sum(-1), state.decode_in_block_B, state.num_at_start_B
         )
-        quota_B = scheduled_quota(config, num_open_B, state.decode_in_block_B, state.num_at_start_B)
     for rule in rules:
         ready_BK = rule.may_commit(now, ready_BK)
     named_BK = choose_commits(config, reading.doubt_BK, reading.confidence_BK, ready_BK, quota_B)
@@ -250,13 +253,14 @@ def write_commits(now: Pass, ids_BK: Tensor, commit_BK: Tensor) -> None:
         written_BG.scatter_(1, position_BK, torch.where(commit_BK, value_BK, kept_BK))
 
 
-def reopen(now: Pass, rules: Sequence[Rule], commit_BK: Tensor) -> Tensor:
-    """Committed positions [B, K] that rules open again, written into the canvas."""
+def reopen(now: Pass, rules: Sequence[Rule], commit_BK: Tensor, stop_B: Tensor) -> Tensor:
+    """Committed positions [B, K] that rules open again, written into the canvas; none of a sample
+    that stops. Those that were committed before this pass are counted, and end what was calm."""
     reopened_BK = torch.zeros_like(commit_BK)
     for rule in rules:
         found_BK = rule.reopens(now, commit_BK)
         if found_BK is not None:
-            reopened_BK |= found_BK & now.decoding_B[:, None]
+            reopened_BK |= found_BK & (now.decoding_B & ~stop_B)[:, None]
     if now.config.reopen == "none":
         return reopened_BK
     state = now.state
@@ -267,7 +271,10 @@ def reopen(now: Pass, rules: Sequence[Rule], commit_BK: Tensor) -> Tensor:
     ):
         kept_BK = written_BG.gather(1, now.position_BK)
         written_BG.scatter_(1, now.position_BK, kept_BK.masked_fill(reopened_BK, value))
-    state.num_uncommits_B += reopened_BK.sum(-1)
+    again_BK = reopened_BK & ~now.masked_BK
+    state.num_uncommits_B += again_BK.sum(-1)
+    state.calm_B.masked_fill_(again_BK.any(-1), 0)
+    state.kept["reopened"] = again_BK
     return reopened_BK
 
 

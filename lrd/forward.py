@@ -10,11 +10,12 @@ B·K positions, n positions of a chunk, D width, V columns of the logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lrd import belief_ops, mixing, nucleus
+from lrd import belief_ops, mixing, nucleus, shadow
 from lrd.beliefs import Belief, BeliefSummary, entropy, log_beliefs
 from lrd.block_cache import CACHED_POSITIONS, states
 from lrd.canvases import Canvases
@@ -26,7 +27,8 @@ from lrd.commit_rules import (
     without_tokens,
 )
 from lrd.config import DecodingConfig
-from lrd.decoders.rule import Chunk, Rule
+from lrd.decoders import Rule, rules_of
+from lrd.decoders.rule import Chunk
 from lrd.draws import Draws
 from lrd.models.protocol import DiffusionModel, SplitModel, eos_ids, is_cached, is_split
 from lrd.one_pass import Pass, Reading
@@ -72,7 +74,8 @@ def read_block(now: Pass, rules: Sequence[Rule], draws: Draws | None) -> Reading
         zeros(table.dtype, table.shape[1]) if config.mixes else None,
         zeros(floats) if config.grows else None,
     )
-    for rows_n, logits_nV in logits_in_chunks(model, config, state, now.columns, rows_N):
+    seen = visible(now, rules)
+    for rows_n, logits_nV in logits_in_chunks(model, config, seen, now.columns, rows_N):
         found = _read(now, rules, rows_n, logits_nV, draws)
         del logits_nV
         for name, value_n in found.items():
@@ -83,6 +86,17 @@ def read_block(now: Pass, rules: Sequence[Rule], draws: Draws | None) -> Reading
                 field_BK = reading.more[name] = zeros(value_n.dtype, *value_n.shape[1:])
             field_BK.flatten(0, 1)[rows_n] = value_n
     return reading
+
+
+def visible(now: Pass, rules: Sequence[Rule]) -> Canvases:
+    """The canvases without the columns that rules hide in this pass."""
+    seen_BL = now.state.attention_mask_BL
+    for rule in rules:
+        hidden_BL = rule.hides(now)
+        seen_BL = seen_BL if hidden_BL is None else seen_BL.masked_fill(hidden_BL, 0)
+    if seen_BL is now.state.attention_mask_BL:
+        return now.state
+    return replace(now.state, attention_mask_BL=seen_BL, has_padding=True)
 
 
 def logits_in_chunks(
@@ -127,7 +141,8 @@ def chunk_elements(
     """How many logits the head computes at a time, and how many become beliefs at a time."""
     if model.embedding_table.device.type == "cpu":
         return HEAD_ELEMENTS, HEAD_ELEMENTS if fixed_shapes else CACHED_ELEMENTS
-    by_kernels = belief_ops.kernels_apply(model.embedding_table) and not config.compares_beliefs
+    whole = any(rule.compares(config) for rule in rules_of(config))
+    by_kernels = belief_ops.kernels_apply(model.embedding_table) and not whole
     return GPU_HEAD_ELEMENTS, GPU_HEAD_ELEMENTS if by_kernels else GPU_ELEMENTS
 
 
@@ -147,6 +162,9 @@ def forward(
     if config.feeds_some:
         assert is_cached(model)  # `Engine` refuses others.
         return _head_of(model, states(model, config, state, rows_N))
+    if config.reopen == "shadow":
+        assert is_cached(model)
+        return _head_of(model, shadow.states(model, state, column_BK, rows_N))
     logits_of = _forward(model, state.embeds_BLD, state, column_BK, rows_N)
     if config.cfg_scale == 0:
         return logits_of

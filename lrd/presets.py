@@ -40,6 +40,34 @@ PRESETS: dict[str, dict[str, Any]] = {
 _PLAIN: dict[str, Any] = {"r_f": 0.0, "max_refine_steps": 0}
 
 DECODERS: dict[str, dict[str, Any]] = {
+    "klass": {**_PLAIN, "confidence_threshold": 0.9, "stable_kl": 0.01, "stable_passes": 2},
+    "localleap": {
+        **_PLAIN,
+        "confidence_threshold": 0.9,
+        "leap_radius": 4,
+        "leap_threshold": 0.75,
+    },
+    "slowfast": {**_PLAIN, "confidence_threshold": 0.9, "span_confidence": 0.3},
+    "eoser": {
+        **_PLAIN,
+        "confidence": "probability",
+        "steps": 64,
+        "eos_confidence_start": 0.4,
+    },
+    # With EOSER, as the authors run it.
+    "ass": {
+        **_PLAIN,
+        "confidence": "probability",
+        "schedule": "doubling",
+        "eos_confidence_start": 0.01,
+    },
+    # The threshold of exploration is a choice made here.
+    "ete": {
+        **_PLAIN,
+        "block_length": 32,
+        "confidence_threshold": 0.9,
+        "explore_above": 1.0,
+    },
     # inclusionAI/dInfer; there in blocks of 64.
     "credit": {
         **_PLAIN,
@@ -77,6 +105,28 @@ DECODERS: dict[str, dict[str, Any]] = {
         "confidence_threshold": 0.9,
         "stop_at_eos": False,
         "eos_ends_block": True,
+    },
+    "wino": {
+        **_PLAIN,
+        "confidence_threshold": 0.6,
+        "commit_share": 0.7,
+        "commit_floor": 5,
+        "commit_ceiling": 20,
+        "reopen": "shadow",
+        "reopen_threshold": 0.9,
+    },
+    "saber": {
+        **_PLAIN,
+        "threshold_from_committed": True,
+        "min_commits": 2,
+        "reopen": "drop",
+    },
+    "rcr": {
+        **_PLAIN,
+        "steps": 64,
+        "schedule": "linear",
+        "confidence": "probability",
+        "reopen": "lowest",
     },
 }
 """Published decoders as their authors run them, on blocks and canvases of any length."""

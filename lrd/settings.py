@@ -82,10 +82,12 @@ class MethodSettings(BaseModel):
         description="decode passes over all blocks; replaces tokens_per_step. With "
         "confidence_threshold it caps what has been committed by each pass",
     )
-    schedule: Literal["even", "timestep"] = Field(
+    schedule: Literal["even", "timestep", "doubling", "linear", "cosine"] = Field(
         "even",
         description="how steps share out a block. even: equally, the remainder to the first "
-        "(LLaDA); timestep: 1 - s/t of what is open, all in the last (Dream)",
+        "(LLaDA); timestep: 1 - s/t of what is open, all in the last (Dream); doubling: 1, 2, 4, "
+        "…, all in the last; without steps log2 of a block's tokens, rounded down, passes (ASS); "
+        "linear, cosine: with reopen = lowest, what a pass leaves open (RCR)",
     )
     schedule_eps: float = Field(1e-3, gt=0, lt=1, description="last timestep of `timestep`")
     confidence: Literal["entropy", "probability", "margin"] = Field(

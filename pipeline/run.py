@@ -26,6 +26,7 @@ from pipeline.observe.events import note, record
 from pipeline.observe.stages import stage
 from pipeline.output.lease import LeaseLostError
 from pipeline.output.ledger import Ledger, Plan
+from pipeline.output.run_folder import MANIFEST, read_manifest
 from pipeline.output.statistics import Summary, summarize
 from pipeline.preflight import Checked, check, fingerprint_of, model_fingerprint
 from pipeline.replicas import nodes
@@ -70,6 +71,7 @@ def generate(
     where the run was interrupted and can be continued.
     """
     run = check(config)
+    _refuse_other_run(config, run)
     digest = _begun(lambda: model_fingerprint(config))
     for line in run.notes:
         note(line)
@@ -103,6 +105,20 @@ def generate(
         fleet.end()
     with stage("counting results"):
         return summarize(run.output)
+
+
+@refused_as_settings()
+def _refuse_other_run(config: RunConfig, run: Checked) -> None:
+    """Refuse an output that holds something else before anything is started: ValueError.
+
+    Weights take long to read and the dtype is known with the machines: both are compared later.
+    """
+    known = {}
+    if run.output.kind(MANIFEST) != "missing":
+        before = read_manifest(run.output).fingerprint
+        weights = before.get("model") or "not recorded"
+        known = fingerprint_of(config, run.files, before.get("dtype", ""), weights, run.form)
+    Ledger(run.output, Plan(run.files, known, {}))
 
 
 def _decode(

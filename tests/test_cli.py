@@ -18,7 +18,7 @@ import pytest
 import ray
 from safetensors.torch import load_file, save_file
 
-from jobs import generate, prepare
+from jobs import cli, generate, prepare
 from jobs.flags import run_config
 from lrd import DecodingConfig
 from lrd.models.registry import TINY
@@ -140,10 +140,13 @@ def test_a_cluster_that_does_not_answer(
     assert "127.0.0.1:1" in line
 
 
-@pytest.mark.usefixtures("no_ray")
 def test_output_that_is_something_else(
-    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    source: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("pipeline.run.connect", lambda _: pytest.fail("Ray was started"))
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "notes.txt").write_text("mine")
@@ -187,19 +190,54 @@ def test_impossible_settings(
     assert expected in refused(capsys, tmp_path / "out", "--input", str(source), *words)
 
 
-def test_unknown_setting_in_the_file(
-    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("colour = 'red'", "colour: no such setting; see"),
+        (
+            "colour = 'red'\n[decoding]\ngen_lenght = 3",
+            "colour: no such setting; gen_lenght: no such setting (did you mean gen_length?); see",
+        ),
+        (
+            "prompt_colum = 'question'",
+            "prompt_colum: no such setting (did you mean prompt_column?)",
+        ),
+        ("gen_length = 64", "gen_length: no such setting here; write it below [decoding]"),
+        ("[decoding]\nslots = 4", "slots: no such setting here; write it above [decoding]"),
+        ("scheme = 'form.json'", "scheme: no such setting (did you mean schema?)"),
+    ],
+)
+def test_unknown_settings_in_the_file(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str], content: str, expected: str
 ) -> None:
-    (tmp_path / "run.toml").write_text("colour = 'red'\n[decoding]\nhue = 3\n")
-    line = refused(
-        capsys, tmp_path / "out", "--input", str(source), "--config", str(tmp_path / "run.toml")
-    )
-    assert "hue" in line
-    (tmp_path / "run.toml").write_text("colour = 'red'\n")
-    line = refused(
-        capsys, tmp_path / "out", "--input", str(source), "--config", str(tmp_path / "run.toml")
-    )
-    assert "colour" in line
+    file = tmp_path / "run.toml"
+    file.write_text(content)
+    line = refused(capsys, tmp_path / "out", "--input", str(source), "--config", str(file))
+    assert f"{file}: {expected}" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("genrate --input in", "lrd: genrate: no such command (did you mean generate?); see"),
+        (
+            "retry_failed out",
+            "lrd: retry_failed: no such command (did you mean retry-failed?); see",
+        ),
+        ("xyz", "lrd: xyz: no such command; see lrd --help"),
+        ("generate --genlength 64", "arguments: --genlength 64 (did you mean --gen-length?); see"),
+        ("generate --genlength=64", "--genlength=64 (did you mean --gen-length?)"),
+        ("verify out --partail", "lrd verify: unrecognized arguments: --partail (did you mean "),
+        ("verify out --zzz", "lrd verify: unrecognized arguments: --zzz; see lrd verify --help"),
+    ],
+)
+def test_a_misspelt_word_is_answered_with_the_nearest(
+    capsys: pytest.CaptureFixture[str], words: str, expected: str
+) -> None:
+    assert cli.run(words.split()) == 2
+    line = capsys.readouterr().err
+    assert expected in line
+    assert len(line.strip().splitlines()) == 1
 
 
 TOML = 'slots = 3\nsystem_prompt = "Grüße"\n'
@@ -366,6 +404,22 @@ def _actions() -> list[argparse.Action]:
     parser = argparse.ArgumentParser()
     generate.add_arguments(parser)
     return parser._actions
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), "no column 'prompt': name yours with lrd generate --prompt-column"),
+        (("--prompt-column", "q"), "the prompts are in 'q': lrd generate --prompt-column q"),
+    ],
+)
+def test_prepare_names_the_flag_that_generate_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], expected: str
+) -> None:
+    (tmp_path / "rows.csv").write_text("q,prompt_id\nHow many?,1\n")
+    args = _prepare(str(tmp_path / "rows.csv"), "--output", str(tmp_path / "out"), *words)
+    assert prepare.run(args) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [expected]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])

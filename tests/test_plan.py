@@ -162,6 +162,18 @@ def test_another_runs_output_is_named(source: Path, capsys: pytest.CaptureFixtur
     assert "40 rows in 2 shards" in printed.out
 
 
+def test_a_run_to_be_like_that_is_not_there(
+    source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "pipeline.inspection.plan.forecast", lambda *_: pytest.fail("the input was tokenised")
+    )
+    assert plan.run(args(source, "--like", str(source.parent / "nowhere"))) == 2
+    printed = capsys.readouterr()
+    assert "nowhere: no such folder" in printed.err
+    assert printed.out == ""
+
+
 def test_an_output_that_is_no_run(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (source.parent / "out").mkdir()
     (source.parent / "out" / "notes.txt").write_text("mine")

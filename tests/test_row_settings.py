@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+import shutil
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -393,7 +395,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(ray_session: None, source: Path) -> pa.Table:
+def whole(kept_replicas: None, source: Path) -> pa.Table:
     """The run in the preset `fast`, by one replica with one slot."""
     return run(source, source / "whole", ALL, drawn(FAST), slots=1)
 
@@ -419,7 +421,7 @@ OF_A_ROW = [
     "name",
     [name if name == "blocks" else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS],
 )
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_a_row_is_that_of_a_run_with_its_settings(name: str, source: Path, tmp_path: Path) -> None:
     """Each combination of settings as a run of its own over the same rows."""
     decoding = drawn(PRESETS[name])
@@ -452,6 +454,29 @@ def test_the_run_verifies_and_keeps_the_columns(source: Path, whole: pa.Table) -
     assert manifest.fingerprint["row_settings"] == ALL.split(",")
 
 
+@pytest.mark.parametrize("row", [LENGTHS.index(None), LENGTHS.index(16)])
+def test_verify_names_a_canvas_that_is_not_the_rows_own(
+    source: Path, whole: pa.Table, tmp_path: Path, row: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(source / "whole", tmp_path / "copy")
+    shard, record = copy / "data" / "train-00000-of-00001.parquet", copy / ".run/commits/00000.json"
+    table = pq.read_table(shard)
+    changed = table.to_pylist()
+    changed[row]["canvas_length"] = 24
+    for name in ("commit_step", "token_confidence", "output_token_ids"):
+        changed[row][name] = (changed[row][name] * 2)[:24]  # Nothing else contradicts it.
+    pq.write_table(pa.Table.from_pylist(changed, table.schema), shard, write_page_checksum=True)
+    facts = json.loads(record.read_text())
+    facts["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
+    record.write_text(json.dumps(facts))
+    assert cli.run(["verify", str(copy), "--no-input"]) == 1
+    wrong = [line for line in capsys.readouterr().out.splitlines() if "canvas_length" in line]
+    assert len(wrong) == 1
+    assert f"00000-{row:08d}" in wrong[0]
+    assert "its canvas_length is not its own gen_length" in wrong[0]
+    assert whole.num_rows == len(changed)
+
+
 def test_chats_that_are_selected_have_the_rows_system_prompts(
     source: Path, whole: pa.Table, tmp_path: Path
 ) -> None:
@@ -474,7 +499,7 @@ def test_report_and_card_say_that_rows_have_their_own(source: Path, whole: pa.Ta
     assert "row_settings" in text
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_a_row_depends_neither_on_slots_nor_on_its_neighbours(
     source: Path, whole: pa.Table, tmp_path: Path
 ) -> None:
@@ -482,7 +507,7 @@ def test_a_row_depends_neither_on_slots_nor_on_its_neighbours(
     assert found.drop_columns(OF_THE_RUN).equals(whole.drop_columns(OF_THE_RUN))
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_an_interrupted_run_continues(source: Path, whole: pa.Table, tmp_path: Path) -> None:
     driver: list[Driver] = []
 
@@ -497,14 +522,14 @@ def test_an_interrupted_run_continues(source: Path, whole: pa.Table, tmp_path: P
     assert found.drop_columns(OF_THE_RUN).equals(whole.drop_columns(OF_THE_RUN))
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_another_list_is_another_run(source: Path, whole: pa.Table) -> None:
     with pytest.raises(ValueError, match="row_settings was"):
         run(source, source / "whole", "gen_length,seed", drawn(FAST))
     assert whole.num_rows == 12
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_failed_rows_are_retried_with_their_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,13 +13,15 @@ from helpers.shards import distinct_questions, events, write_shards
 import pipeline.run
 from lrd import DecodingConfig
 from pipeline.config import RunConfig
+from pipeline.output.ledger import Ledger, Plan
+from pipeline.preflight import check, fingerprint_of
 from pipeline.replicas.deaths import RunStoppedError
 from pipeline.replicas.fleet import Actors
 from pipeline.replicas.replica import Replica
 from pipeline.rows import Bucket
 from pipeline.run import generate
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("kept_replicas")
 
 
 @pytest.fixture
@@ -83,8 +85,12 @@ def test_a_run_that_is_refused_late_ends_what_it_started(
     actors = noting(tmp_path)
     kill = actors.kill
     monkeypatch.setattr(actors, "kill", lambda actor: (killed.append(actor), kill(actor)))
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "notes.txt").write_text("not a run's")
+    checked = check(config)  # All but the weights is as in the run that the output holds.
+    fingerprint = fingerprint_of(config, checked.files, "float32", "1" * 64)
+    earlier = Ledger(checked.output, Plan(checked.files, fingerprint, config.model_dump()))
+    earlier.begin()
+    earlier.end()
+    before = (tmp_path / "out/.run/manifest.json").read_bytes()
 
     def slow(config: RunConfig) -> str:
         await_loading(tmp_path)
@@ -93,10 +99,11 @@ def test_a_run_that_is_refused_late_ends_what_it_started(
         return "0" * 64
 
     monkeypatch.setattr(pipeline.run, "model_fingerprint", slow)
-    with pytest.raises(ValueError, match=r"is gone|holds no run"):
+    with pytest.raises(ValueError, match=r"is gone|model was \"1+\", is \"0+\""):
         generate(config, actors=actors)
     assert len(killed) == 1
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
+    assert (tmp_path / "out/.run/manifest.json").read_bytes() == before
+    assert not list((tmp_path / "out").glob("data/*"))
 
 
 def test_a_run_continued_on_another_machine_is_warned_of(

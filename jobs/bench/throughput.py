@@ -25,6 +25,7 @@ from jobs import output
 from jobs.flags import add_model_flags, in_one_line, read_run_file, run_config
 from lrd.config import ALL_PRESETS, COMMIT_RULES, DecodingConfig
 from pipeline.config import MOST_CPUS, RunConfig
+from pipeline.observe.stages import stage
 
 if TYPE_CHECKING:
     from jobs.bench.bench_cells import Cell
@@ -281,9 +282,8 @@ def begin_process(
     decodings = without_answers(prompts, decodings, args.passes)
     threads, load = num_threads(config), round(os.getloadavg()[0], 2)
     torch.set_num_threads(threads)
-    output.tell(f"loading {config.model} in {dtype} on {device}")
     began = time.perf_counter()
-    with memory_in_one_line():
+    with stage(f"loading {config.model} in {dtype} on {device}"), memory_in_one_line():
         model = load_model(
             local_model(config.model), device, dtype, config.revision, config.compile
         )
@@ -303,7 +303,7 @@ def begin_process(
         deadline=deadline,
         tell=teller(),
     )
-    with memory_in_one_line():
+    with stage("making the first pass"), memory_in_one_line():
         first = warm_up(setup)
     machine = {**computed_by(setup.device), "processor": processor(), "threads": threads}
     machine["load_average"] = load
@@ -334,21 +334,21 @@ def begin_cluster(
     if not prompts.values:
         raise ValueError(f"{config.model}: has no tokenizer, which lrd generate needs")
     decodings = without_answers(prompts, decodings, args.passes)
-    output.tell("connecting to Ray")
-    import torch
+    with stage("connecting to Ray"):
+        import torch
 
-    from jobs.bench.cluster_cells import Cluster
+        from jobs.bench.cluster_cells import Cluster
 
-    cluster = Cluster(
-        config=config,
-        decodings=decodings,
-        prompts=prompts,
-        rows_a_slot=args.rows_a_slot,
-        repeat=args.repeat,
-        fixed_passes=args.passes is not None or not prompts.are_real,
-        deadline=deadline,
-        tell=teller(),
-    )
+        cluster = Cluster(
+            config=config,
+            decodings=decodings,
+            prompts=prompts,
+            rows_a_slot=args.rows_a_slot,
+            repeat=args.repeat,
+            fixed_passes=args.passes is not None or not prompts.are_real,
+            deadline=deadline,
+            tell=teller(),
+        )
     facts = {
         "mode": "cluster",
         "settings": settings_told(config, decodings, cluster.device, cluster.dtype),

@@ -79,6 +79,11 @@ class Rule:
         """Positions [B, K] that are read beside the open ones of the block."""
         return None
 
+    def hides(self, now: Pass) -> Tensor | None:
+        """Columns [B, L] that this pass neither sees nor reads; positions stay what they are.
+        Asked once, before the forward pass."""
+        return None
+
     def measure(self, now: Pass, chunk: Chunk) -> dict[str, Tensor]:
         """Numbers [n, …] of beliefs that the rule needs afterwards, in `Reading.more` [B, K, …];
         under the name of a field of `Reading` they replace it."""

@@ -101,7 +101,7 @@ def cost_of(
     events, _ = read_events(Storage(source))
     devices = {event.facts.get("device") for event in events if event.what == DRIVER_STARTED}
     if devices != {"cuda"}:
-        return f"unknown: {source} was not decoded on GPUs, so its pace is none of theirs"
+        return f"unknown: {source} was not decoded on GPUs; --like OUT takes another run's pace"
     hours = duration.seconds * duration.num_replicas * config.gpus_per_replica / 3600
     several = len(past.paces) > 1
     num_tokens = duration.num_rows * past.num_tokens / past.num_ok if past.num_ok else 0.0

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.output.result_shards import repeated
-from pipeline.output.run_records import run_canvases
+from pipeline.output.run_records import own_lengths, run_canvases
 from pipeline.rows import Layout
 
 ROWS_NAMED = 3
@@ -164,6 +164,8 @@ class ShardCheck:
             self.expected.stops,
             has_schema="json_schema" in self.expected.fingerprint,
         )
+        if own_lengths(self.expected.fingerprint):
+            yield from _other_canvases(rows, self.expected.fingerprint["decoding"]["gen_length"])
         num_samples = self.expected.layout.num_samples
         samples = [row % num_samples for row in range(first, first + rows.num_rows)]
         wrong = pc.not_equal(rows["sample"].fill_null(-1), pa.array(samples, pa.int32()))
@@ -210,6 +212,9 @@ def contradictions(
     if "full_passes" in there:
         more = pc.greater(rows["full_passes"].fill_null(0), passes)
         rules["its full_passes are more than its num_forwards"] = pc.and_(ok, more)
+    if "num_uncommits" in there:
+        wrong = pc.less(rows["num_uncommits"].fill_null(-1), 0)
+        rules["its num_uncommits is missing or below 0"] = pc.and_(ok, wrong)
     for name in there & {"mean_confidence", "min_confidence"}:
         outside = pc.or_(pc.less(rows[name], 0), pc.greater(rows[name], 1)).fill_null(False)
         rules[f"its {name} is not between 0 and 1"] = pc.and_(ok, outside)
@@ -246,6 +251,20 @@ def contradictions(
         indices = pc.indices_nonzero(mask).to_pylist()
         if indices:
             yield what, indices
+
+
+def _other_canvases(rows: pa.Table, of_the_run: int) -> Iterator[tuple[str, list[int]]]:
+    """Decoded rows whose canvas is not as long as their column `gen_length` says."""
+    if not {"canvas_length", "gen_length"} <= set(rows.column_names):
+        return
+    columns = (rows[name].to_pylist() for name in ("status", "gen_length", "canvas_length"))
+    wrong = [
+        index
+        for index, (status, own, canvas) in enumerate(zip(*columns, strict=True))
+        if status == "ok" and canvas != (of_the_run if own is None else own)
+    ]
+    if wrong:
+        yield "its canvas_length is not its own gen_length", wrong
 
 
 def _lengths(lists: pa.ChunkedArray) -> pa.ChunkedArray:

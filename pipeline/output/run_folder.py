@@ -120,7 +120,7 @@ def written_shards(output: Storage, num_planned: int | None = None) -> tuple[lis
         num_planned = len(read_manifest(output).files)
     elif num_planned is None:
         if not found:
-            raise ValueError(_no_run(output))
+            raise ValueError(no_run(output))
         _, num_planned = next(iter(found.values()))
     shards = [
         Shard(number, f"{DATA}/{name}", _utc(files[name].mtime))
@@ -178,7 +178,7 @@ def read_manifest(output: Storage) -> Manifest:
     try:
         return _read(output, MANIFEST, _MANIFEST, "restore it, or decode into a new --output")
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(_no_run(output)) from error
+        raise ValueError(no_run(output)) from error
 
 
 def read_lease(output: Storage) -> LeaseRecord | None:
@@ -295,7 +295,8 @@ def _event(line: bytes) -> Event | None:
     return Event(time, what, facts) if isinstance(what, str) else None
 
 
-def _no_run(output: Storage) -> str:
+def no_run(output: Storage) -> str:
+    """Why a folder without a manifest is refused."""
     found = {"file": "is a file, so it ", "missing": "no such folder, so it "}
     what = f"{found.get(output.kind(), '')}holds no run"
     return f"{output.uri}: {what}; name the --output folder of lrd generate"

@@ -149,6 +149,13 @@ class Run:
         return found
 
 
+def own_lengths(fingerprint: dict[str, Any]) -> bool:
+    """Whether a row's canvas has the length of its column `gen_length`; a template has its own."""
+    return "gen_length" in fingerprint.get("row_settings", ()) and fingerprint.keys().isdisjoint(
+        FORMS
+    )
+
+
 def run_canvases(fingerprint: dict[str, Any]) -> tuple[int, ...] | None:
     """Lengths that a row's canvas may have; None where rows have their own, and where the
     fingerprint names none."""

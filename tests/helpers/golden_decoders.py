@@ -118,6 +118,20 @@ def cases_in(folder: Path) -> tuple[Case, ...]:
     )
 
 
+def ways(decoder: str) -> list[Any]:
+    """Every case of a decoder and padding side, as parameters of a test. Of right padding a kind
+    stays in the quick suite: the first case on each checkpoint."""
+    found, seen = [], set()
+    for case in cases(decoder):
+        checkpoint = case.name.partition(".")[0]
+        is_bulk = checkpoint in seen and case.folder.parent == SHARED
+        seen.add(checkpoint)
+        for side in SIDES:
+            marks = [pytest.mark.slow] if is_bulk and side == "right" else []
+            found.append(pytest.param(case, side, id=f"{case}-{side}", marks=marks))
+    return found
+
+
 def parity(**settings: Any) -> DecodingConfig:
     """Settings with all off that the originals lack: mixing, refinement, the end at an EOS."""
     return DecodingConfig(**{"r_f": 0.0, "max_refine_steps": 0, "stop_at_eos": False, **settings})
