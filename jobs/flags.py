@@ -111,7 +111,7 @@ def add_model_flags(
             help_text += f" [{field.default}]"
         if bool in kinds:
             options["action"] = argparse.BooleanOptionalAction
-        elif any(get_origin(kind) is tuple for kind in kinds):
+        elif all(get_origin(kind) is tuple for kind in kinds - {type(None)}):
             options |= {"action": "append", "metavar": "TEXT"}
         else:
             options["metavar"] = "|".join(_words(field.annotation)) or shown(name).upper()

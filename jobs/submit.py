@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from jobs import output
 from jobs.flags import add_model_flags, add_run_flags, flag_of, run_config
 from lrd.config import ALL_PRESETS, DecodingConfig
+from lrd.settings import suffix_text
 from pipeline.config import RunConfig
 
 JOB = "lrd submit"
@@ -149,6 +150,8 @@ def _flags(settings: BaseModel, names: Any, defaults: dict[str, Any]) -> list[st
         flag = flag_of(name)
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag.removeprefix('--')}")
+        elif name == "suffix":
+            words.append(f"{flag}={suffix_text(value)}")
         elif isinstance(value, tuple):
             words += [f"{flag}={one}" for one in value]
         else:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import output
 from jobs.flags import add_model_flags, given, in_one_line, parsed
-from lrd.config import ALL_PRESETS, DecodingConfig
+from lrd.config import ALL_PRESETS, DECODERS, DecodingConfig
 from pipeline.config import FORMS, RunConfig
 from pipeline.experiments.tuning.grid import SWEPT, Grid
 from pipeline.experiments.tuning.monitor import FIELDS, FORM
@@ -96,6 +96,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["fast", "paper"],
         help="presets to measure as they are; `baseline` takes one pass per token [fast paper]",
     )
+    grid.add_argument(
+        "--decoders",
+        nargs="+",
+        choices=["all", *DECODERS],
+        default=[],
+        metavar="NAME",
+        help="published decoders to measure as they are, all or some of "
+        f"{', '.join(DECODERS)}; nothing else is swept then but what flags give values for",
+    )
     add_model_flags(parser.add_argument_group("run"), RunConfig, exclude=OWN_FLAGS)
     swept = {*SWEPT, *FIELDS}
     add_model_flags(parser.add_argument_group("decoding"), DecodingConfig, exclude=swept)
@@ -117,8 +126,11 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.max_loss <= 1:
         raise ValueError(f"--max-loss is {args.max_loss}; expected a share from 0 to 1")
     with in_one_line():
-        configs = grid_from(args).configs()
+        grid = grid_from(args)
+        configs = grid.configs()
         config = RunConfig(**{**given(args, RunConfig), "decoding": configs[0]})
+    for name, reason in grid.left_out.items():
+        output.tell(f"{name} is left out: {reason}")
     check(config)
     store = Storage(config.output)
     prompts = task_sample.draw(store, config, task.name, args.limit, args.sample_seed)
@@ -144,7 +156,8 @@ def run(args: argparse.Namespace) -> int:
 def grid_from(args: argparse.Namespace) -> Grid:
     """The grid that the flags give. One block length alone holds for whole presets too, as
     `gen_length` does: both shape the canvas."""
-    values: dict[str, Any] = {name: list(GRID[name]) for name in GRID}
+    defaults = {} if args.decoders else GRID
+    values: dict[str, Any] = {name: list(defaults[name]) for name in defaults}
     for name in SWEPT:
         words = getattr(args, name)
         if words is not None:
@@ -152,12 +165,14 @@ def grid_from(args: argparse.Namespace) -> Grid:
     fixed = given(args, DecodingConfig)
     if len(values.get("block_length", ())) == 1:
         (fixed["block_length"],) = values.pop("block_length")
+    monitors = () if args.decoders else MONITORS
     return Grid(
         preset=args.preset,
         fixed=fixed,
         values=values,
-        monitors=MONITORS if args.monitor is None else args.monitor,
+        monitors=monitors if args.monitor is None else args.monitor,
         whole_presets=args.whole_presets,
+        decoders=list(DECODERS) if "all" in args.decoders else args.decoders,
     )
 
 

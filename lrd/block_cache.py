@@ -86,6 +86,8 @@ def count(
     full_B = needs_full_pass(config, state)
     before = model.feeds_before if config.caches and is_cached(model) else 0
     _, num_B = spans(config, state, full_B, before)
+    if config.reopen == "shadow":
+        num_B = num_B + config.block_tokens
     state.full_passes_B += running_B & full_B
     state.positions_computed_B += torch.where(running_B, num_B, 0)
 

@@ -94,7 +94,7 @@ class Canvases:
     open_at_stop_B: Tensor
     max_entropy_at_stop_B: Tensor
     num_uncommits_B: Tensor
-    """Times that a committed position was opened again."""
+    """Times that a position which was committed before a pass was open after it."""
     mix_weight_sum_B: Tensor
     mix_weight_count_B: Tensor
     kl_trace_BT: Tensor
@@ -273,6 +273,9 @@ class Canvases:
             *self.kept.values(),
         ):
             counter[row] = 0
+        for hole in scaffold.holes if scaffold is not None and "held" in self.kept else ():
+            if hole.choices is not None:
+                self.kept["held"][row, hole.start : hole.end] = True
         self.divergence_B2[row] = float("nan")
         self.kl_trace_BT[row] = float("nan")
         self.entropy_trace_BT[row] = float("nan")

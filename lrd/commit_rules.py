@@ -103,24 +103,38 @@ def is_any_of(token_BK: Tensor, tokens: Sequence[int]) -> Tensor:
 def scheduled_quota(
     config: DecodingConfig, num_open_B: Tensor, decode_pass_B: Tensor, num_at_start_B: Tensor
 ) -> Tensor:
-    """How many positions [B] the schedule lets a block's decode pass commit; `steps` is set.
+    """How many positions [B] the schedule lets a block's decode pass commit; `is_scheduled`.
 
     num_open: open positions of the block before the pass. decode_pass: its number, from 1.
     num_at_start: open positions before the block's first one.
     """
+    block_B, index_B = num_at_start_B, (decode_pass_B - 1).clamp(min=0)
+    if config.schedule == "doubling":
+        last_B = doubling_passes(config, num_at_start_B) - 1
+        return torch.where(index_B >= last_B, num_open_B, 1 << index_B.clamp(max=62))
     assert config.steps is not None
-    block_B, steps = num_at_start_B, config.steps // config.num_blocks
-    index_B = (decode_pass_B - 1).clamp(min=0)
-    if config.confidence_threshold is not None:
+    steps = config.steps // config.num_blocks
+    if config.confidence_threshold is not None and config.stable_kl is None:
         # Fast-dLLM's Dream: what a pass leaves of its share stays available to later passes.
         target_B = torch.where(index_B >= steps - 1, block_B, block_B // steps * (index_B + 1))
         return (target_B - (block_B - num_open_B)).clamp(min=1)
     if config.schedule == "even":
         return block_B // steps + (index_B < block_B % steps).long()
+    if config.schedule in ("linear", "cosine"):
+        return num_open_B  # `decoders/rcr.py` opens the rest again.
     times = torch.linspace(1, config.schedule_eps, steps + 1, device=num_open_B.device)
     now_B = index_B.clamp(max=steps - 1)
     share_B = 1 - times[now_B + 1] / times[now_B]
     return torch.where(index_B >= steps - 1, num_open_B, (num_open_B * share_B).long())
+
+
+def doubling_passes(config: DecodingConfig, num_at_start_B: Tensor) -> Tensor:
+    """Passes [B] over which the schedule `doubling` shares out so many open positions: those of
+    `steps`, or log2 of their number, rounded down."""
+    if config.steps is not None:
+        return torch.full_like(num_at_start_B, config.steps // config.num_blocks)
+    exponent_B = torch.frexp(num_at_start_B.double()).exponent.long()
+    return (exponent_B - 1).clamp(min=1)
 
 
 def choose_commits(
@@ -155,3 +169,11 @@ def choose_commits(
     else:
         chosen_BK = within_BK
     return torch.zeros_like(open_BK).scatter(-1, order_BK, chosen_BK) & open_BK
+
+
+def surest(confidence_BK: Tensor, among_BK: Tensor, most_B: Tensor) -> Tensor:
+    """At most so many of these positions [B, K], the most confident; ties go to the earlier."""
+    order_BK = (-confidence_BK).masked_fill(~among_BK, torch.inf).argsort(dim=-1, stable=True)
+    rank_K = torch.arange(among_BK.shape[1], device=among_BK.device)
+    chosen_BK = rank_K < most_B[:, None]
+    return torch.zeros_like(among_BK).scatter(-1, order_BK, chosen_BK) & among_BK

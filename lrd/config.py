@@ -10,11 +10,12 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, model_validator
 
+from lrd.decoder_checks import COMMIT_RULES, check_decoders
 from lrd.decoder_settings import DecoderSettings
 from lrd.presets import ALL_PRESETS, DECODERS, PRESETS
 from lrd.settings import AUTO_LENGTHS, MAX_REFINE_STEPS, MethodSettings
 
-__all__ = ["ALL_PRESETS", "AUTO_LENGTHS", "DECODERS", "PRESETS", "DecodingConfig"]
+__all__ = ["ALL_PRESETS", "AUTO_LENGTHS", "COMMIT_RULES", "DECODERS", "PRESETS", "DecodingConfig"]
 
 PromptFormat = Literal["auto", "chat", "raw"]
 Truncation = Literal["fail", "keep_last"]
@@ -25,9 +26,6 @@ even that (eager); all but attention (compile); the same, replayed as CUDA graph
 PassRows = Literal["busy", "all"]
 PASS_ROWS: tuple[PassRows, ...] = ("busy", "all")
 """Rows that a pass computes where shapes are fixed: those that are busy, or all slots."""
-
-COMMIT_RULES = ("entropy_threshold", "entropy_bound", "confidence_threshold")
-"""Rules that replace `tokens_per_step`; at most one may be set. `steps` replaces it too."""
 
 YOUNGER = frozenset(
     {"monitor", "max_gen_length", "eos_window", "eos_enough", *DecoderSettings.model_fields}
@@ -85,15 +83,8 @@ class DecodingConfig(DecoderSettings, MethodSettings):
         self._check_sampling(rules)
         self._check_cache()
         self._check_growth()
-        self._check_decoders()
+        check_decoders(self)
         return self
-
-    def _check_decoders(self) -> None:
-        if self.reads_canvas and self.num_blocks > 1 and self.feeds_some:
-            raise ValueError(
-                "stop_gap_early, explore_above, soft_suffix and reopen read the whole canvas in "
-                "each pass; set kv_cache to none and suffix to all"
-            )
 
     def _check_growth(self) -> None:
         longest = self.max_gen_length
@@ -125,6 +116,10 @@ class DecodingConfig(DecoderSettings, MethodSettings):
     def _check_cache(self) -> None:
         if isinstance(self.suffix, int) and self.suffix < 0:
             raise ValueError(f"suffix {self.suffix} counts blocks; give 0 or more, or all")
+        if isinstance(self.suffix, tuple) and min(self.suffix, default=0) < 0:
+            raise ValueError(
+                f"suffix {min(self.suffix)} is a distance behind the block; give 0 or more"
+            )
         if self.cache_refresh and not self.caches:
             raise ValueError(
                 "cache_refresh renews a cache and kv_cache is none; set kv_cache to dual or prefix"
@@ -147,8 +142,13 @@ class DecodingConfig(DecoderSettings, MethodSettings):
             )
 
     def _check_schedule(self, rules: list[str]) -> None:
+        if self.schedule == "doubling" and (rules or self.tokens_per_step != 1):
+            raise ValueError(
+                f"schedule doubling and {(*rules, 'tokens_per_step')[0]} are both set; keep one "
+                "commit rule"
+            )
         if self.steps is None:
-            if self.schedule != "even":
+            if self.schedule in ("timestep", "linear", "cosine"):
                 raise ValueError(f"schedule {self.schedule} shares out steps; set steps too")
             return
         if self.steps % self.num_blocks:
@@ -187,8 +187,9 @@ class DecodingConfig(DecoderSettings, MethodSettings):
         if name not in ALL_PRESETS:
             raise ValueError(f"no preset {name!r}; there are {', '.join(ALL_PRESETS)}")
         settings = dict(ALL_PRESETS[name])
-        if {"tokens_per_step", "steps", *COMMIT_RULES} & overrides.keys():
-            for rule in ("tokens_per_step", "steps", *COMMIT_RULES):
+        rules = {"tokens_per_step", "steps", "threshold_from_committed", *COMMIT_RULES}
+        if rules & overrides.keys():
+            for rule in (*rules, "min_commits"):
                 settings.pop(rule, None)
         return cls(**{**settings, **overrides})
 
@@ -234,8 +235,13 @@ class DecodingConfig(DecoderSettings, MethodSettings):
             self.stop_gap_early is not None
             or self.explore_above is not None
             or self.soft_suffix
-            or self.reopen in ("drop", "lowest")
+            or (self.reopen in ("drop", "lowest") and self.reopen_scope == "reached")
         )
+
+    @property
+    def ranks_tokens(self) -> bool:
+        """Whether the most probable tokens of a belief are asked for in order."""
+        return self.mix != "lrd" or self.stop_gap_early is not None
 
     @property
     def reads_more(self) -> bool:
@@ -250,6 +256,11 @@ class DecodingConfig(DecoderSettings, MethodSettings):
     @property
     def num_blocks(self) -> int:
         return self.gen_length // self.block_tokens
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether a schedule says how many positions a pass commits."""
+        return self.steps is not None or self.schedule == "doubling"
 
     @property
     def refines(self) -> bool:
@@ -287,7 +298,8 @@ class DecodingConfig(DecoderSettings, MethodSettings):
 
     @property
     def max_forwards(self) -> int:
-        """No sample can take more passes than this."""
+        """No sample can take more passes than this. Where positions open again, each decode pass
+        still leaves one open position fewer (`lrd/decoders/` has the proofs), or `steps` end it."""
         # A schedule of more steps than tokens has passes that commit nothing.
         decode_steps = max(self.gen_length, self.steps or 0)
         phases = {"initial": self.num_blocks, "first": 1}.get(str(self.refinement), decode_steps)

@@ -62,6 +62,13 @@ class DecoderSettings(BaseModel):
         description="factor on the confidence of EOS in the first pass, rises to 1 (EOSER)",
     )
 
+    # CreditDecoding, DPad.
+    eos_ends_block: bool = Field(
+        False,
+        description="block mode: a full block that holds an EOS anywhere ends the sample, and what "
+        "lies behind the block becomes EOS (CreditDecoding, DPad)",
+    )
+
     # Prophet.
     stop_gap_early: float | None = Field(
         None,
@@ -126,10 +133,19 @@ class DecoderSettings(BaseModel):
         "copy of the block doubts (WINO); drop: those whose confidence rose least (Saber); "
         "lowest: the least sure, so that steps end with all (RCR)",
     )
+    reopen_scope: Literal["reached", "block"] = Field(
+        "reached",
+        description="drop and lowest: what may open again. reached: all of the canvas up to the "
+        "end of the block, as published; block: the block alone, which kv_cache can go with",
+    )
     reopen_threshold: float = Field(
         0.9, ge=0, le=1, description="shadow: probability below which a token is open again"
     )
     threshold_from_committed: bool = Field(
-        False, description="confidence_threshold is the mean confidence of all commits (Saber)"
+        False,
+        description="commit what is surer than the mean of all commits was, at least min_commits "
+        "(Saber)",
     )
-    min_commits: int = Field(1, ge=1, description="positions that a pass commits at least (Saber)")
+    min_commits: int = Field(
+        1, ge=1, description="threshold_from_committed: positions that a pass commits at least"
+    )

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from lrd import beliefs, block_cache
 from lrd.canvases import Canvases, StopReason
-from lrd.choices import NOT_YET
 from lrd.commit_rules import choose_commits, is_any_of, scheduled_quota
 from lrd.config import DecodingConfig
 from lrd.decoders import Rule, rules_of
@@ -43,16 +42,21 @@ def step(
     looking_B = (now.passes_B == 0) & config.looks
     draws = draws_of_pass(now)
     now.reading = reading = read_block(now, rules, draws)
+    if config.reopen != "none":
+        # What is kept of the pass before is not the belief that the position had then.
+        reading.kl_BK = reading.kl_BK.masked_fill(state.kept["reopened"], 0)
     entropy_BK, open_BK, running_B = reading.entropy_BK, now.open_BK, now.running_B
     block_cache.count(model, config, state, running_B)
     failed_B = (open_BK & ~torch.isfinite(entropy_BK)).any(-1)
     divergence_B2 = divergences(config, state, reading.kl_BK, open_BK)
     monitor_B2 = monitored(config, state, divergence_B2, running_B)
     now.decoding_B = enter_phase(config, state, monitor_B2[:, 1], running_B, looking_B)
+    if config.is_scheduled:
+        begin_schedule(now)
     for rule in rules:
         rule.weigh(now)
 
-    ready_BK = ready_to_commit(now)
+    ready_BK = now.open_BK & now.ready
     stop_B = early_stop(config, state, monitor_B2[:, 0], entropy_BK, open_BK, now.decoding_B)
     stop_B = stop_B & (ready_BK == open_BK).all(-1)
     whole_BK, stop_B = whole_commits(now, rules, stop_B)
@@ -61,12 +65,18 @@ def step(
     ids_BK = torch.where(commit_BK, reading.token_BK, now.ids_BK)
     write_commits(now, ids_BK, commit_BK)
     record_pass(now, divergence_B2[:, 1], whole_BK)
-    reopened_BK = reopen(now, rules, commit_BK)
+    reopened_BK = reopen(now, rules, commit_BK, stop_B)
     ids_BK = ids_BK.masked_fill(reopened_BK, model.mask_id)
     still_open_BK = (now.masked_BK & ~commit_BK) | reopened_BK
     waits_BK = still_open_BK & now.reached_BK
-    mixed_BK = waits_BK & ~reopened_BK & ~looking_B[:, None]
-    write_inputs(now, next_inputs(now, ids_BK, mixed_BK))
+    # A position that was committed before has no belief to mix: the next pass reads it.
+    mixed_BK = waits_BK & now.masked_BK & ~looking_B[:, None]
+    held_BK = torch.zeros_like(mixed_BK)
+    for rule in rules:
+        mixed_BK = rule.mixes(now, mixed_BK, still_open_BK)
+        more_BK = rule.holds(now, still_open_BK)
+        held_BK = held_BK if more_BK is None else held_BK | more_BK
+    write_inputs(now, next_inputs(now, ids_BK, mixed_BK), held_BK)
 
     block_done_B = now.decoding_B & ~waits_BK.any(-1)
     left_BM = (state.canvas_BG == model.mask_id).view(-1, config.num_blocks, config.block_tokens)
@@ -192,12 +202,12 @@ def early_stop(
     return stop_B
 
 
-def ready_to_commit(now: Pass) -> Tensor:
-    """Open positions [B, K] of the block that wait for no other: in a choice, tokens come one after
-    the other."""
-    if now.state.class_BG is None:
-        return now.open_BK
-    return now.open_BK & (now.state.class_BG.gather(1, now.position_BK) != NOT_YET)
+def begin_schedule(now: Pass) -> None:
+    """Count what a schedule shares out, up to a block's first decode pass."""
+    state = now.state
+    # Refinement passes after it have its number too.
+    begins_B = state.decode_in_block_B <= now.decoding_B.long()
+    state.num_at_start_B = torch.where(begins_B, now.open_BK.sum(-1), state.num_at_start_B)
 
 
 def whole_commits(now: Pass, rules: Sequence[Rule], stop_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,12 +227,10 @@ def name_commits(now: Pass, rules: Sequence[Rule], ready_BK: Tensor) -> Tensor:
     """The positions [B, K] that the commit rule and the decoders' own rules name."""
     config, state, reading = now.config, now.state, now.reading
     quota_B = None
-    if config.steps is not None:
-        num_open_B = now.open_BK.sum(-1)
-        state.num_at_start_B = torch.where(
-            state.decode_in_block_B <= 1, num_open_B, state.num_at_start_B
+    if config.is_scheduled:
+        quota_B = scheduled_quota(
+            config, now.open_BK.sum(-1), state.decode_in_block_B, state.num_at_start_B
         )
-        quota_B = scheduled_quota(config, num_open_B, state.decode_in_block_B, state.num_at_start_B)
     for rule in rules:
         ready_BK = rule.may_commit(now, ready_BK)
     named_BK = choose_commits(config, reading.doubt_BK, reading.confidence_BK, ready_BK, quota_B)
@@ -245,13 +253,14 @@ def write_commits(now: Pass, ids_BK: Tensor, commit_BK: Tensor) -> None:
         written_BG.scatter_(1, position_BK, torch.where(commit_BK, value_BK, kept_BK))
 
 
-def reopen(now: Pass, rules: Sequence[Rule], commit_BK: Tensor) -> Tensor:
-    """Committed positions [B, K] that rules open again, written into the canvas."""
+def reopen(now: Pass, rules: Sequence[Rule], commit_BK: Tensor, stop_B: Tensor) -> Tensor:
+    """Committed positions [B, K] that rules open again, written into the canvas; none of a sample
+    that stops. Those that were committed before this pass are counted, and end what was calm."""
     reopened_BK = torch.zeros_like(commit_BK)
     for rule in rules:
         found_BK = rule.reopens(now, commit_BK)
         if found_BK is not None:
-            reopened_BK |= found_BK & now.decoding_B[:, None]
+            reopened_BK |= found_BK & (now.decoding_B & ~stop_B)[:, None]
     if now.config.reopen == "none":
         return reopened_BK
     state = now.state
@@ -262,7 +271,10 @@ def reopen(now: Pass, rules: Sequence[Rule], commit_BK: Tensor) -> Tensor:
     ):
         kept_BK = written_BG.gather(1, now.position_BK)
         written_BG.scatter_(1, now.position_BK, kept_BK.masked_fill(reopened_BK, value))
-    state.num_uncommits_B += reopened_BK.sum(-1)
+    again_BK = reopened_BK & ~now.masked_BK
+    state.num_uncommits_B += again_BK.sum(-1)
+    state.calm_B.masked_fill_(again_BK.any(-1), 0)
+    state.kept["reopened"] = again_BK
     return reopened_BK
 
 
@@ -297,28 +309,34 @@ def next_inputs(now: Pass, ids_BK: Tensor, mixed_BK: Tensor) -> Tensor:
     return torch.where(mixed_BK[..., None], open_BKD, model.embed(ids_BK))
 
 
-def write_inputs(now: Pass, next_BKD: Tensor) -> None:
-    """The next embeddings into their columns, for running samples alone."""
+def write_inputs(now: Pass, next_BKD: Tensor, held_BK: Tensor) -> None:
+    """The next embeddings into their columns, for running samples alone and not where rules hold
+    what is there."""
     embeds_BLD = now.state.embeds_BLD
     column_BKD = now.columns[..., None].expand_as(next_BKD)
     kept_BKD = embeds_BLD.gather(1, column_BKD)
-    embeds_BLD.scatter_(
-        1, column_BKD, torch.where(now.running_B[:, None, None], next_BKD, kept_BKD)
-    )
+    written_BK = now.running_B[:, None] & ~held_BK
+    embeds_BLD.scatter_(1, column_BKD, torch.where(written_BK[..., None], next_BKD, kept_BKD))
 
 
 def end_at_eos(now: Pass, ids_BK: Tensor, still_open_BK: Tensor, block_done_B: Tensor) -> None:
-    """In blocks, samples that are not complete end at an EOS that has no gap before it; where
-    positions may open again, only once their block is done."""
+    """In blocks, samples that are not complete end at an EOS that has no gap before it (where
+    positions may open again, only once their block is done), or with a full block that holds one
+    anywhere."""
     config, state = now.config, now.state
-    if not config.stop_at_eos or config.num_blocks == 1:
+    if not (config.stop_at_eos or config.eos_ends_block) or config.num_blocks == 1:
         return
-    gapless_BK = still_open_BK.long().cumsum(-1) == 0
     may_end_BK = now.position_BK >= state.eos_from_B[:, None]
-    is_end_BK = is_any_of(ids_BK, eos_ids(now.model)) & gapless_BK & may_end_BK
-    running_B = state.stop_B == int(StopReason.RUNNING)
-    settled_B = now.decoding_B if config.reopen == "none" else block_done_B
-    at_eos_B = settled_B & is_end_BK.any(-1) & running_B
+    is_eos_BK = is_any_of(ids_BK, eos_ids(now.model)) & may_end_BK
+    at_eos_B = torch.zeros_like(block_done_B)
+    if config.stop_at_eos:
+        gapless_BK = still_open_BK.long().cumsum(-1) == 0
+        settled_B = now.decoding_B if config.reopen == "none" else block_done_B
+        at_eos_B = settled_B & (is_eos_BK & gapless_BK).any(-1)
+    if config.eos_ends_block:
+        # An EOS of an earlier block has ended the sample there.
+        at_eos_B |= block_done_B & (is_eos_BK & now.reached_BK).any(-1)
+    at_eos_B &= state.stop_B == int(StopReason.RUNNING)
     state.stop_B = torch.where(at_eos_B, int(StopReason.EOS), state.stop_B)
     open_BG = (state.canvas_BG == now.model.mask_id) & at_eos_B[:, None]
     state.canvas_BG.masked_fill_(open_BG, now.model.eos_id)

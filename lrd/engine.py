@@ -14,7 +14,12 @@ import torch
 
 from lrd.canvases import Canvases
 from lrd.config import DecodingConfig, PassRows
-from lrd.models.protocol import DiffusionModel, missing_for_cache, wants_fixed_shapes
+from lrd.models.protocol import (
+    DiffusionModel,
+    is_cached,
+    missing_for_cache,
+    wants_fixed_shapes,
+)
 from lrd.sample import Sample
 from lrd.slots import PaddingSide, Request, Slots
 from lrd.templates import Scaffold
@@ -58,6 +63,10 @@ class Engine:
             raise ValueError(
                 f"{prompt_length} prompt tokens and gen_length {config.gen_length} exceed the "
                 f"model's {model.max_length} positions"
+            )
+        if row_temperatures and config.credit_alpha > 0:
+            raise ValueError(
+                "credit_alpha needs temperature 0; rows have temperatures of their own"
             )
         refuse_without_cache(model, config)
         self.model, self.config = model, config
@@ -214,14 +223,34 @@ class Engine:
 
 
 def refuse_without_cache(model: DiffusionModel, config: DecodingConfig) -> None:
-    """Raises ValueError where the settings need a model that can keep keys and values, and this one
-    cannot."""
+    """Raises ValueError where the settings need a model that can keep keys and values, or compute
+    columns with a mask each, and this one cannot."""
+    if config.reopen == "shadow":
+        refuse_without_shadow(model)
     missing = missing_for_cache(model) if config.feeds_some else []
     if missing:
         raise ValueError(
             f"kv_cache {config.kv_cache} and suffix {config.suffix} need a model with the members "
             f"of lrd.models.protocol.CachedModel, and {type(model).__name__} has no "
             f"{', '.join(missing)}; set kv_cache to none and suffix to all"
+        )
+
+
+def refuse_without_shadow(model: DiffusionModel) -> None:
+    """Raises ValueError where a model cannot feed shadow columns (`lrd/shadow.py`)."""
+    missing = missing_for_cache(model)
+    if missing:
+        raise ValueError(
+            "reopen shadow needs a model with the members of lrd.models.protocol.CachedModel, and "
+            f"{type(model).__name__} has no {', '.join(missing)}; set reopen to drop, or choose "
+            "another decoder"
+        )
+    assert is_cached(model)
+    if model.feeds_before:
+        raise ValueError(
+            "reopen shadow needs a model whose positions predict themselves, as LLaDA's do; this "
+            "one predicts the next position, as Dream does: set reopen to drop, or choose another "
+            "decoder"
         )
 
 

@@ -10,11 +10,12 @@ B·K positions, n positions of a chunk, D width, V columns of the logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lrd import belief_ops, mixing, nucleus
+from lrd import belief_ops, mixing, nucleus, shadow
 from lrd.beliefs import Belief, BeliefSummary, entropy, log_beliefs
 from lrd.block_cache import CACHED_POSITIONS, states
 from lrd.canvases import Canvases
@@ -26,7 +27,8 @@ from lrd.commit_rules import (
     without_tokens,
 )
 from lrd.config import DecodingConfig
-from lrd.decoders.rule import Chunk, Rule
+from lrd.decoders import Rule, rules_of
+from lrd.decoders.rule import Chunk
 from lrd.draws import Draws
 from lrd.models.protocol import DiffusionModel, SplitModel, eos_ids, is_cached, is_split
 from lrd.one_pass import Pass, Reading
@@ -72,7 +74,8 @@ def read_block(now: Pass, rules: Sequence[Rule], draws: Draws | None) -> Reading
         zeros(table.dtype, table.shape[1]) if config.mixes else None,
         zeros(floats) if config.grows else None,
     )
-    for rows_n, logits_nV in logits_in_chunks(model, config, state, now.columns, rows_N):
+    seen = visible(now, rules)
+    for rows_n, logits_nV in logits_in_chunks(model, config, seen, now.columns, rows_N):
         found = _read(now, rules, rows_n, logits_nV, draws)
         del logits_nV
         for name, value_n in found.items():
@@ -85,6 +88,17 @@ def read_block(now: Pass, rules: Sequence[Rule], draws: Draws | None) -> Reading
     return reading
 
 
+def visible(now: Pass, rules: Sequence[Rule]) -> Canvases:
+    """The canvases without the columns that rules hide in this pass."""
+    seen_BL = now.state.attention_mask_BL
+    for rule in rules:
+        hidden_BL = rule.hides(now)
+        seen_BL = seen_BL if hidden_BL is None else seen_BL.masked_fill(hidden_BL, 0)
+    if seen_BL is now.state.attention_mask_BL:
+        return now.state
+    return replace(now.state, attention_mask_BL=seen_BL, has_padding=True)
+
+
 def logits_in_chunks(
     model: DiffusionModel,
     config: DecodingConfig,
@@ -95,7 +109,7 @@ def logits_in_chunks(
     """The forward pass: rows of B·K and their logits [n, V], a chunk at a time."""
     logits_of = forward(model, config, state, column_BK, rows_N)
     num_columns = model.embedding_table.shape[0]
-    head, cached = chunk_elements(model, state.fixed_shapes)
+    head, cached = chunk_elements(model, config, state.fixed_shapes)
     place_N = torch.arange(len(rows_N), device=rows_N.device)
     class_N = _classes(state, column_BK, rows_N)
     for place_n in _even_parts(place_N, head // num_columns):
@@ -121,11 +135,14 @@ def _classes(state: Canvases, column_BK: Tensor, rows_N: Tensor) -> Tensor | Non
     return class_BK.flatten()[rows_N].clamp(min=0)
 
 
-def chunk_elements(model: DiffusionModel, fixed_shapes: bool) -> tuple[int, int]:
+def chunk_elements(
+    model: DiffusionModel, config: DecodingConfig, fixed_shapes: bool
+) -> tuple[int, int]:
     """How many logits the head computes at a time, and how many become beliefs at a time."""
     if model.embedding_table.device.type == "cpu":
         return HEAD_ELEMENTS, HEAD_ELEMENTS if fixed_shapes else CACHED_ELEMENTS
-    by_kernels = belief_ops.kernels_apply(model.embedding_table)
+    whole = any(rule.compares(config) for rule in rules_of(config))
+    by_kernels = belief_ops.kernels_apply(model.embedding_table) and not whole
     return GPU_HEAD_ELEMENTS, GPU_HEAD_ELEMENTS if by_kernels else GPU_ELEMENTS
 
 
@@ -145,6 +162,9 @@ def forward(
     if config.feeds_some:
         assert is_cached(model)  # `Engine` refuses others.
         return _head_of(model, states(model, config, state, rows_N))
+    if config.reopen == "shadow":
+        assert is_cached(model)
+        return _head_of(model, shadow.states(model, state, column_BK, rows_N))
     logits_of = _forward(model, state.embeds_BLD, state, column_BK, rows_N)
     if config.cfg_scale == 0:
         return logits_of

@@ -3,13 +3,14 @@ same estimated before there is one, from the checkpoint's shape.
 
 Counts tensors, in bytes; the margin is for what kernels allocate themselves.
 
-Legend: S slots, L positions of a slot, G of them canvas, N blocks of K, T passes at most,
-V columns of the logits, D width, M the MLP's width.
+Legend: S slots, L positions of a slot, G of them canvas, N blocks, K positions that a
+pass may read, T passes at most, V columns of the logits, D width, M the MLP's width.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import re
 import sys
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import torch
 from lrd.belief_ops import MOST_IDS, kernels_apply
 from lrd.block_cache import CACHED_POSITIONS, FULL_POSITIONS
 from lrd.config import DecodingConfig
+from lrd.decoders import rules_of
 from lrd.engine import Engine, Request
 from lrd.forward import GPU_ELEMENTS, chunk_elements
 from lrd.models.checkpoint import DTYPES, LoadedModel
@@ -31,6 +33,7 @@ from lrd.models.protocol import (
     wants_fixed_shapes,
 )
 from lrd.models.w8a8 import FORMATS, W8A8Linear
+from lrd.nucleus import LARGEST_BYTES
 from lrd.previous_beliefs import EXACT_COLUMNS
 
 MEMINFO = Path("/proc/meminfo")
@@ -90,7 +93,7 @@ def memory_of(
         fixed_shapes = wants_fixed_shapes(model)
     table = model.embedding_table
     (V, D), d = table.shape, table.element_size()
-    S, G, K = num_slots, config.gen_length, config.block_tokens
+    S, G, K = num_slots, config.gen_length, config.window_tokens
     L, T, N = prompt_length + G, config.max_forwards, config.num_blocks
 
     positions = S * L
@@ -98,20 +101,22 @@ def memory_of(
         few = max(L, CACHED_POSITIONS * torch.get_num_threads())
         positions = min(positions, few)
     elif config.caches:
-        fed = G + 1 if config.kv_cache == "prefix" else K + 1
+        fed = G + 1 if config.kv_cache == "prefix" else config.block_tokens + 1
         positions = max(S * fed, min(positions, max(L, FULL_POSITIONS)))
     # Columns that are fed alone are copied first, with their places, positions and columns.
     fed_bytes = D * d + 24 if config.feeds_some else 0
     guided = 2 if config.cfg_scale else 1
-    logits, beliefs = (min(x, S * K * V) for x in chunk_elements(model, fixed_shapes))
+    logits, beliefs = (min(x, S * K * V) for x in chunk_elements(model, config, fixed_shapes))
     by_kernels = kernels_apply(table)
     if by_kernels:  # Only what needs whole beliefs makes some, a few rows at a time.
-        beliefs = 0 if config.reads_beliefs_alone else min(GPU_ELEMENTS, beliefs)
+        alone = config.reads_beliefs_alone and not any(r.compares(config) for r in rules_of(config))
+        beliefs = 0 if alone else min(GPU_ELEMENTS, beliefs)
     kept = guided * S * K * D * d + S * K * (D * d if config.mixes else 0)
     return Memory(
         weights=_weights(model),
         # Embeddings and mask, tokens and their passes, two traces, counters and flags.
-        state=S * (L * (D * d + 8) + 20 * G + 8 * T + 170) + N * (2 * G + 1) * 8,
+        state=S * (L * (D * d + 8) + 20 * G + 8 * T + 178 + _kept_bytes(config))
+        + N * (2 * G + 1) * 8,
         past=S * K * (V * (4 if V <= EXACT_COLUMNS else 2) + 4),
         cache=S * model.new_cache(0, L).row_bytes if config.caches and is_cached(model) else 0,
         activations=positions * (_forward_bytes(model) + fed_bytes) + (guided - 1) * S * L * D * d,
@@ -119,10 +124,17 @@ def memory_of(
         + max(
             (guided * 2 - 1) * logits * d, logits * d + beliefs * _belief_bytes(config, by_kernels)
         )
-        + (logits // V * (MOST_IDS * 4 + D * d + 100) if by_kernels else 0),
+        + (logits // V * (MOST_IDS * 4 + D * d + 100) if by_kernels else 0)
+        + (LARGEST_BYTES if config.ranks_tokens else 0),
         inputs=S * K * D * d * 8,
         replayed=replays_graphs(model),
     )
+
+
+def _kept_bytes(config: DecodingConfig) -> int:
+    """Bytes that the decoders' rules remember of a sample."""
+    rows = (row for rule in rules_of(config) for row in rule.keeps(config).values())
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in rows)
 
 
 def drawing(config: DecodingConfig) -> DecodingConfig:
@@ -134,12 +146,13 @@ def drawing(config: DecodingConfig) -> DecodingConfig:
 def _belief_bytes(config: DecodingConfig, by_kernels: bool) -> int:
     """Bytes of one element of a chunk's beliefs: eight float32 tensors in a nucleus's search, or
     those of a draw in float64, with a sort of what may be drawn. Kernels search and draw without
-    such tensors."""
+    such tensors. Rules that compare it with the pass before make four float32 ones more."""
+    compared = 16 if any(rule.compares(config) for rule in rules_of(config)) else 0
     if config.sample_top_p is not None:
-        return 64
+        return 64 + compared
     if by_kernels:
-        return 16
-    return 32 if config.temperature == 0 else 48
+        return 16 + compared
+    return (32 if config.temperature == 0 else 48) + compared
 
 
 def _weights(model: DiffusionModel) -> int:

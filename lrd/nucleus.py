@@ -20,6 +20,11 @@ GROUP = 64
 """Tokens that share a maximum. A large vocabulary's maxima are found in one vectorised pass,
 and its top k tokens lie in the k groups of largest maxima."""
 
+LARGEST_ELEMENTS = 1 << 18
+"""Maxima or candidates that `largest` orders at a time."""
+LARGEST_BYTES = 48 * LARGEST_ELEMENTS
+"""What it takes for that."""
+
 FEWEST_ROWS = 4
 """A CPU multiplies fewer rows by other kernels, which round otherwise: what a position gets
 would depend on how many it is computed with."""
@@ -138,6 +143,40 @@ def top_k(p_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     candidate_Nkg = grouped_NGg.gather(1, group_Nk[..., None].expand(-1, -1, size))
     value_Nk, place_Nk = candidate_Nkg.view(N, -1).topk(k, dim=-1, sorted=False)
     return value_Nk, group_Nk.gather(1, place_Nk // size) * size + place_Nk % size
+
+
+def largest(x_NV: Tensor, k: int) -> Tensor:
+    """Ids [N, k] of the k largest values in order, of equals the lower id first.
+
+    Of groups of tokens too: the k tokens lie in the k groups of largest maxima, of equals the
+    first ones. So little more is done of a row than to look for its groups' maxima.
+    """
+    a_row = max(k * GROUP, x_NV.shape[1] // GROUP)
+    num_parts = -(-len(x_NV) * a_row // LARGEST_ELEMENTS) or 1
+    return torch.cat([_largest(x_nV, k) for x_nV in x_NV.tensor_split(num_parts)])
+
+
+def _largest(x_NV: Tensor, k: int) -> Tensor:
+    (N, V), device = x_NV.shape, x_NV.device
+    if k * GROUP >= V:
+        return _keys(x_NV, torch.arange(V, device=device)).topk(k, dim=-1).indices
+    num_groups = V // GROUP
+    maxima_NG = x_NV[:, : num_groups * GROUP].view(N, num_groups, GROUP).amax(-1)
+    group_Nk = _keys(maxima_NG, torch.arange(num_groups, device=device)).topk(k, dim=-1).indices
+    id_Nc = (group_Nk[..., None] * GROUP + torch.arange(GROUP, device=device)).flatten(1)
+    rest_Nr = torch.arange(num_groups * GROUP, V, device=device).expand(N, -1)
+    id_Nc = torch.cat([id_Nc, rest_Nr], dim=1)
+    place_Nk = _keys(x_NV.gather(1, id_Nc), id_Nc).topk(k, dim=-1).indices
+    return id_Nc.gather(1, place_Nk)
+
+
+def _keys(x_NV: Tensor, id_NV: Tensor) -> Tensor:
+    """Integers in the order of the numbers, of equals the lower id above the higher one."""
+    key_NV = (x_NV.float() + 0.0).view(torch.int32).long()  # −0 and 0 are equals.
+    key_NV ^= (key_NV >> 63) & 0x7FFFFFFF
+    key_NV <<= 32
+    key_NV += _LARGEST - id_NV
+    return key_NV
 
 
 def has_groups(num_columns: int) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from lrd.choices import NOT_YET
 from lrd.config import DecodingConfig
 from lrd.models.protocol import DiffusionModel
 
@@ -72,6 +73,21 @@ class Pass:
     def columns(self) -> Tensor:
         """The columns of the positions that may be read."""
         return self.state.start_B[:, None] + self.position_BK
+
+    @property
+    def ready(self) -> Tensor:
+        """Open positions of running samples [B, K], anywhere, that wait for no other: in a choice,
+        tokens come one after the other."""
+        class_BG = self.state.class_BG
+        if class_BG is None:
+            return self.masked_BK
+        return self.masked_BK & (class_BG.gather(1, self.position_BK) != NOT_YET)
+
+    @property
+    def sure(self) -> Tensor:
+        """Where confidences reach `confidence_threshold` [B, K], which is set."""
+        assert self.config.confidence_threshold is not None
+        return self.reading.confidence_BK >= self.config.confidence_threshold
 
     @property
     def is_first(self) -> Tensor:

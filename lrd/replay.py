@@ -58,10 +58,10 @@ def replay(
         blocks = state.block_B.tolist()
         step(model, config, state)
         for row in running:
-            first = blocks[row] * config.block_tokens
-            block = slice(first, first + config.block_tokens)
-            after_K = state.canvas_BG[row, block] == model.mask_id
-            _record(replays[row], config, state, row, final_BG[row, block], before_BG[row, block])
+            end = (blocks[row] + 1) * config.block_tokens
+            read = slice(0 if config.reads_canvas else end - config.block_tokens, end)
+            after_K = (state.canvas_BG[row, read] == model.mask_id) & before_BG[row, read]
+            _record(replays[row], config, state, row, final_BG[row, read], before_BG[row, read])
             _record_nuclei(replays[row], config, state, row, after_K)
     for one, canvas in zip(replays, state.canvas_BG.tolist(), strict=True):
         one.token_ids = canvas

@@ -24,6 +24,7 @@ class Spent:
     kl_trace: list[float]
     entropy_trace: list[float]
     seconds: float
+    num_uncommits: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ class Sample:
     """Columns that went through the model, over all passes; padding is not counted."""
     blocks: int
     """Blocks that were decoded, the last one included."""
+    num_uncommits: int
+    """Times that a committed position was opened again; `commit_step` names the last commit."""
     stop_reason: Literal["converged", "complete", "eos", "failed", "grow"]
     """How the last block ended; grow: it is to be decoded in a longer canvas, and this is no
     answer."""
@@ -92,6 +95,7 @@ class Sample:
             self.kl_trace,
             self.entropy_trace,
             self.seconds,
+            self.num_uncommits,
         )
 
     def after(self, spent: Spent | None) -> Sample:
@@ -110,6 +114,7 @@ class Sample:
             entropy_trace=[*spent.entropy_trace, *self.entropy_trace],
             commit_step=[step + num_before if step else 0 for step in self.commit_step],
             seconds=self.seconds + spent.seconds,
+            num_uncommits=self.num_uncommits + spent.num_uncommits,
         )
 
     @property
@@ -177,6 +182,7 @@ class Readout:
             full_passes=of["full_passes_B"],
             positions_computed=of["positions_computed_B"],
             blocks=of["blocks_B"],
+            num_uncommits=of["num_uncommits_B"],
             stop_reason=reason.name.lower(),  # type: ignore[arg-type]
             open_at_stop=of["open_at_stop_B"],
             max_entropy_at_stop=of["max_entropy_at_stop_B"],

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 AUTO_LENGTHS = (64, 512)
 """gen_length and max_gen_length of `gen_length = "auto"`."""
@@ -81,10 +82,12 @@ class MethodSettings(BaseModel):
         description="decode passes over all blocks; replaces tokens_per_step. With "
         "confidence_threshold it caps what has been committed by each pass",
     )
-    schedule: Literal["even", "timestep"] = Field(
+    schedule: Literal["even", "timestep", "doubling", "linear", "cosine"] = Field(
         "even",
         description="how steps share out a block. even: equally, the remainder to the first "
-        "(LLaDA); timestep: 1 - s/t of what is open, all in the last (Dream)",
+        "(LLaDA); timestep: 1 - s/t of what is open, all in the last (Dream); doubling: 1, 2, 4, "
+        "…, all in the last; without steps log2 of a block's tokens, rounded down, passes (ASS); "
+        "linear, cosine: with reopen = lowest, what a pass leaves open (RCR)",
     )
     schedule_eps: float = Field(1e-3, gt=0, lt=1, description="last timestep of `timestep`")
     confidence: Literal["entropy", "probability", "margin"] = Field(
@@ -113,10 +116,11 @@ class MethodSettings(BaseModel):
         ge=0,
         description="every n-th pass of a block renews all that is kept; 0: its first alone",
     )
-    suffix: Literal["all"] | int = Field(
+    suffix: Literal["all"] | int | tuple[int, ...] = Field(
         "all",
         description="what is computed behind the block: all; w: the next w blocks, and of each "
-        "later block its last position",
+        "later block its last position; a list, or a text such as 0-7,15,23: the positions at "
+        "these distances, 0 the first behind the block; none (DPad)",
     )
     temperature: float = Field(0.0, ge=0, description="0: argmax; else Gumbel sampling")
     sample_top_p: float | None = Field(
@@ -126,3 +130,39 @@ class MethodSettings(BaseModel):
         None, ge=1, description="draw from this many most probable tokens alone"
     )
     seed: int = Field(0, description="each row draws from hash(seed, row id)")
+
+    @field_validator("suffix", mode="before")
+    @classmethod
+    def _read_suffix(cls, given: Any) -> Any:
+        """Distances, in ascending order, of a text or a list of numbers."""
+        if isinstance(given, str) and given not in ("all", "none") and not given.isdigit():
+            return _distances(given)
+        if isinstance(given, (list, tuple, range)) and all(isinstance(one, int) for one in given):
+            return tuple(sorted(set(given)))
+        return () if given == "none" else given
+
+
+def _distances(text: str) -> tuple[int, ...]:
+    """The numbers of a text such as 0-7,15,23."""
+    found: set[int] = set()
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*", part)
+        if ends is None:
+            raise ValueError(
+                "give all, none, a number of blocks, or distances behind the block such as "
+                "0-7,15,23"
+            )
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        if last < first:
+            raise ValueError(f"{part.strip()} is not a range; write {last}-{first}")
+        found |= set(range(first, last + 1))
+    return tuple(sorted(found))
+
+
+def suffix_text(suffix: str | int | tuple[int, ...]) -> str:
+    """The text of a flag that gives this `suffix`."""
+    if not isinstance(suffix, tuple):
+        return str(suffix)
+    # One number would count blocks.
+    parts = [f"{one}-{one}" if len(suffix) == 1 else str(one) for one in suffix]
+    return ",".join(parts) or "none"

@@ -1,7 +1,8 @@
 """Which canvas positions the passes of a block feed: all, or a fixed pattern behind the block.
 
-The pattern keeps the next w blocks whole and the last position of every later block, so that a
-pass costs what is written and not what is empty; the positions that are kept stay where they are.
+The pattern keeps the next w blocks whole and the last position of every later block, or positions
+at given distances behind the block (DPad), so that a pass costs what is written and not what is
+empty; the positions that are kept stay where they are.
 
 Legend: M blocks, G canvas positions, N = G + 1, B samples, R rows, C columns of a pass.
 """
@@ -21,6 +22,9 @@ def fed_positions(config: DecodingConfig, block: int) -> list[int]:
     G, K = config.gen_length, config.block_tokens
     if config.suffix == "all":
         return list(range(G))
+    if isinstance(config.suffix, tuple):
+        end = (block + 1) * K
+        return [*range(end), *(end + d for d in config.suffix if end + d < G)]
     whole = min(G, (block + 1 + config.suffix) * K)
     return [*range(whole), *range(whole + K - 1, G, K)]
 

@@ -226,6 +226,11 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_row_settings(self) -> Self:
+        if "temperature" in self.row_settings and self.decoding.credit_alpha > 0:
+            raise ValueError(
+                "credit_alpha credits the most probable token, and row_settings gives each row its "
+                "temperature; keep one of them"
+            )
         if "gen_length" not in self.row_settings:
             return self
         if self.decoding.steps is not None:

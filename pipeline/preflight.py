@@ -142,10 +142,10 @@ def fingerprint_of(
         "model": model or model_fingerprint(config),
         "dtype": dtype,
         "compile": config.compile,
-        "decoding": config.decoding.model_dump(exclude=config.decoding.unrecorded),
+        "decoding": config.decoding.model_dump(mode="json", exclude=config.decoding.unrecorded),
         "prompts": config.model_dump(include=prompts),
         "input": {file.name: file.sha256 for file in files},
-        **Layout(config.num_samples, config.columns).facts,
+        **Layout.planned(config).facts,
     }
     if config.stop:  # Likewise.
         found["stop"] = list(config.stop)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import pyarrow as pa
 
-from pipeline.config import Columns
+from pipeline.config import Columns, RunConfig
 
 if TYPE_CHECKING:
     from lrd import Sample
@@ -187,6 +187,11 @@ class Result:
         level="standard",
     )
     blocks: int | None = column(pa.int32(), "blocks that were decoded", level="standard")
+    num_uncommits: int | None = column(
+        pa.int32(),
+        "times that a committed position was opened again; in runs whose `reopen` is not none",
+        level="standard",
+    )
     stop_reason: str = column(
         pa.string(),
         "complete, converged (early stop), eos (filled behind an EOS) or failed",
@@ -215,8 +220,8 @@ class Result:
     )
     commit_step: list[int] | None = column(
         INTS,
-        "the pass that committed each canvas position; 0 for fixed tokens of a template, and where "
-        "EOS filled the rest",
+        "the pass that committed each canvas position, the last one where it was opened again; 0 "
+        "for fixed tokens of a template, and where EOS filled the rest",
         level="full",
     )
     token_confidence: list[float | None] | None = column(
@@ -296,6 +301,7 @@ class Result:
             full_passes=sample.full_passes,
             positions_computed=sample.positions_computed,
             blocks=sample.blocks,
+            num_uncommits=sample.num_uncommits,
             stop_reason=sample.stop_reason,
             open_at_stop=sample.open_at_stop,
             refine_converged=sample.refine_converged,
@@ -335,20 +341,26 @@ RESULT_SCHEMA = pa.schema([(column.name, column.metadata["type"]) for column in 
 MEANINGS: dict[str, str] = {column.name: column.metadata["meaning"] for column in COLUMNS}
 LEVELS: tuple[Columns, ...] = get_args(Columns)
 """Values of `--columns`; each keeps the columns of those before it."""
+OF_REOPENING = ("num_uncommits",)
+"""Columns of runs whose decoder opens committed positions again; in the others they would be 0."""
 COUNTED_LIVE = ("bucket", "seconds", "replica")
 """What the driver's progress and metrics need of a finished row. A replica reports these at every
 level; the driver stores them where the level keeps them."""
 
 
 @cache
-def kept_schema(columns: Columns) -> pa.Schema:
-    """The columns that a run at this level writes, in order."""
-    return pa.schema([RESULT_SCHEMA.field(c.name) for c in COLUMNS if _keeps(columns, c)])
+def kept_schema(columns: Columns, reopens: bool = False) -> pa.Schema:
+    """The columns that a run at this level writes, in order. reopens: see `Layout`."""
+    kept = [c.name for c in COLUMNS if _keeps(columns, c)]
+    return pa.schema(
+        [RESULT_SCHEMA.field(name) for name in kept if reopens or name not in OF_REOPENING]
+    )
 
 
 @cache
 def reported_schema(columns: Columns) -> pa.Schema:
-    """The columns of a replica's reports at this level: those kept, and `COUNTED_LIVE`."""
+    """The columns of a replica's reports at this level: those that a run may keep, and
+    `COUNTED_LIVE`."""
     names = [c.name for c in COLUMNS if _keeps(columns, c) or c.name in COUNTED_LIVE]
     return pa.schema([RESULT_SCHEMA.field(name) for name in names])
 
@@ -367,6 +379,13 @@ class Layout:
 
     num_samples: int = 1
     columns: Columns = "full"
+    reopens: bool = False
+    """Whether its decoder opens committed positions again: then there is `num_uncommits`."""
+
+    @classmethod
+    def planned(cls, config: RunConfig) -> Layout:
+        """The layout of a run with these settings."""
+        return cls(config.num_samples, config.columns, config.decoding.reopen != "none")
 
     @classmethod
     def of(cls, fingerprint: Mapping[str, Any]) -> Layout:
@@ -376,19 +395,32 @@ class Layout:
             raise ValueError(f"num_samples is {num_samples!r}; expected a number of at least 1")
         if columns not in LEVELS:
             raise ValueError(f"columns is {columns!r}; expected {', '.join(LEVELS)}")
-        return cls(num_samples, columns)
+        decoding = fingerprint.get("decoding")
+        reopen = decoding.get("reopen", "none") if isinstance(decoding, dict) else "none"
+        return cls(num_samples, columns, reopen != "none")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings beside the decoding's that it comes from."""
+        return {"num_samples": self.num_samples, "columns": self.columns}
 
     @property
     def facts(self) -> dict[str, Any]:
         """Its entries in a fingerprint: what is not the default, so that the fingerprint of a run
         without these settings is that of versions that had none."""
-        found = {"num_samples": self.num_samples, "columns": self.columns}
-        return {name: value for name, value in found.items() if value != getattr(Layout(), name)}
+        default = Layout().settings
+        return {name: value for name, value in self.settings.items() if value != default[name]}
 
     @property
     def schema(self) -> pa.Schema:
         """The result columns."""
-        return kept_schema(self.columns)
+        return kept_schema(self.columns, self.reopens)
+
+    @property
+    def absent(self) -> list[str]:
+        """Columns that the run would have at the level `full`."""
+        every = kept_schema("full", self.reopens)
+        return [name for name in every.names if name not in self.schema.names]
 
     @property
     def samples(self) -> Sequence[int | None]:

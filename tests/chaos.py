@@ -203,6 +203,7 @@ def main() -> None:
     parser.add_argument(
         "--row-settings", action="store_true", help="rows have their own settings and templates"
     )
+    parser.add_argument("--preset", default="fast", help="how the rows are decoded")
     parser.add_argument("--limit", type=float, default=2400, help="seconds")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -215,7 +216,7 @@ def main() -> None:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         try:
             nodes = [cluster.add_node(num_cpus=1) for _ in range(NODES)]
-            flags = ["--num-samples", str(args.num_samples)]
+            flags = ["--num-samples", str(args.num_samples), "--preset", args.preset]
             flags += ["--temperature", "2"] if args.num_samples > 1 else []
             if own:
                 names = [name for name in own if name != "template"]

@@ -5,6 +5,8 @@ import signal
 import sys
 
 os.environ["OMP_NUM_THREADS"] = "1"
+# Otherwise every process that tests start would compile our modules.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Ray runs its workers at nice 15: on a busy machine tests would wait for them.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray spells it so)
 
@@ -13,12 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import golden
+from helpers import golden, golden_decoders
 from helpers.random_model import LIVELY, random_model
 
 from lrd.models.checkpoint import LoadedModel
 
 torch.set_num_threads(1)
+sys.dont_write_bytecode = False
 if not torch.cuda.is_available():
     # Before anything imports Triton, which decides then. Kernels run on a CPU in tests alone.
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -50,6 +53,15 @@ def ray_session() -> None:
     )
 
 
+@pytest.fixture(scope="module")
+def kept_replicas(ray_session: None) -> Iterator[None]:
+    """`ray_session`, and the runs of a module share the processes of their replicas."""
+    from helpers.kept_replicas import keeping
+
+    with keeping():
+        yield
+
+
 @pytest.fixture
 def no_ray() -> Iterator[None]:
     """No session before the test, none after; not for a module that uses `ray_session`."""
@@ -60,7 +72,7 @@ def no_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-LONGEST = ("test_chaos", "test_pipeline")
+LONGEST = ("test_chaos", "test_streams", "test_pipeline", "test_preview", "test_golden")
 """Modules that start first, so that no process is left with one of them at the end."""
 
 
@@ -80,11 +92,15 @@ def pytest_configure() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """A table of the golden records where any were compared."""
+    """Tables of the golden records where any were compared."""
     stats = terminalreporter.stats
     reports = [r for o in ("passed", "failed", "skipped") for r in stats.get(o, [])]
-    lines = golden.summary([r for r in reports if hasattr(r, "user_properties")])
-    if len(lines) > 1:
-        terminalreporter.section("golden records")
-        for line in lines:
-            terminalreporter.line(line)
+    reports = [r for r in reports if hasattr(r, "user_properties")]
+    for title, lines in (
+        ("golden records", golden.summary(reports)),
+        ("golden decoders", golden_decoders.summary(reports)),
+    ):
+        if len(lines) > 1:
+            terminalreporter.section(title)
+            for line in lines:
+                terminalreporter.line(line)

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from helpers.few import spread
 
 from jobs.bench import account
 from jobs.bench.account import (
@@ -121,9 +122,10 @@ def test_beliefs_stay_within_their_bytes(name: str, way: Way, most: float) -> No
     assert moved <= most * SLOTS * BLOCK * MODELS[name].table_rows
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-@pytest.mark.parametrize("decoder", ["baseline", "refined"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "decoder", "cache"),
+    spread(MODELS, ["baseline", "refined"], ["none", "prefix", "dual"]),
+)
 def test_a_step_waits_for_nothing(name: str, decoder: str, cache: str) -> None:
     config = (BASELINE if decoder == "baseline" else REFINED).model_copy(
         update={"gen_length": 512, "block_length": BLOCK, "kv_cache": cache}

@@ -283,6 +283,15 @@ SETTINGS = {
     "a cache": SHORT.model_copy(
         update={"block_length": 2, "kv_cache": "dual", "suffix": 0, "cache_refresh": 3}
     ),
+    "credited": SHORT.model_copy(update={"credit_alpha": 1.5, "credit_decay": 0.9}),
+    "by mass": SHORT.model_copy(update={"mix": "remix", "mix_share": 0.8, "reject_js": 0.05}),
+    "rejected": SHORT.model_copy(update={"reject_js": 0.05}),
+    "three tokens": SHORT.model_copy(
+        update={"mix": "topk", "soft_suffix": True, "block_length": 2}
+    ),
+    "stopped by a gap": SHORT.model_copy(
+        update={"stop_gap_early": 2.5, "stop_gap_start": 2, "block_length": 2}
+    ),
 }
 
 

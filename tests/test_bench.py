@@ -15,7 +15,7 @@ from helpers.engine import PROMPTS, cramped
 from helpers.random_model import LIVELY, random_model
 
 import lrd
-from jobs.bench import against_peers, step
+from jobs.bench import against_peers, decoder_steps, step
 from jobs.bench import decode as bench
 from jobs.bench.against_peers import Rate, compare, figures, ours, peers, summary
 from jobs.bench.plain_loop import check, decode_plain
@@ -30,6 +30,7 @@ from jobs.bench.rows_per_second import (
     run_static_wait,
 )
 from lrd import decoding
+from lrd.config import ALL_PRESETS
 from lrd.models.checkpoint import LoadedModel
 
 LRD = {"gen_length": 12, "r_f": 0.3, "tau_refine": 0.05, "max_refine_steps": 4}
@@ -221,6 +222,34 @@ def test_a_steps_cost_is_the_ratio_of_medians(monkeypatch: pytest.MonkeyPatch) -
     assert asked == [(False, 16, 8), (True, 16, 8)] * 3
     assert (cost.baseline_seconds, cost.refined_seconds, cost.ratio) == (2.0, 5.0, 2.5)
     assert cost.entropy == 1.5, "the refined one's, of the last turn"
+
+
+@pytest.mark.parametrize("canvas", decoder_steps.canvases(8), ids=lambda one: one.name)
+@pytest.mark.parametrize("name", ALL_PRESETS)
+def test_steps_of_presets_have_about_as_many_open_positions(
+    name: str, canvas: decoder_steps.Canvas
+) -> None:
+    """No sample ends within the passes that are timed."""
+    engine = lrd.Engine(random_model(3), decoder_steps.held_back(name, canvas), 2, 9)
+    for index, prompt in enumerate(PROMPTS[:2]):
+        engine.submit(lrd.Request(index, prompt, index))
+    assert [engine.step() for _ in range(4)] == [[]] * 4
+
+
+def test_ratios_of_steps_are_those_of_medians(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spent = iter([3.0, 1.0, 9.0, 2.0, 4.0, 3.0] * 2)
+    monkeypatch.setattr(decoder_steps, "time_passes", lambda *_: (next(spent), 0.0))
+    monkeypatch.setattr(decoder_steps, "random_model", lambda shape: random_model(3))
+    monkeypatch.setattr("sys.argv", ["decoder_steps", "--presets", "remix", "--repeats", "3"])
+    threads = torch.get_num_threads()
+    decoder_steps.main()
+    torch.set_num_threads(threads)
+    *page, last = capsys.readouterr().out.splitlines()
+    found = json.loads(last)["step_over_baseline"]
+    assert found == {name: {"remix": 2.0, "baseline": 1.0} for name in ("one block", "two blocks")}
+    assert page[1].split() == ["remix", "4000.0", "2.000", "4000.0", "2.000"]
 
 
 @pytest.mark.slow

@@ -51,6 +51,14 @@ def test_a_few_kills_change_no_bit() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("preset", ["wino", "saber"])
+def test_a_few_kills_change_no_bit_where_positions_open_again(preset: str) -> None:
+    words = ("--kills", "4", "--rows", "120", "--shards", "5", "--seed", "5", "--preset", preset)
+    judge(chaos(*words), 3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_dozen_kills_change_no_bit() -> None:
     judge(chaos("--kills", "12", "--rows", "600", "--shards", "12", "--seed", "3"), 10)
 

@@ -462,7 +462,7 @@ BAD = {
 STOPS = ("####", "\n")
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_a_run_over_chats(tmp_path: Path) -> None:
     """Good rows are decoded as the library decodes them, bad ones say why, nothing else is lost."""
     from helpers.commands import parse

@@ -34,7 +34,7 @@ from pipeline.parquet_batches import batches, read_table, rows_at
 from pipeline.preflight import check
 from pipeline.publishing.dataset_card import About
 from pipeline.publishing.publish import publish
-from pipeline.rows import RESULT_SCHEMA
+from pipeline.rows import Layout
 from pipeline.run import generate
 from pipeline.storage.storage import Storage
 
@@ -219,7 +219,7 @@ def test_what_others_cannot_open_is_told_before_a_run(tmp_path: Path) -> None:
 WIDE = [name for name, array in ARRAYS.items() if not cannot_open(pa.schema([("c", array.type)]))]
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_all_types_through_generate_publish_and_datasets(tmp_path: Path) -> None:
     table = with_prompts({name: ARRAYS[name] for name in WIDE})
     (tmp_path / "in").mkdir()
@@ -242,7 +242,7 @@ def test_all_types_through_generate_publish_and_datasets(tmp_path: Path) -> None
     cache = str(tmp_path / "cache")
     ours = datasets.load_dataset(str(tmp_path / "published"), split="train", cache_dir=cache)
     theirs = datasets.load_dataset(str(tmp_path / "in"), split="train", cache_dir=cache)
-    assert set(ours.column_names) == {*source.column_names, *RESULT_SCHEMA.names}
+    assert set(ours.column_names) == {*source.column_names, *Layout().schema.names}
     for name in source.column_names:
         assert repr(ours[name][:]) == repr(theirs[name][:]), name
 
@@ -438,7 +438,7 @@ def test_what_is_no_text_is_no_prompt(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_a_prompt_that_is_not_utf8_is_a_failed_row(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -510,7 +510,7 @@ def test_shards_that_differ_in_no_value_are_one(
     assert findings(run) == []
     results = [raw(run.shard(number)) for number in range(2)]
     assert results[0].schema.equals(results[1].schema)
-    assert results[0].column_names == ["prompt", "cell", *RESULT_SCHEMA.names]
+    assert results[0].column_names == ["prompt", "cell", *Layout().schema.names]
     for result, array, prompt in zip(results, (one, other), ("p", "q"), strict=True):
         assert result["prompt"].to_pylist() == [prompt]
         assert result["cell"].to_pylist() == array.to_pylist()

@@ -32,6 +32,7 @@ from pipeline.rows import (
     COLUMNS,
     COUNTED_LIVE,
     LEVELS,
+    OF_REOPENING,
     RESULT_SCHEMA,
     Layout,
     Report,
@@ -50,20 +51,21 @@ MINIMAL = (
 
 
 def absent(level: Columns) -> list[str]:
-    return [name for name in RESULT_SCHEMA.names if name not in kept_schema(level).names]
+    return Layout(columns=level).absent
 
 
 def test_every_column_names_its_level() -> None:
     assert LEVELS == get_args(Columns) == ("minimal", "standard", "full")
     assert {column.metadata["level"] for column in COLUMNS} == set(LEVELS)
     assert set(MINIMAL) <= set(kept_schema("minimal").names)
-    assert kept_schema("full") == RESULT_SCHEMA
+    assert kept_schema("full", reopens=True) == RESULT_SCHEMA
+    assert set(RESULT_SCHEMA.names) - set(kept_schema("full").names) == {*OF_REOPENING}
     for level in FEWER:
         kept = kept_schema(level)
         assert not [field.name for field in kept if pa.types.is_list(field.type)]
         assert kept.names == [name for name in RESULT_SCHEMA.names if name in kept.names]
     scalars = [field.name for field in RESULT_SCHEMA if not pa.types.is_list(field.type)]
-    assert kept_schema("standard").names == scalars
+    assert kept_schema("standard", reopens=True).names == scalars
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -73,7 +75,8 @@ def test_a_report_carries_what_is_kept_and_what_the_driver_counts(level: Columns
         rows, level, finished=[], returned=[], events=[], num_passes=0, longest_pass=0.0
     )
     assert report.rows().schema == reported_schema(level)
-    assert set(report.rows().schema.names) == {*kept_schema(level).names, *COUNTED_LIVE}
+    kept = kept_schema(level, reopens=True).names
+    assert set(report.rows().schema.names) == {*kept, *COUNTED_LIVE}
     full = results_batch(rows).serialize().size
     assert len(report.content) == full if level == "full" else len(report.content) < 0.8 * full
 
@@ -268,7 +271,7 @@ def test_the_time_is_known_or_said_to_be_unknown(pair: tuple[Path, Path], level:
 # A run.
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_a_run_writes_the_same_values_at_every_level(tmp_path: Path) -> None:
     questions = [*distinct_questions(10, seed=3), None]
     source = write_shards(tmp_path / "in", questions, 2)

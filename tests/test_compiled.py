@@ -63,6 +63,13 @@ def test_heads_that_share_keys_may_be_more_queries() -> None:
     assert elsewhere.dtype == torch.float32
     additive = torch.zeros(2, 1, 1, 5).masked_fill(~real[:, None, None], -torch.inf)
     assert torch.allclose(attention_of_groups(query, key, value, additive), expected, atol=1e-6)
+    of_queries = torch.rand(2, 5, 5) < 0.7
+    of_queries[:, :, 2] = True
+    own = attention_mask(of_queries, torch.float32)
+    repeated = (x.repeat_interleave(3, dim=1) for x in (key, value))
+    assert torch.allclose(
+        attention(query, *repeated, own), attention(query, key, value, own), atol=1e-6
+    )
     shapes: list[tuple[int, ...]] = []
 
     class Shapes(TorchDispatchMode):
@@ -70,8 +77,12 @@ def test_heads_that_share_keys_may_be_more_queries() -> None:
             shapes.extend(x.shape for x in args if isinstance(x, Tensor))
             return func(*args, **(kwargs or {}))
 
+    on_meta = [x.to("meta") for x in (query, key, value)]
+    assert attention(*on_meta, attention_mask(of_queries.to("meta"), torch.float32)).shape == (
+        query.shape
+    )
     with Shapes():
-        found = attention(*(x.to("meta") for x in (query, key, value)), elsewhere)
+        found = attention(*on_meta, elsewhere)
     assert found.shape == query.shape
     assert max(math.prod(shape) for shape in shapes) <= query.numel(), "no keys were repeated"
 
@@ -93,12 +104,28 @@ class Graphs:
 CACHED = lrd.DecodingConfig(
     gen_length=12, block_length=4, kv_cache="dual", suffix=0, max_refine_steps=2
 )
+SHADOWED = UNEVEN.model_copy(
+    update={
+        "entropy_threshold": None,
+        "confidence_threshold": 0.3,
+        "reopen": "shadow",
+        "block_length": 4,
+    }
+)
+ALIGNED = {**LIVELY, "logit_shift": False}
 ROOMS = [(9, 3), (12, 1), (30, 2), (20, 5), (40, 4), (9, 3)]
 """Lengths of the longest prompt, and slots: two seen before, ascending ones, one slot."""
 
 
-@pytest.mark.parametrize("logit_shift", [False, True], ids=["LLaDA", "Dream"])
-@pytest.mark.parametrize(("speed_up", "most"), [(fuse_pointwise, 4), (compile_layers, 5)])
+@pytest.mark.parametrize(
+    ("speed_up", "most", "logit_shift"),
+    [
+        pytest.param(fuse_pointwise, 4, False, id="fused, LLaDA"),
+        pytest.param(fuse_pointwise, 4, True, id="fused, Dream", marks=pytest.mark.slow),
+        pytest.param(compile_layers, 5, False, id="layers, LLaDA", marks=pytest.mark.slow),
+        pytest.param(compile_layers, 5, True, id="layers, Dream"),
+    ],
+)
 def test_a_few_graphs_serve_all_shapes_and_layers(
     speed_up: Callable[..., Any], most: int, logit_shift: bool
 ) -> None:
@@ -164,13 +191,13 @@ def test_want_of_memory_is_no_want_of_a_compiler() -> None:
         fuse_pointwise(random_model(3).transformer, full)
 
 
-@pytest.mark.parametrize("preset", ["fast", "baseline"])
+@pytest.mark.parametrize("preset", ["fast", "baseline", "wino", "saber", "rcr"])
 def test_a_whole_step_is_one_graph(preset: str) -> None:
     """Forward pass, beliefs and state, without a break."""
     config = lrd.DecodingConfig.preset(preset, gen_length=8, block_length=4)
     states = []
     for compiled in (False, True):
-        graphs, model = Graphs(), random_model(**LIVELY)
+        graphs, model = Graphs(), random_model(**ALIGNED)
         state = Canvases.empty(model, config, 2, 12, True)
         for row in range(2):
             state.place(row, [3] * (4 - row), model, config, "left")
@@ -205,9 +232,11 @@ class Recorded:
         return result, replay
 
 
-@pytest.mark.parametrize("config", [UNEVEN, CACHED], ids=["whole", "cached"])
+@pytest.mark.parametrize(
+    "config", [UNEVEN, CACHED, SHADOWED], ids=["whole", "cached", "with shadows"]
+)
 def test_a_shape_is_captured_once_and_replayed(config: lrd.DecodingConfig) -> None:
-    plain, model = random_model(**LIVELY), random_model(**LIVELY)
+    plain, model = random_model(**ALIGNED), random_model(**ALIGNED)
     recorded = Recorded()
     model.transformer.graphs = CudaGraphs(recorded)
     model.compiled = True
@@ -216,7 +245,7 @@ def test_a_shape_is_captured_once_and_replayed(config: lrd.DecodingConfig) -> No
             engine = lrd.Engine(model, config, slots, prompt_length)
             expected = run(plain, config, requests(), slots, prompt_length)[0]
             assert_same(drain(engine, requests()), expected)
-            if not config.caches:
+            if config is UNEVEN:
                 # Of as many rows as there are slots, or fewer.
                 assert recorded.captures == (3 if (number, slots) == (0, 3) else 3 + 2)
     if config.caches:  # Of each engine's own cache: block passes, and full ones of 1 and 2 rows,

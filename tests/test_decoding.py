@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.few import spread
 from helpers.random_model import random_model
 from helpers.reference import Outcome, decode_one
 from torch import Tensor
@@ -138,8 +139,7 @@ def confidences(sample: lrd.Sample, expected: Outcome) -> list[float | None]:
     ]
 
 
-@pytest.mark.parametrize("model_name", MODELS)
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(("setting", "model_name"), spread(SETTINGS, MODELS))
 def test_matches_the_plain_decoder(setting: str, model_name: str) -> None:
     config = lrd.DecodingConfig(**SETTINGS[setting])
     samples = lrd.decode(model_named(model_name), PROMPTS, config, batch_size=3)
@@ -237,12 +237,15 @@ def test_ties_go_to_the_earlier_position_and_the_lower_id(
     assert sample.canvas == [4] * 6
 
 
-@pytest.mark.parametrize("model_name", MODELS)
-@pytest.mark.parametrize("cache", [{}, {"kv_cache": "dual"}, {"kv_cache": "prefix", "suffix": 0}])
 @pytest.mark.parametrize(
-    "rule", [{}, {"entropy_threshold": 1.0}, {"early_stop": True, "tau_decode": 0.3}]
+    ("limit", "rule", "cache", "model_name"),
+    spread(
+        [1, 4],
+        [{}, {"entropy_threshold": 1.0}, {"early_stop": True, "tau_decode": 0.3}],
+        [{}, {"kv_cache": "dual"}, {"kv_cache": "prefix", "suffix": 0}],
+        MODELS,
+    ),
 )
-@pytest.mark.parametrize("limit", [1, 4])
 def test_first_is_initial_in_the_first_block_and_nothing_after_it(
     limit: int, rule: dict[str, Any], cache: dict[str, Any], model_name: str
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.fake_cuda import CUDA, assign, fake_cuda, indexed
+from helpers.few import spread
 from torch import Tensor, nn
 
 import lrd
@@ -53,10 +54,18 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"cfg_scale": 1.0, "logits_eos_inf": True, "confidence_eos_eot_inf": True},
     ),
     "steps": ("baseline", {"steps": 16, "block_length": 16}),
+    "shadows": ("wino", {"block_length": 16, "r_f": 0.15}),
+    "drop": ("saber", {"block_length": 16, "r_f": 0.15}),
+    "lowest": ("rcr", {"block_length": 16, "r_f": 0.15}),
     "Fast-dLLM": (
         "baseline",
         {"steps": 16, "confidence_threshold": 0.9, "confidence_source": "sampling"},
     ),
+    "credit": ("credit", {"block_length": 16}),
+    "by a gap": ("prophet", {"block_length": 16, "stop_gap_start": 20}),
+    "by mass": ("remix", {"block_length": 16}),
+    "top k, soft suffix": ("fast", {"mix": "topk", "soft_suffix": True, "block_length": 16}),
+    "distances": ("dpad", {"block_length": 16}),
 }
 CACHES: dict[str, dict[str, Any]] = {
     "prefix": {"kv_cache": "prefix"},
@@ -124,9 +133,7 @@ def assert_on_cuda(state: Canvases) -> None:
     assert {x.device.type for x in own + kept} == {"cuda"}
 
 
-@pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(("name", "family", "padded"), spread(SETTINGS, FAMILIES, [True, False]))
 def test_a_step_stays_on_the_device(name: str, family: str, padded: bool) -> None:
     preset, changes = SETTINGS[name]
     with fake_cuda():

@@ -345,7 +345,7 @@ def decoded(prompts: dict[int, Prompt], decoding: DecodingConfig, **engine: Any)
     return found
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 @pytest.mark.parametrize("preset", ["fast", "blocks"])
 def test_a_template_for_all_rows(preset: str, tmp_path: Path) -> None:
     write_shards(tmp_path / "in", QUESTIONS, 2)
@@ -376,7 +376,7 @@ def test_a_template_for_all_rows(preset: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def with_schema(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+def with_schema(kept_replicas: None, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A run of 24 rows, three samples each of eight questions."""
     folder = tmp_path_factory.mktemp("schema")
     write_shards(folder / "in", QUESTIONS[:8], 2, answer=["7"] * 8)
@@ -438,7 +438,7 @@ def test_other_commands_work_on_such_a_run(
     assert code == 0, capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_rows_whose_template_is_at_fault_fail_alone(tmp_path: Path) -> None:
     write_shards(tmp_path / "in", QUESTIONS[: len(OWN)], form=[text for text, _ in OWN])
     config = config_of(tmp_path, template_column="form")
@@ -456,7 +456,7 @@ def test_rows_whose_template_is_at_fault_fail_alone(tmp_path: Path) -> None:
     assert findings(config) == []
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_holes_of_prompts_are_filled_in_place(tmp_path: Path) -> None:
     prompts = [f"Tom has {n} apples. He buys [[2]] more. Now he has [[*]]" for n in range(6)]
     write_shards(tmp_path / "in", prompts)
@@ -471,7 +471,7 @@ def test_holes_of_prompts_are_filled_in_place(tmp_path: Path) -> None:
     assert findings(config) == []
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 @pytest.mark.slow
 def test_an_interrupted_run_with_forms_samples_and_row_settings_continues(tmp_path: Path) -> None:
     forms = ["A [[6]].", "[[*]]", "B [[3]] C [[*]]", "[[20]]"] * 3
@@ -499,7 +499,7 @@ def test_an_interrupted_run_with_forms_samples_and_row_settings_continues(tmp_pa
     assert findings(config) == []
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_another_content_is_another_run(with_schema: RunConfig) -> None:
     path = Path(str(with_schema.json_schema))
     before = path.read_text()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.engine import SETTINGS, assert_same, drain, requests, run
+from helpers.few import spread
 from helpers.random_model import LIVELY, VOCABULARY, random_model
 from torch import Tensor
 
@@ -53,8 +54,7 @@ def expected(setting: str) -> dict[Any, lrd.Sample]:
     return run(random_model(**LIVELY), SETTINGS[setting], requests())[0]
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize(("split", "setting"), spread([True, False], SETTINGS))
 def test_chunks_say_the_same(
     setting: str, split: bool, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

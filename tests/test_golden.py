@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from helpers.cached_reference import Passes
+from helpers.few import spread
 from helpers.golden import (
     SHARED,
     Record,
@@ -344,9 +347,8 @@ def test_latent_refinement(record: Record, request: pytest.FixtureRequest) -> No
     assert held >= sure_passes(watched.passes, sample, config, record.model.mask_id)
 
 
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("record", records("lrd"), ids=str)
-def test_latent_refinement_among_others(record: Record, side) -> None:
+@pytest.mark.parametrize(("record", "side"), spread(records("lrd"), SIDES))
+def test_latent_refinement_among_others(record: Record, side: Any) -> None:
     """The same sample between a shorter and a longer prompt, padded on either side."""
     config = lrd.DecodingConfig(**record.entry["settings"], stop_at_eos=False)
     prompt = record.tensor("prompt").flatten().tolist()

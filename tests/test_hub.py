@@ -205,7 +205,7 @@ def weights_of(names: list[str]) -> list[str]:
     return [name for name in names if name.endswith(".safetensors")]
 
 
-@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("shards", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_driver_downloads_no_weights(hub: dict[str, Any], tmp_path: Path, shards: int) -> None:
     """Shapes and digests are asked of the hub, and the fingerprint is that of the files."""
     hub["lfs"] = True

@@ -24,7 +24,7 @@ from pipeline.output.lease import Lease, LeaseLostError
 from pipeline.output.ledger import Ledger, Plan
 from pipeline.output.open_shard import OpenShard
 from pipeline.output.run_folder import DRIVER, EVENTS, SEGMENTS, commit_name, shard_name
-from pipeline.rows import RESULT_SCHEMA, Bucket, Prompt, Result, results_batch, row_id
+from pipeline.rows import RESULT_SCHEMA, Bucket, Layout, Prompt, Result, results_batch, row_id
 from pipeline.storage.storage import Storage
 
 
@@ -327,7 +327,7 @@ def test_a_shard_without_rows_is_a_shard(tmp_path: Path) -> None:
     opened(run, ledger, 0)
     assert ledger.commit_complete() == 1
     written = pq.read_table(tmp_path / "out" / shard_name(0, 1))
-    assert written.schema.names == ["prompt", *RESULT_SCHEMA.names]
+    assert written.schema.names == ["prompt", *Layout().schema.names]
 
 
 def test_events_are_kept_by_later_drivers(place: Place) -> None:
@@ -345,7 +345,7 @@ def test_results_survive_parquet() -> None:
     assert table.schema == RESULT_SCHEMA
     assert [f.name for f in fields(Result)] == RESULT_SCHEMA.names
     buffer = result_shards.parquet_bytes(table)
-    back = result_shards.results_in(buffer.to_pybytes())
+    back = result_shards.results_in(buffer.to_pybytes(), RESULT_SCHEMA)
     assert [Result(**row) for row in back.to_pylist()] == results
     assert results_batch([]).schema == RESULT_SCHEMA
 

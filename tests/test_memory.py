@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.engine import cramped
+from helpers.few import spread
 from helpers.live_bytes import LiveBytes
 
 import lrd
@@ -140,12 +141,13 @@ def check_a_pass(name: str, dtype: torch.dtype) -> None:
     assert live.peak <= need.beside_weights <= 1.35 * live.peak, (need, live.peak)
 
 
-@pytest.mark.parametrize("num_kv_heads", [8, 2])
-@pytest.mark.parametrize("fixed_shapes", [True, False], ids=["fixed shapes", "just the rows"])
 @pytest.mark.parametrize(
-    "cache",
-    [{"kv_cache": "dual"}, {"kv_cache": "prefix"}, {"kv_cache": "dual", "suffix": 1}],
-    ids=str,
+    ("cache", "fixed_shapes", "num_kv_heads"),
+    spread(
+        [{"kv_cache": "dual"}, {"kv_cache": "prefix"}, {"kv_cache": "dual", "suffix": 1}],
+        [True, False],
+        [8, 2],
+    ),
 )
 def test_with_a_cache_the_formula_is_within_a_tenth(
     cache: dict[str, Any], fixed_shapes: bool, num_kv_heads: int
@@ -179,17 +181,18 @@ def test_with_a_cache_the_formula_is_within_a_tenth(
 GPU_SETTINGS: list[dict[str, Any]] = [
     *({}, {"temperature": 0.7}, {"temperature": 0.7, "sample_top_p": 0.9}),
     *({"confidence": "margin"}, {"cfg_scale": 1.0}, {"r_f": 0.0}),
+    *({"credit_alpha": 0.7}, {"mix": "topk"}, {"mix": "remix", "reject_js": 0.3}),
+    *({"stop_gap_early": 7.5}, {"mix": "remix"}),
 ]
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "mode"),
     [
-        *(("llada-8b", settings, "auto") for settings in GPU_SETTINGS),
-        *(("dream-7b", settings, "auto") for settings in GPU_SETTINGS),
-        *(("dream-7b", settings, "off") for settings in GPU_SETTINGS[:2]),
+        # Models take turns; the other one of each setting is slow.
+        *spread(["llada-8b", "dream-7b"], GPU_SETTINGS, ["auto"]),
+        *spread(["dream-7b"], GPU_SETTINGS[:2], ["off"]),
     ],
-    ids=str,
 )
 def test_on_a_gpu_a_pass_takes_what_the_formula_says(
     name: str, settings: dict[str, Any], mode: str, monkeypatch: pytest.MonkeyPatch

@@ -62,7 +62,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(ray_session: None, source: Path) -> pa.Table:
+def whole(kept_replicas: None, source: Path) -> pa.Table:
     """By one replica with one slot."""
     return run(source, source.parent / "whole", FAST, slots=1)
 
@@ -75,7 +75,7 @@ def same(found: pa.Table, expected: pa.Table) -> bool:
 
 
 @pytest.mark.parametrize("name", DECODINGS)
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_rows_are_those_of_the_library(name: str, source: Path, tmp_path: Path) -> None:
     """With all passes of all canvases."""
     config = DECODINGS[name]
@@ -108,7 +108,7 @@ def test_the_report_says_how_long_canvases_get(source: Path, whole: pa.Table) ->
     assert report.counts.num_rows == whole.num_rows
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_a_row_depends_neither_on_slots_nor_on_its_neighbours(
     source: Path, whole: pa.Table, tmp_path: Path
 ) -> None:
@@ -116,7 +116,7 @@ def test_a_row_depends_neither_on_slots_nor_on_its_neighbours(
     assert same(found, whole)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_an_interrupted_run_continues(source: Path, whole: pa.Table, tmp_path: Path) -> None:
     driver: list[Driver] = []
 
@@ -130,7 +130,7 @@ def test_an_interrupted_run_continues(source: Path, whole: pa.Table, tmp_path: P
     assert same(run(source, tmp_path / "out", FAST, slots=4), whole)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_replicas_that_die_change_no_row(
     source: Path, whole: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +145,7 @@ def test_replicas_that_die_change_no_row(
     assert max(found["attempts"].to_pylist()) <= 1 + len(died)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 @pytest.mark.slow
 def test_a_row_that_kills_its_replica_is_quarantined_and_others_move(
     source: Path, whole: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -161,7 +161,7 @@ def test_a_row_that_kills_its_replica_is_quarantined_and_others_move(
     assert same(found.take(others), whole.take(others))
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 @pytest.mark.slow
 def test_samples_of_a_prompt_move_one_by_one(source: Path, tmp_path: Path) -> None:
     drawn = FAST.model_copy(update={"temperature": 4.0, "eos_enough": 0.0})
@@ -174,7 +174,7 @@ def test_samples_of_a_prompt_move_one_by_one(source: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_a_row_that_fails_in_a_longer_canvas_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

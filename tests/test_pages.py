@@ -52,7 +52,7 @@ def test_the_levels_of_columns_are_those_of_the_code() -> None:
     assert named["minimal"] == kept_schema("minimal").names
     assert named["standard"] == lists
     assert [name for name in RESULT_SCHEMA.names if name not in lists] == kept_schema(
-        "standard"
+        "standard", reopens=True
     ).names
 
 

@@ -35,11 +35,11 @@ from pipeline.preparing.reading import Reading
 from pipeline.replicas.deaths import MAX_FAILED_STARTS, RunStoppedError
 from pipeline.replicas.fleet import Actors
 from pipeline.replicas.replica import Replica
-from pipeline.rows import RESULT_SCHEMA
+from pipeline.rows import Layout
 from pipeline.run import generate
 from pipeline.storage.storage import Storage
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("kept_replicas")
 
 SHARED = Path(os.environ.get("LRD_SHARED") or Path(__file__).parents[2] / "shared")
 DECODING = DecodingConfig.preset("fast", gen_length=32)
@@ -84,7 +84,7 @@ def assert_same(ours: pd.DataFrame, theirs: pd.DataFrame, but: Sequence[str] = (
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    ray_session: None, tmp_path_factory: pytest.TempPathFactory
+    kept_replicas: None, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, pd.DataFrame]:
     """Prompts, and their results from one replica with one slot."""
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -144,8 +144,8 @@ def test_shards_keep_the_inputs_order_columns_and_one_schema(
         shard = pq.read_table(tmp_path / "out" / "data" / name)
         prompts = pq.read_table(source / f"part-{number:05d}.parquet")
         assert shard.select(prompts.column_names).equals(prompts)
-        assert [f.name for f in shard.schema] == [*prompts.column_names, *RESULT_SCHEMA.names]
-        assert all(shard.schema.field(f.name).type == f.type for f in RESULT_SCHEMA)
+        assert [f.name for f in shard.schema] == [*prompts.column_names, *Layout().schema.names]
+        assert all(shard.schema.field(f.name).type == f.type for f in Layout().schema)
         assert b"lrd.fingerprint" in pq.read_metadata(tmp_path / "out" / "data" / name).metadata
         passes = shard["num_forwards"].to_pylist()
         assert [len(t) for t in shard["kl_trace"].to_pylist()] == passes
@@ -303,6 +303,7 @@ def test_a_killed_replica_is_replaced(
         slots=3,
         on_progress=kill_one,
         on_driver=drivers.append,
+        actors=Actors(),
     )
     assert killed
     assert_same(read(tmp_path / "out"), alone)
@@ -514,7 +515,7 @@ def test_a_run_without_room_anywhere_stops_and_can_be_continued(tmp_path: Path) 
     source = write_prompts(tmp_path / "in", QUESTIONS[:2], num_shards=1)
     wants = {"cpus_per_replica": 64.0, "replicas": 1, "autoscale": True, "start_seconds": 0.5}
     with pytest.raises(RunStoppedError, match=r"no machine had room for a replica for 0\.5 s"):
-        run(source, tmp_path / "out", device="cpu", **wants)
+        run(source, tmp_path / "out", device="cpu", actors=Actors(), **wants)
     assert run(source, tmp_path / "out", replicas=1).num_failed == 0
     started = [e for e in events(tmp_path / "out") if e["event"] == "driver started"]
     assert [(e["replicas"], e["num_cpus"]) for e in started] == [(1, 64.0), (1, 1.0)]

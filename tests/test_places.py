@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.few import spread
 from helpers.runs import MadeRun
 
 from jobs import cli
@@ -164,9 +165,9 @@ def snapshot(folder: Path) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize(
-    "command", ["generate", "plan", "prepare", "publish", "report", "evaluate"]
+    ("kind", "command"),
+    spread(UNWRITABLE, ["generate", "plan", "prepare", "publish", "report", "evaluate"], every=3),
 )
-@pytest.mark.parametrize("kind", UNWRITABLE)
 def test_what_can_never_be_written_is_refused_at_once(
     home: Path, capfd: pytest.CaptureFixture[str], command: str, kind: str, no_start: None
 ) -> None:

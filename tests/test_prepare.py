@@ -906,13 +906,13 @@ def test_parquet_damaged_in_its_middle_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("limit", "shards"), [(1, [1]), (3, [3]), (1000, [3] * 333 + [1]), (9999, [3] * 700)]
+    ("limit", "shards"), [(1, [1]), (3, [3]), (100, [3] * 33 + [1]), (9999, [3] * 70)]
 )
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "list.json", "a.parquet", "saved"])
 def test_the_first_rows_in_shards(tmp_path: Path, name: str, limit: int, shards: list[int]) -> None:
-    path = WRITERS[name](tmp_path / name, [{"prompt": f"{n}"} for n in range(2100)])
+    path = WRITERS[name](tmp_path / name, [{"prompt": f"{n}"} for n in range(210)])
     found = prepared(tmp_path, path, "--limit", str(limit), "--rows-per-shard", "3")
-    assert found["prompt"].to_pylist() == [f"{n}" for n in range(min(limit, 2100))]
+    assert found["prompt"].to_pylist() == [f"{n}" for n in range(min(limit, 210))]
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     count = len(shards)
     assert names == [f"prompts-{n:05d}-of-{count:05d}.parquet" for n in range(count)]

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.commands import parse
+from helpers.few import spread
 from helpers.made_tokenizers import KINDS, tokenizer_of
 from helpers.shards import OF_THE_RUN, distinct_questions, write_shards
 from helpers.terminal import Terminal
 from rich.cells import cell_len
 
-from jobs import cli, preview
+from jobs import cli, output, preview
 from jobs.flags import run_config
 from lrd import DecodingConfig
 from lrd.config import DecodingConfig as Settings
@@ -42,6 +45,7 @@ from pipeline.preview.canvas_screen import (
 from pipeline.preview.chosen_rows import choose_rows, first_shards, given_prompt
 from pipeline.preview.frame import Cell, Frame, answer_parts
 from pipeline.preview.in_process import Decoded, InProcess, settings_here
+from pipeline.preview.row_lines import figures
 from pipeline.preview.token_texts import harmless, token_texts
 from pipeline.run import generate as run_generate
 
@@ -60,6 +64,14 @@ DECODINGS: dict[str, dict[str, Any]] = {
     "growing blocks": {
         "preset": "blocks", "gen_length": 8, "max_gen_length": 32, "block_length": 8,
         "eos_window": 8,
+    },
+    "opened again": {
+        "preset": "saber", "gen_length": 32, "block_length": 16, "min_commits": 4,
+        "r_f": 0.15, "max_refine_steps": 2, "refinement": "auto",
+    },
+    "shadows": {
+        "preset": "wino", "gen_length": 32, "r_f": 0.15, "max_refine_steps": 3,
+        "refinement": "auto", "confidence_threshold": 0.3, "reopen_threshold": 0.999,
     },
 }  # fmt: skip
 RUNS: dict[str, dict[str, Any]] = {
@@ -111,7 +123,7 @@ def assert_written(config: RunConfig, rows: list[dict[str, Any]]) -> None:
             assert repr(ours) == repr(theirs), (row["row_id"], name)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 @pytest.mark.parametrize(
     "name",
     [
@@ -133,7 +145,7 @@ def test_what_is_shown_is_what_a_run_writes(name: str, tmp_path: Path) -> None:
     assert_written(config, rows)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 @pytest.mark.parametrize(
     "name",
     [
@@ -189,6 +201,25 @@ def test_entropies_are_those_of_the_pass(name: str) -> None:
             num_compared += 1
         before = frame.refine_steps
     assert num_compared or name == "drawn", "a baseline does not refine"
+
+
+@pytest.mark.parametrize("name", ["opened again", "shadows"])
+def test_positions_that_open_again_are_shown_open(name: str) -> None:
+    found = [decoded(question, decoding=DECODINGS[name]) for question in QUESTIONS[:4]]
+    seen = 0
+    for end, frames in found:
+        again = 0
+        for before, after in pairwise(frames):
+            for old, new in zip(before.cells, after.cells, strict=True):
+                if old.text is not None and new.text is None:
+                    assert (new.step, new.entropy) == (0, None)
+                    again += 1
+        assert again == end.row["num_uncommits"]
+        line = figures(end.row, frames[-1])
+        assert (f"{again} opened again" in line) == (again > 0)
+        assert [cell.step for cell in frames[-1].cells] == end.row["commit_step"]
+        seen += again
+    assert seen
 
 
 def test_frames_tell_what_the_pass_has_done() -> None:
@@ -271,9 +302,15 @@ ODD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1", "cp437"])
-@pytest.mark.parametrize("width", [8, 20, 39, 79, 200])
-@pytest.mark.parametrize("height", [1, 2, 5, 12, 23, 60])
+@pytest.mark.parametrize(
+    ("height", "width", "encoding"),
+    spread(
+        [1, 2, 5, 12, 23, 60],
+        [8, 20, 39, 79, 200],
+        ["utf-8", "ascii", "latin-1", "cp437"],
+        every=3,
+    ),
+)
 def test_a_screen_fits_the_terminal(width: int, height: int, encoding: str) -> None:
     for texts in (ODD, ODD * 30, [None] * 512, ["word "] * 100 + [None] * 400):
         screen = Screen("row 1 of 3: 00000-00000000", "日本 How many?" * 9, encoding)
@@ -372,6 +409,22 @@ def lrd(*words: str, cwd: Path, **changes: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout.decode("latin-1"), done.stderr.decode("latin-1")
 
 
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """As `lrd`, in this process, where no machine is too slow for a refusal of one line."""
+    monkeypatch.setattr(output, "LINE_SECONDS", math.inf)
+
+    def call(*words: str, cwd: Path) -> tuple[int, str, str]:
+        monkeypatch.chdir(cwd)
+        code = cli.run(words)
+        return code, *capfd.readouterr()
+
+    return call
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A working folder with prompts in `in`."""
@@ -390,9 +443,9 @@ ESCAPE = "\x1b"
 
 
 def test_without_a_terminal_answers_and_figures_are_printed(
-    folder: Path, answers: list[str]
+    here: Command, folder: Path, answers: list[str]
 ) -> None:
-    code, out, err = lrd("preview", *FLAGS, "--rows", "2", cwd=folder, PYTHONIOENCODING="utf-8")
+    code, out, err = here("preview", *FLAGS, "--rows", "2", cwd=folder)
     assert code == 0
     assert_told(err)
     blocks = out.split("\n\n")
@@ -407,7 +460,7 @@ def test_without_a_terminal_answers_and_figures_are_printed(
     assert sorted(path.name for path in folder.iterdir()) == ["in"], "nothing is written"
 
 
-def test_the_closing_command_has_the_settings(folder: Path) -> None:
+def test_the_closing_command_has_the_settings(here: Command, folder: Path) -> None:
     (folder / "out").mkdir()
     (folder / "run.toml").write_text('input = "in"\n[decoding]\ngen_length = 16\n')
     words = [
@@ -415,7 +468,7 @@ def test_the_closing_command_has_the_settings(folder: Path) -> None:
         *("--system-prompt", 'two\nlines and "quotes" \\ \x1b', "--no-early-stop"),
         *("--cpus-per-replica", "1", "--temperature", "0.5"),
     ]
-    code, out, _ = lrd("preview", *words, cwd=folder)
+    code, out, _ = here("preview", *words, cwd=folder)
     assert code == 0
     command = out.rstrip("\n").splitlines()[-1]
     shown = subprocess.run(
@@ -440,9 +493,9 @@ def test_the_closing_command_works(folder: Path, answers: list[str]) -> None:
     assert table["output_text"].to_pylist()[:2] == answers
 
 
-def test_a_prompt_from_the_command_line(tmp_path: Path, answers: list[str]) -> None:
+def test_a_prompt_from_the_command_line(here: Command, tmp_path: Path, answers: list[str]) -> None:
     words = ("preview", "--text", QUESTIONS[0], "--gen-length", "32", "--cpus-per-replica", "1")
-    code, out, err = lrd(*words, cwd=tmp_path)
+    code, out, err = here(*words, cwd=tmp_path)
     assert code == 0
     assert_told(err)
     assert answers[0] in out
@@ -486,20 +539,20 @@ def test_a_text_begins_a_chat_and_an_empty_line_ends_it(tmp_path: Path, answers:
     assert b"turn 2" not in done.stdout
 
 
-def test_rows_that_cannot_be_decoded_are_named(tmp_path: Path) -> None:
+def test_rows_that_cannot_be_decoded_are_named(here: Command, tmp_path: Path) -> None:
     write_shards(tmp_path / "in", [QUESTIONS[0], None, "x" * 9000])
-    code, out, err = lrd("preview", *FLAGS, cwd=tmp_path)
+    code, out, err = here("preview", *FLAGS, cwd=tmp_path)
     assert (code, err) == (3, "")
     assert "failed: the prompt is null" in out
     assert re.search(r"failed: the prompt has \d+ tokens, \d+ fit", out)
     assert out.splitlines()[-1].startswith("lrd generate")
 
 
-def test_an_input_without_rows(tmp_path: Path) -> None:
+def test_an_input_without_rows(here: Command, tmp_path: Path) -> None:
     write_shards(tmp_path / "in", [])
     (tmp_path / "in").mkdir(exist_ok=True)
     pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), tmp_path / "in" / "a.parquet")
-    code, out, _ = lrd("preview", *FLAGS, cwd=tmp_path)
+    code, out, _ = here("preview", *FLAGS, cwd=tmp_path)
     assert code == 0
     assert out.startswith("the input has no rows\n")
 
@@ -525,13 +578,15 @@ def test_an_input_without_rows(tmp_path: Path) -> None:
         (["--input", "in", "--row-settings", "seed"], "no column 'seed'"),
     ],
 )
-def test_bad_settings_are_one_line(words: list[str], reason: str, folder: Path) -> None:
+def test_bad_settings_are_one_line(
+    words: list[str], reason: str, here: Command, folder: Path
+) -> None:
     if "cuda" in words:
         import torch
 
         if torch.cuda.is_available():
             pytest.skip("there is a GPU")
-    code, out, err = lrd("preview", *words, cwd=folder)
+    code, out, err = here("preview", *words, cwd=folder)
     assert (code, out, len(err.splitlines())) == (2, "", 1), err
     assert err.startswith("lrd preview: ")
     assert reason in err
@@ -542,7 +597,7 @@ def assert_told(err: str) -> None:
     assert all(line.startswith("lrd preview: ") for line in err.splitlines()), err
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.slow)])
 def test_streams_of_other_encodings(encoding: str, tmp_path: Path) -> None:
     write_shards(tmp_path / "in", [f"日本 {QUESTIONS[0]}"])
     code, out, err = lrd("preview", *FLAGS, cwd=tmp_path, PYTHONIOENCODING=encoding)

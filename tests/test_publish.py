@@ -27,7 +27,7 @@ from jobs import publish as job
 from pipeline.markdown import code, escaped, table
 from pipeline.publishing.dataset_card import About, Facts, _last_part, card
 from pipeline.publishing.destinations import destination
-from pipeline.rows import MEANINGS, RESULT_SCHEMA
+from pipeline.rows import MEANINGS, RESULT_SCHEMA, Layout
 
 SECRET = "hf_a-token-that-nobody-may-see"
 
@@ -83,7 +83,7 @@ def test_good_rows_and_failed_ones_load_apart(
     assert (rows.num_rows, failed.num_rows) == (11, 1)
     assert set(rows["status"]) == {"ok"}
     assert failed["error"] == ["non-finite logits in pass 1"]
-    assert rows.column_names == failed.column_names == ["prompt", "weight", *RESULT_SCHEMA.names]
+    assert rows.column_names == failed.column_names == ["prompt", "weight", *Layout().schema.names]
     before = pd.read_parquet(made.output / "data")
     after = pd.read_parquet(folder / "data")
     assert after["row_id"].tolist() == before[before["status"] == "ok"]["row_id"].tolist()
@@ -283,7 +283,8 @@ def test_a_card_of_hostile_names(tmp_path: Path) -> None:
 def test_the_card_has_every_columns_meaning(tmp_path: Path) -> None:
     assert publish(finished(tmp_path).output, tmp_path / "published") == 0
     text = (tmp_path / "published" / "README.md").read_text()
-    for name, meaning in MEANINGS.items():
+    for name in Layout().schema.names:
+        meaning = MEANINGS[name]
         assert re.search(rf"^\| `{name}` \| .+ \| {re.escape(meaning)} \|$", text, re.MULTILINE)
 
 

@@ -18,6 +18,7 @@ import torch
 from helpers.made_tokenizers import tokenizer_of
 from transformers import PreTrainedTokenizerFast
 
+from jobs import cli
 from lrd import DecodingConfig, load_model
 from lrd.models.registry import TINY
 from lrd.prompts import encode_prompts
@@ -160,7 +161,10 @@ def generated(config: RunConfig) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_run_has_failed_rows_with_their_reasons(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_has_failed_rows_with_their_reasons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The other rows are decoded, and no replica has died of these."""
     looks = "{% if 'branch' in messages[-1].content %}<|question|>{% endif %}"
     model = with_added_token(tmp_path / "model", looks + only_bad("{{ 1 // 0 }}"))
@@ -172,8 +176,9 @@ def test_a_run_has_failed_rows_with_their_reasons(tmp_path: Path) -> None:
         "a <|mask|> b": None,
     }
     config = config_of(tmp_path, [*reasons], model)
-    ran = generated(config)
-    assert ran.returncode == 3, ran.stderr
+    places = ["--input", config.input, "--output", config.output, "--model", config.model]
+    flags = ["--gen-length", "8", "--replicas", "1", "--cpus-per-replica", "1"]
+    assert cli.run(["generate", *places, *flags]) == 3, capsys.readouterr().err
     table = pq.read_table(tmp_path / "out" / "data")
     assert [s == "ok" for s in table["status"].to_pylist()] == [r is None for r in reasons.values()]
     for error, reason in zip(table["error"].to_pylist(), reasons.values(), strict=True):

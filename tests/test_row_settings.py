@@ -395,7 +395,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(ray_session: None, source: Path) -> pa.Table:
+def whole(kept_replicas: None, source: Path) -> pa.Table:
     """The run in the preset `fast`, by one replica with one slot."""
     return run(source, source / "whole", ALL, drawn(FAST), slots=1)
 
@@ -421,7 +421,7 @@ OF_A_ROW = [
     "name",
     [name if name == "blocks" else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS],
 )
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_a_row_is_that_of_a_run_with_its_settings(name: str, source: Path, tmp_path: Path) -> None:
     """Each combination of settings as a run of its own over the same rows."""
     decoding = drawn(PRESETS[name])
@@ -501,7 +501,7 @@ def test_report_and_card_say_that_rows_have_their_own(source: Path, whole: pa.Ta
     assert "row_settings" in text
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_a_row_depends_neither_on_slots_nor_on_its_neighbours(
     source: Path, whole: pa.Table, tmp_path: Path
 ) -> None:
@@ -509,7 +509,7 @@ def test_a_row_depends_neither_on_slots_nor_on_its_neighbours(
     assert found.drop_columns(OF_THE_RUN).equals(whole.drop_columns(OF_THE_RUN))
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_an_interrupted_run_continues(source: Path, whole: pa.Table, tmp_path: Path) -> None:
     driver: list[Driver] = []
 
@@ -524,14 +524,14 @@ def test_an_interrupted_run_continues(source: Path, whole: pa.Table, tmp_path: P
     assert found.drop_columns(OF_THE_RUN).equals(whole.drop_columns(OF_THE_RUN))
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_another_list_is_another_run(source: Path, whole: pa.Table) -> None:
     with pytest.raises(ValueError, match="row_settings was"):
         run(source, source / "whole", "gen_length,seed", drawn(FAST))
     assert whole.num_rows == 12
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_failed_rows_are_retried_with_their_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

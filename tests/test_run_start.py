@@ -21,7 +21,7 @@ from pipeline.replicas.replica import Replica
 from pipeline.rows import Bucket
 from pipeline.run import generate
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("kept_replicas")
 
 
 @pytest.fixture

@@ -221,7 +221,7 @@ def test_a_shard_has_each_prompt_for_all_its_samples(
     rows = [good(0, n, s) for n in range(7) for s in layout.samples]
     arrived = rows[:]
     random.Random(group_rows).shuffle(arrived)
-    parts = [results_batch(arrived[n : n + 5]) for n in range(0, len(arrived), 5)]
+    parts = [results_batch(arrived[n : n + 5], layout.schema) for n in range(0, len(arrived), 5)]
     content = result_shards.shard_bytes(prompts, pa.Table.from_batches(parts), {}, layout)
     file = pq.ParquetFile(pa.BufferReader(content))
     table = file.read()
@@ -245,7 +245,7 @@ result_shards.ROW_GROUP_ROWS = 16
 layout = Layout(64)
 prompts = pa.table({"prompt": [f"{n % 10}" * (1 << 20) for n in range(64)]})
 rows = [good(0, n, s) for n in range(64) for s in layout.samples]
-results = pa.Table.from_batches([results_batch(rows)])
+results = pa.Table.from_batches([results_batch(rows, layout.schema)])
 result_shards.shard_bytes(prompts, results, {}, layout)
 print(prompts.nbytes, pa.default_memory_pool().max_memory())
 """
@@ -446,7 +446,7 @@ def read(output: Path) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def four(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pa.Table]:
+def four(kept_replicas: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pa.Table]:
     """Prompts, and four samples of each by one replica with one slot."""
     folder = tmp_path_factory.mktemp("four")
     source = write_shards(folder / "in", QUESTIONS, 2, number=range(len(QUESTIONS)))
@@ -475,7 +475,7 @@ def findings_of(source: Path, output: Path) -> list[str]:
     return list(map(str, Verification(Storage(str(output)), Storage(str(source))).findings()))
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_a_sample_depends_neither_on_slots_nor_on_how_many_there_are(
     four: tuple[Path, pa.Table], tmp_path: Path
 ) -> None:
@@ -485,7 +485,7 @@ def test_a_sample_depends_neither_on_slots_nor_on_how_many_there_are(
     assert two.drop_columns(OF_THE_RUN).equals(rows.take(kept).drop_columns(OF_THE_RUN))
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_an_interrupted_run_continues_in_the_middle_of_a_prompt(
     four: tuple[Path, pa.Table], tmp_path: Path
 ) -> None:
@@ -505,7 +505,7 @@ def test_an_interrupted_run_continues_in_the_middle_of_a_prompt(
     assert found.drop_columns(OF_THE_RUN).equals(rows.drop_columns(OF_THE_RUN))
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_replicas")
 def test_the_command_retries_the_samples_of_a_prompt_that_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.few import spread
 
 from jobs.cli import COMMANDS
 
@@ -221,7 +222,10 @@ def test_what_others_write_is_json_too(code: str, event: str, text: str) -> None
 # Whatever happens to stdout.
 
 
-@pytest.fixture(params=["closed", "full", "reader gone"])
+BROKEN = ("closed", "full", "reader gone")
+
+
+@pytest.fixture(params=BROKEN)
 def broken_stdout(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A descriptor to which nothing can be written; None: closed before the command starts."""
     if request.param == "closed":
@@ -246,10 +250,16 @@ def lrd_into(stdout: int | None, *words: str, **changes: str) -> tuple[int, str]
     return done.returncode, done.stderr.decode()
 
 
-@pytest.mark.parametrize("name", WITHOUT_RAY)
+@pytest.mark.parametrize(
+    ("broken_stdout", "name"), spread(BROKEN, WITHOUT_RAY, every=3), indirect=["broken_stdout"]
+)
 def test_a_broken_stdout_changes_nothing(folder: Path, name: str, broken_stdout: Any) -> None:
-    words = working(name, folder)
-    assert lrd_into(broken_stdout, *words, PYTHONIOENCODING="ascii") == (0, "")
+    """Nothing is said of it; what a command is doing is told where that takes long."""
+    words = [*working(name, folder), "--log-format", "json"]
+    code, err = lrd_into(broken_stdout, *words, PYTHONIOENCODING="ascii")
+    assert code == 0
+    assert not [one for one in objects(err) if one["level"] != "info" or one["event"] == "message"]
+    words = words[:-2]
     if name in ("publish", "prepare"):
         assert any(Path(words[-1]).iterdir())
     if name == "report":
@@ -360,25 +370,22 @@ def test_names_beyond_a_c_locale_are_refused_with_the_fix(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {"COLUMNS": "0"},
-        {"COLUMNS": "-1"},
-        {"COLUMNS": "wide"},
-        {"COLUMNS": "5"},
-        {"TERM": "dumb"},
-        {"TERM": ""},
-        {"FORCE_COLOR": "1"},
-        {"NO_COLOR": "1"},
-    ],
-    ids=lambda changes: "=".join(*changes.items()),
+    ("words", "change"),
+    spread(
+        ["--help", "generate --help", "status --watch"],
+        [
+            *("COLUMNS=0", "COLUMNS=-1", "COLUMNS=wide", "COLUMNS=5"),
+            *("TERM=dumb", "TERM=", "FORCE_COLOR=1", "NO_COLOR=1"),
+        ],
+        every=3,
+    ),
 )
-@pytest.mark.parametrize("words", [["--help"], ["generate", "--help"], ["status", "--watch"]])
-def test_odd_terminals(folder: Path, words: list[str], changes: dict[str, str]) -> None:
-    words = [*words, run_of(folder)] if words[0] == "status" else words
+def test_odd_terminals(folder: Path, words: str, change: str) -> None:
+    changes = dict([change.split("=")])
+    called = [*words.split(), *([run_of(folder)] if words.startswith("status") else [])]
     terminal, ours = pty.openpty()
     done = subprocess.Popen(
-        command(*words), stdout=ours, stderr=subprocess.PIPE, env=environment(**changes)
+        command(*called), stdout=ours, stderr=subprocess.PIPE, env=environment(**changes)
     )
     os.close(ours)
     seen = b""

@@ -101,6 +101,7 @@ CACHES: list[dict[str, Any]] = [
     {"kv_cache": "dual", "cache_refresh": 4},
     {"kv_cache": "prefix", "suffix": 2},
     {"suffix": 0},
+    *({"suffix": (*range(8), 15)}, {"suffix": (3,)}, {"suffix": ()}),
 ]
 
 

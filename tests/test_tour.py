@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,24 @@ import jsonschema
 import matplotlib as mpl
 import pandas as pd
 import pytest
+from helpers.kept_replicas import keeping
 from helpers.readme_blocks import ROOT, blocks
+from helpers.shards import shorten
 
 from jobs import cli
 
 mpl.use("Agg")
 
 
+@pytest.fixture
+def kept(no_ray: None) -> Iterator[None]:
+    """A session of Ray that the first command starts, and replicas that serve all commands."""
+    with keeping():
+        yield
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.usefixtures("no_ray")
+@pytest.mark.usefixtures("kept")
 def test_settings_a_row_and_canvases_that_grow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -46,7 +57,7 @@ def test_settings_a_row_and_canvases_that_grow(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.usefixtures("no_ray")
+@pytest.mark.usefixtures("kept")
 def test_answers_of_a_fixed_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,11 +88,17 @@ def test_answers_of_a_fixed_form(
 
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("num_rows", [128, pytest.param(512, marks=pytest.mark.slow)])
 def test_the_tour_and_the_pandas_session(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    num_rows: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "jobs").symlink_to(ROOT / "jobs")
+    examples = tmp_path / "jobs" / "examples"
+    shutil.copytree(ROOT / "jobs" / "examples", examples)
+    shorten(examples, num_rows)
     (tmp_path / "runs").mkdir()
     (tour,) = blocks("README.md", "The tour, five minutes", "bash")
     lines = [shlex.split(line, comments=True) for line in tour.splitlines()]
@@ -103,13 +120,13 @@ def test_the_tour_and_the_pandas_session(
     names: dict[str, Any] = {}
     for code in blocks("pipeline/README.md", "A pandas session", "python"):
         exec(code, names)
-    assert len(names["run"]) == len(names["ok"]) == 512
+    assert len(names["run"]) == len(names["ok"]) == num_rows
     assert names["failed"].empty
     assert len(names["costs"]) >= 2
-    assert names["mean_kl"]["count"].sum() > 512
+    assert names["mean_kl"]["count"].sum() > num_rows
     assert names["passes"]["num_committed"].sum() == len(names["tokens"])
     assert names["least_sure"]["confidence"].is_monotonic_increasing
-    assert names["trust"]["size"].sum() == 512
+    assert names["trust"]["size"].sum() == num_rows
     assert names["run"]["correct"].mean() > 0.85
     assert names["differ"].empty
     assert (tmp_path / "runs" / "confidence.png").stat().st_size > 5000

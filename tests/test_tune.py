@@ -29,6 +29,7 @@ from jobs import generate, tune
 from jobs.flags import run_config
 from jobs.tiny.problems import problems
 from lrd import DecodingConfig
+from lrd.config import DECODERS
 from pipeline.config import RunConfig
 from pipeline.experiments.paired import compare
 from pipeline.experiments.tuning import task_sample, tuning_page
@@ -104,6 +105,26 @@ def test_a_grid_has_every_combination_once_that_decodes_differently() -> None:
         Grid("fast", {}, {"r_f": [1.5]}, []).configs()
 
 
+def test_decoders_are_measured_as_published_and_what_cannot_be_is_left_out() -> None:
+    words = (
+        "--task gsm8k --input in --output out --gen-length 64 --whole-presets fast --decoders all"
+    )
+    grid = tune.grid_from(parse(tune, *words.split()))
+    configs = grid.configs()
+    assert not grid.left_out
+    expected = [DecodingConfig.preset(name, gen_length=64) for name in ("fast", *DECODERS)]
+    # Beside these the preset alone, which is `fast`: without flags of its own nothing is swept.
+    assert configs == list(dict.fromkeys(map(effective, expected)))
+    assert len(configs) == 1 + len(DECODERS)
+    cached = tune.grid_from(
+        parse(tune, *words.split(), "--block-length", "16", "--kv-cache", "dual", "--r-f", "0.3")
+    )
+    found = cached.configs()
+    assert {"wino", "prophet"} <= cached.left_out.keys() < set(DECODERS)
+    assert all("\n" not in reason for reason in cached.left_out.values())
+    assert len(found) == 2 + len(DECODERS) - len(cached.left_out)
+
+
 BLOCKS = {"gen_length": 64, "block_length": 16}
 
 
@@ -138,6 +159,9 @@ BLOCKS = {"gen_length": 64, "block_length": 16}
         ({"suffix": 3}, {}),
         ({"suffix": 2}, {"suffix": 2}),
         ({"suffix": 0}, {"suffix": 0}),
+        ({"suffix": range(48)}, {}),
+        ({"suffix": range(47)}, {"suffix": range(47)}),
+        ({"suffix": "none"}, {"suffix": "none"}),
         ({"kv_cache": "dual", "cache_refresh": 4}, {"kv_cache": "dual", "cache_refresh": 4}),
         ({"kv_cache": "prefix"}, {"kv_cache": "prefix"}),
     ],
@@ -482,7 +506,7 @@ def signals_kept() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before[1])
 
 
-@pytest.mark.usefixtures("signals_kept", "ray_session")
+@pytest.mark.usefixtures("signals_kept", "kept_replicas")
 def test_a_sweep_continues_and_is_added_to(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,7 @@ from jobs.tiny.worksheets import LETTERS, MAX_PROBLEMS, Sheet, sheets
 from lrd.models.registry import TINY
 from lrd.prompts import encode_prompt
 from pipeline.output import result_shards
-from pipeline.rows import Result, results_batch, row_id
+from pipeline.rows import Layout, Result, results_batch, row_id
 from pipeline.scoring.tasks import TASKS
 from pipeline.scoring.word_sheets import final_answers
 from pipeline.storage.storage import Storage
@@ -231,7 +231,9 @@ def test_the_command_counts_problems_and_sheets(
         row = Result.failed(row_id(0, index), "too long")
         rows.append(row if text is None else _decoded(row, text))
     shard = pa.table({"prompt": ["?"] * 5, "answer": answers})
-    content = result_shards.shard_bytes(shard, pa.Table.from_batches([results_batch(rows)]), {})
+    content = result_shards.shard_bytes(
+        shard, pa.Table.from_batches([results_batch(rows, Layout().schema)]), {}
+    )
     Storage(str(tmp_path / "out")).write("data/train-00000-of-00001.parquet", content)
     for words in ([], ["--output", str(tmp_path / "elsewhere" / "s.parquet")]):
         parser = argparse.ArgumentParser()

@@ -169,6 +169,7 @@ class TimedEngine:
             full_passes=num_forwards,
             positions_computed=num_forwards * self._gen_length,
             blocks=1,
+            num_uncommits=0,
             stop_reason="complete",
             open_at_stop=0,
             max_entropy_at_stop=0.0,

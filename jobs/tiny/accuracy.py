@@ -19,14 +19,14 @@ from typing import TypeVar
 
 from jobs.tiny.problems import Problem, problems
 from jobs.tiny.worksheets import Sheet, sheets
-from lrd import DecodingConfig, decode, load_model
+from lrd import DecodingConfig, Sample, decode, load_model
 from lrd.models.protocol import DiffusionModel
 from lrd.prompts import encode_prompt
 from pipeline.experiments.paired import Outcomes
 from pipeline.output.statistics import UNSURE_ENTROPY
+from pipeline.scoring import word_sheets
 from pipeline.scoring.summary import wilson
 from pipeline.scoring.word_problems import final_answer
-from pipeline.scoring.word_sheets import final_answers
 
 Asked = TypeVar("Asked", Problem, Sheet)
 
@@ -84,21 +84,21 @@ def measure(
     return found.num_correct, found.mean_forwards
 
 
+def right_answers(samples: Sequence[Sample], tested: Sequence[Sheet]) -> list[list[bool]]:
+    """For each sheet, which of its problems are right."""
+    return [
+        word_sheets.right_answers(sample.text or "", " ".join(map(str, sheet.answers)))
+        for sample, sheet in zip(samples, tested, strict=True)
+    ]
+
+
 def measure_sheets(
     model: DiffusionModel, tested: list[Sheet], config: DecodingConfig
 ) -> tuple[int, int, float]:
     """Right final answers, sheets of which all are right, and mean forwards a sheet."""
     prompts = [encode_prompt(model, sheet.question) for sheet in tested]
     samples = decode(model, prompts, config, batch_size=16)
-    right = [
-        [
-            found == str(answer)
-            for found, answer in zip(
-                final_answers(sample.text or "", len(sheet.answers)), sheet.answers, strict=True
-            )
-        ]
-        for sample, sheet in zip(samples, tested, strict=True)
-    ]
+    right = right_answers(samples, tested)
     forwards = sum(sample.num_forwards for sample in samples) / len(samples)
     return sum(map(sum, right)), sum(map(all, right)), forwards
 

@@ -16,12 +16,10 @@ from collections import Counter
 from statistics import median
 from typing import Any
 
-from jobs.tiny.accuracy import distinct_sheets
-from jobs.tiny.worksheets import Sheet
+from jobs.tiny.accuracy import distinct_sheets, right_answers
 from lrd import DecodingConfig, Sample, decode, load_model
 from lrd.prompts import encode_prompt
 from pipeline.scoring.summary import wilson
-from pipeline.scoring.word_sheets import final_answers
 
 SIZES = (1, 1, 1, 2, 4, 6)
 """Problems a sheet, drawn with equal chances: half of the rows are single problems."""
@@ -32,19 +30,6 @@ def settings(longest: int) -> dict[str, dict[str, Any]]:
     lengths = [length for length in (64, 128, 256, 512) if length <= longest]
     fixed = {f"fixed {length}": {"gen_length": length} for length in lengths}
     return {**fixed, f"auto, up to {longest}": {"gen_length": "auto", "max_gen_length": longest}}
-
-
-def right_answers(samples: list[Sample], tested: list[Sheet]) -> list[list[bool]]:
-    """For each sheet, which of its problems are right."""
-    return [
-        [
-            found == str(answer)
-            for found, answer in zip(
-                final_answers(sample.text or "", len(sheet.answers)), sheet.answers, strict=True
-            )
-        ]
-        for sample, sheet in zip(samples, tested, strict=True)
-    ]
 
 
 def share(right: int, count: int) -> str:

@@ -95,7 +95,8 @@ class CachedModel(SplitModel, Protocol):
 
         window: where their keys and values are kept, and which kept ones are attended to; None:
         the fed columns attend to each other and nothing is kept. key_mask [R, P]: True for places
-        that a row attends to; None: all. spans: instead of a mask, each row's own numbers of fed
+        that a row attends to, or [R, C, P]: for those that each of its columns does; None: all.
+        spans: instead of a mask, each row's own numbers of fed
         columns and of places that they attend to, of which it has no others; what lies behind
         repeats the row's last column. With one thread a row then computes what it does
         alone, to the bit.

@@ -130,7 +130,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     """Every query over every real key: [B, H, L, E] and two [B, K, L, E] to [B, H, L, E]."""
     shares = query.shape[1] != key.shape[1]
     if shares and mask is not None and query.device.type != "cpu":
-        return attention_of_groups(query, key, value, mask)
+        if mask.shape[2] == 1:
+            return attention_of_groups(query, key, value, mask)
+        # Each query has keys of its own.
+        groups, shares = query.shape[1] // key.shape[1], False
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=shares)
 
 
@@ -143,12 +147,13 @@ def attention_of_groups(query: Tensor, key: Tensor, value: Tensor, mask: Tensor)
     return attended.reshape(B, H, L, E)
 
 
-def attention_mask(key_mask_RP: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The mask [R, 1, 1, P] that attention takes: True or False, and off the CPU 0 or -inf, which
-    CUDA would otherwise make of it in every layer."""
-    if key_mask_RP is None:
+def attention_mask(key_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The mask [R, 1, 1, P] that attention takes of one [R, P] of keys, or [R, 1, C, P] of one
+    [R, C, P] that has keys for each query: True or False, and off the CPU 0 or -inf, which CUDA
+    would otherwise make of it in every layer."""
+    if key_mask is None:
         return None
-    mask = key_mask_RP[:, None, None, :]
+    mask = key_mask[:, None, None, :] if key_mask.dim() == 2 else key_mask[:, None]
     if mask.device.type == "cpu":
         return mask
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), -torch.inf)
@@ -345,7 +350,7 @@ class Transformer(nn.Module):
         embeds_RCD: Tensor,
         positions_RC: Tensor,
         num_positions: int,
-        key_mask_RP: Tensor | None,
+        key_mask: Tensor | None,
         at_N: Tensor | None,
         window: Window | None,
         spans: Sequence[tuple[int, int]] | None = None,
@@ -356,7 +361,7 @@ class Transformer(nn.Module):
         """
         self.prepare(num_positions, embeds_RCD.device)
         cos, sin = self.rotary(positions_RC, embeds_RCD.dtype)
-        mask = attention_mask(key_mask_RP, embeds_RCD.dtype)
+        mask = attention_mask(key_mask, embeds_RCD.dtype)
         run = self.layers if self.graphs is None else partial(self.graphs, self.layers)
         return run(embeds_RCD, cos, sin, mask, at_N, window, spans)
 

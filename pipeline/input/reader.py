@@ -127,7 +127,7 @@ class Reader:
         Raises ValueError where the file has changed since the run was planned.
         """
         planned = self._files[number]
-        layout = Layout(self._config.num_samples, self._config.columns)
+        layout = Layout.planned(self._config)
         shard = OpenShard(number, self._inputs.read(planned.name), layout)
         if shard.prompts.num_rows != planned.num_rows:
             raise ValueError(

@@ -212,6 +212,9 @@ def contradictions(
     if "full_passes" in there:
         more = pc.greater(rows["full_passes"].fill_null(0), passes)
         rules["its full_passes are more than its num_forwards"] = pc.and_(ok, more)
+    if "num_uncommits" in there:
+        wrong = pc.less(rows["num_uncommits"].fill_null(-1), 0)
+        rules["its num_uncommits is missing or below 0"] = pc.and_(ok, wrong)
     for name in there & {"mean_confidence", "min_confidence"}:
         outside = pc.or_(pc.less(rows[name], 0), pc.greater(rows[name], 1)).fill_null(False)
         rules[f"its {name} is not between 0 and 1"] = pc.and_(ok, outside)

@@ -37,7 +37,6 @@ from pipeline.output.run_folder import (
     shard_name,
 )
 from pipeline.output.run_records import Commit, run_canvases
-from pipeline.rows import RESULT_SCHEMA
 from pipeline.storage.storage import PARTIAL, Storage
 
 SHARDS_AT_A_TIME = 4
@@ -223,7 +222,7 @@ class Verification:
     def _notes(self) -> Iterator[Finding]:
         """Notes on columns that are not kept, and on files that cannot be read and on which no row
         depends."""
-        absent = [name for name in RESULT_SCHEMA.names if name not in self._layout.schema.names]
+        absent = self._layout.absent
         if absent:
             what = f"the run keeps {self._layout.columns} columns alone"
             fix = f"not checked: {', '.join(absent)}"

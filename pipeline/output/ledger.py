@@ -273,7 +273,7 @@ def _good(results: pa.Table) -> pa.Table:
 
 def _with_layout(fingerprint: dict[str, Any]) -> dict[str, Any]:
     """The fingerprint with the entries that it leaves out where they are the default."""
-    return {**asdict(Layout()), **fingerprint}
+    return {**Layout().settings, **fingerprint}
 
 
 def _now() -> datetime:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.output.schema_metadata import with_results
 from pipeline.parquet_batches import rows_at
-from pipeline.rows import RESULT_SCHEMA, Layout
+from pipeline.rows import OF_REOPENING, RESULT_SCHEMA, Layout
 from pipeline.storage.retry import StorageError
 from pipeline.storage.storage import Storage
 
@@ -67,8 +67,10 @@ def kept_columns(parquet: pq.ParquetFile, columns: Sequence[str], path: str) -> 
     lacks one of them."""
     footer = parquet.metadata.metadata or {}
     kept = Layout.of({"columns": footer.get(COLUMNS.encode(), b"full").decode()}).schema.names
+    there = parquet.schema_arrow.names
+    kept += [name for name in OF_REOPENING if name in there]
     wanted = [name for name in columns if name in kept or name not in RESULT_SCHEMA.names]
-    absent = [name for name in wanted if name not in parquet.schema_arrow.names]
+    absent = [name for name in wanted if name not in there]
     if absent:
         raise ValueError(
             f"{path}: has no column {', '.join(absent)}, so it is not a result shard of this "
@@ -86,7 +88,7 @@ def with_nulls(rows: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
     return rows
 
 
-def results_in(content: bytes, schema: pa.Schema = RESULT_SCHEMA) -> pa.Table:
+def results_in(content: bytes, schema: pa.Schema) -> pa.Table:
     """The results in a segment's or shard's bytes. schema: the columns that the run keeps.
 
     Raises pa.ArrowException where they are not a whole Parquet file with these columns.

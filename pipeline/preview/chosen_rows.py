@@ -85,7 +85,7 @@ def choose_rows(config: RunConfig, checked: Checked, num_rows: int) -> list[Chos
     reader = Reader(
         config, inputs, inputs.files, checked.face, checked.face.max_length, form=checked.form
     )
-    layout = Layout(config.num_samples, config.columns)
+    layout = Layout.planned(config)
     chosen: list[ChosenRow] = []
     for number, file in enumerate(inputs.files):
         table = inputs.read(file.name, limit=num_rows - len(chosen))

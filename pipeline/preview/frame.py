@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from lrd import Engine
+from lrd import DecodingConfig, Engine
 from lrd.beliefs import entropy
 from lrd.canvases import Canvases, StopReason
 from lrd.models.protocol import eos_ids
@@ -92,13 +92,15 @@ def frame_of(engine: Engine, prompt: Prompt, seconds: float, before: Frame | Non
     )[:, 0].tolist()
     ids = state.canvas_BG[0, :length].tolist()
     steps = state.commit_step_BG[0, :length].tolist()
-    unsure = _entropies(state, block, K, model.mask_id)
+    unsure = _entropies(engine.config, state, block, model.mask_id)
     texts = token_texts(model.tokenizer, [None if i == model.mask_id else i for i in ids])
     ends = {*eos_ids(model), model.pad_id}
     cells = [
         Cell(text, step and step + num_before, unsure.get(n), index in ends)
         for n, (index, text, step) in enumerate(zip(ids, texts, steps, strict=True))
     ]
+    # Where a pass has filled earlier blocks again too, its own is the last.
+    committed = [n // K for n, step in enumerate(steps) if step == refine + decode]
     looks = engine.config.looks and refine + decode == 1
     refine_before = spent.refine_steps if before is None else before.refine_steps
     phase: Phase = "refining" if spent.refine_steps + refine > refine_before else "decoding"
@@ -106,7 +108,7 @@ def frame_of(engine: Engine, prompt: Prompt, seconds: float, before: Frame | Non
         row_id=prompt.row_id,
         cells=cells,
         phase="looking" if looks else phase,
-        block=next((n // K for n, step in enumerate(steps) if step == refine + decode), block),
+        block=max(committed, default=block),
         block_tokens=K,
         refine_steps=spent.refine_steps + refine,
         decode_steps=spent.decode_steps + decode,
@@ -120,13 +122,19 @@ def frame_of(engine: Engine, prompt: Prompt, seconds: float, before: Frame | Non
     )
 
 
-def _entropies(state: Canvases, block: int, block_tokens: int, mask_id: int) -> dict[int, float]:
+def _entropies(
+    config: DecodingConfig, state: Canvases, block: int, mask_id: int
+) -> dict[int, float]:
     """The entropy of each open position that the last pass has read, from the beliefs that are kept
-    for the next pass."""
+    for the next pass; those that were opened again are read in that one."""
     if not state.pass_in_block_B[0]:
         return {}  # The block's first pass is the next one.
-    first = block * block_tokens
-    places = (state.canvas_BG[0, first : first + block_tokens] == mask_id).nonzero()[:, 0]
+    first = 0 if config.reads_canvas else block * config.block_tokens
+    end = (block + 1) * config.block_tokens
+    is_open = state.canvas_BG[0, first:end] == mask_id
+    if "reopened" in state.kept:
+        is_open &= ~state.kept["reopened"][0, : end - first]
+    places = is_open.nonzero()[:, 0]
     found = [
         nats
         for some in torch.split(places, POSITIONS_AT_A_TIME)

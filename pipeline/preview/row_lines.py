@@ -61,6 +61,8 @@ def figures(row: dict[str, Any], frame: Frame) -> list[str]:
     ]
     if row["open_at_stop"] and row["max_entropy_at_stop"] > MANY_NATS:
         found.append(f"unsure at the stop: up to {row['max_entropy_at_stop']:.2f} nats")
+    if row["num_uncommits"]:
+        found.append(f"{row['num_uncommits']} opened again")
     if row["stop_text"] is not None:
         found.append(f"ends before {in_a_line(row['stop_text'], ' ', ' ')!r}")
     if row.get("json_error"):

@@ -164,6 +164,7 @@ def _lines(a: Side, b: Side) -> Iterator[Line]:
         ("passes a row, mean", lambda side: _mean(side.counts.all_forwards), "{:.2f}".format),
         *_spreads("passes a row", lambda side: side.speed.passes),
         ("positions a row, mean", _positions, "{:,.0f}".format),
+        ("positions opened again a row, mean", _uncommits, "{:,.2f}".format),
         (
             "effective tokens a row, mean",
             lambda side: _mean(side.counts.output_tokens),
@@ -204,6 +205,13 @@ def _mean(counted: Counter[int]) -> float | None:
 def _positions(side: Side) -> float | None:
     number, counts = side.counts.num_positions, side.counts
     return number / counts.num_ok if number is not None and counts.num_ok else None
+
+
+def _uncommits(side: Side) -> float | None:
+    counts = side.counts
+    if not side.run.layout.reopens or not counts.num_ok:
+        return None
+    return counts.num_uncommits / counts.num_ok
 
 
 def _cards(a: Side, b: Side, counts: PairCounts) -> list[str]:

@@ -41,6 +41,7 @@ OWN = (
     "mean_mix_weight",
     "attempts",
     "stop_text",
+    "num_uncommits",
 )
 SCALARS = tuple(dict.fromkeys([*OWN, *COUNTED, *SLOT_COLUMNS]))
 
@@ -92,6 +93,8 @@ class ReportCounts(Counts):
     """Rows every refinement phase of which ended by tau_refine."""
     mix_weight: float = 0.0
     """Sum of the rows' mean α."""
+    num_uncommits: int = 0
+    """Times that committed positions were opened again."""
     row_seconds: Counter[float] = field(default_factory=Counter)
     """Seconds in slots to three digits → ok rows."""
     slot_seconds: float = 0.0
@@ -174,6 +177,7 @@ def _add(counts: ReportCounts, rows: pa.RecordBatch) -> None:
     counts.blocks.update(occurrences(ok["blocks"]))
     counts.num_refined += total(ok["refine_converged"])
     counts.mix_weight += total(ok["mean_mix_weight"])
+    counts.num_uncommits += total(ok["num_uncommits"])
     counts.slot_seconds += total(rows["seconds"])
     counts.row_seconds.update(occurrences(three_digits(ok["seconds"])))
     counts.stop_texts.update(occurrences(ok["stop_text"]))

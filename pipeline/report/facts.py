@@ -18,7 +18,6 @@ from pipeline.report.curves import mean
 from pipeline.report.machine import padding_share
 from pipeline.report.page import Tile, folded, heading, paragraph, table
 from pipeline.report.timeline import Timeline
-from pipeline.rows import RESULT_SCHEMA
 from pipeline.scoring.stored_scores import sample_rows
 
 SHARE_KEYS = {"share": "", "low": "_low", "high": "_high"}
@@ -53,7 +52,7 @@ def notices(run: Run, counts: ReportCounts) -> Iterator[str]:
             f"{run.num_planned_rows:,} rows are in committed shards, and this report covers only "
             f"these.{last}{_driver(run)} The same lrd generate command continues it."
         )
-    absent = [name for name in RESULT_SCHEMA.names if name not in run.layout.schema.names]
+    absent = run.layout.absent
     if absent:
         yield (
             f"This run keeps {run.layout.columns} columns. What this report shows of the others is "
@@ -120,6 +119,12 @@ def tiles(run: Run, counts: ReportCounts, course: Timeline) -> Iterator[Tile]:
             "effective tokens a row",
             f"{mean(tokens) / mean(forwards):.2f} a forward pass",
         )
+        if counts.num_uncommits:
+            yield Tile(
+                f"{counts.num_uncommits / counts.num_ok:,.1f}",
+                "positions opened again a row",
+                f"{counts.num_uncommits:,} in all",
+            )
         (stop, number), *_ = counts.stops.most_common(1)
         yield Tile(f"{number / counts.num_ok:.0%}", f"stopped as {stop}", f"{number:,} rows")
     rate = rows_a_second(course)

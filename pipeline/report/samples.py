@@ -26,7 +26,7 @@ FACTS = (
     *("row_id", "status", "error", "output_text", "stop_text"),
     *("num_output_tokens", "num_prompt_tokens"),
     *("num_forwards", "refine_steps", "decode_steps", "full_passes", "positions_computed"),
-    *("blocks", "stop_reason", "open_at_stop"),
+    *("blocks", "num_uncommits", "stop_reason", "open_at_stop"),
     *("max_entropy_at_stop", "mean_confidence", "min_confidence", "mean_mix_weight"),
     *("bucket", "seconds", "replica", "attempts"),
 )
@@ -70,14 +70,17 @@ def decoding_passes(
     """Which of a row's passes belong to decoding, the others to refinement; None where it is not
     known.
 
-    A decode pass commits at least one position, save under a schedule of more steps than tokens:
-    there the phases can be distinguished only where refinement comes first and once. Not where the
-    row began anew in a longer canvas, which its results show by a further pass without a D_t.
+    A decode pass commits at least one position that stays, save under a schedule of more steps than
+    tokens or where positions were opened again: there the phases can be distinguished only where
+    refinement comes first and once. Not where the row began anew in a longer canvas, which its
+    results show by a further pass without a D_t.
     """
     decoding = np.zeros(len(kl), bool)
     decoding[commit_step[commit_step > 0] - 1] = True
     if decoding.sum() == decode_steps:
         return decoding
+    if refine_steps == 0:  # Passes whose tokens were all opened again are not in `commit_step`.
+        return np.ones(len(kl), bool)
     began_once = blocks == 1 and np.isnan(kl).sum() <= 1
     if began_once and refine_steps is not None and not decoding[:refine_steps].any():
         later: npt.NDArray[np.bool_] = np.arange(len(kl)) >= refine_steps

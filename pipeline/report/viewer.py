@@ -20,7 +20,8 @@ MAX_CHARACTERS = 20_000
 """Of a prompt or an answer; longer texts are cut, and say so."""
 SHOWN = (
     *("num_forwards", "refine_steps", "decode_steps", "full_passes", "positions_computed"),
-    *("blocks", "num_output_tokens", "num_prompt_tokens", "bucket", "open_at_stop"),
+    *("blocks", "num_uncommits", "num_output_tokens", "num_prompt_tokens", "bucket"),
+    "open_at_stop",
     *("max_entropy_at_stop", "mean_confidence", "min_confidence", "mean_mix_weight"),
     *("seconds", "replica", "attempts"),
     "stop_text",

@@ -81,6 +81,11 @@ class Passes:
         seen_T = torch.ones(P + G, dtype=torch.bool)
         if self.config.suffix == "all":
             return seen_T
+        if isinstance(self.config.suffix, tuple):
+            seen_T[P + first + K :] = False
+            for distance in self.config.suffix:
+                seen_T[P + first + K + distance : P + first + K + distance + 1] = True
+            return seen_T
         whole = first + (1 + self.config.suffix) * K  # this block and the next ones
         seen_T[P + whole :] = False
         for later in range(whole, G - K + 1, K):  # A shorter last block has no such position.

@@ -41,6 +41,7 @@ def good(shard: int, index: int, part: int | None = None, **changes: Any) -> Res
         "num_forwards": 3,
         "kl_trace": [None, 0.5, 0.25],
         "entropy_trace": [1.0, 0.5, 0.25],
+        "num_uncommits": 0,
         "commit_step": [1, 2, 3],
         "token_confidence": [0.9, 0.8, 0.7],
         "mean_confidence": 0.8,
@@ -97,7 +98,8 @@ class MadeRun:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        return {**FINGERPRINT, **self.layout.facts}
+        decoding = {**DECODING, "reopen": "drop"} if self.layout.reopens else DECODING
+        return {**FINGERPRINT, "decoding": decoding, **self.layout.facts}
 
     @property
     def storage(self) -> Storage:

@@ -43,3 +43,10 @@ def events(output: Path) -> list[dict[str, Any]]:
     """A run's events so far, in the order in which they happened."""
     path = output / ".run" / "events.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def shorten(folder: Path, num_rows: int) -> None:
+    """Keep `num_rows` of a folder's prompts, as many of each of its Parquet files."""
+    files = sorted(folder.glob("*.parquet"))
+    for file in files:
+        pq.write_table(pq.read_table(file).slice(0, num_rows // len(files)), file)

@@ -179,6 +179,7 @@ def _row(
         "full_passes": num_full,
         "positions_computed": num_full * (length + LENGTH) + (len(phases) - num_full) * BLOCK,
         "blocks": LENGTH // BLOCK,
+        "num_uncommits": 0,
         "stop_reason": ["complete", "converged", "eos"][index % 3],
         "open_at_stop": int(index % 3 == 1),
         "max_entropy_at_stop": 0.6 if index % 30 == 1 else 0.01,

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lrd import DecodingConfig
-from lrd.config import PRESETS
+from lrd.config import ALL_PRESETS
 from pipeline.experiments.paired import Comparison, Cost, compare
 from pipeline.experiments.tuning.trials import Trial
 
@@ -94,7 +94,7 @@ def as_preset(config: DecodingConfig) -> tuple[str, dict[str, Any]]:
     so one is always left.
     """
     options = []
-    for preset in PRESETS:
+    for preset in ALL_PRESETS:
         start = DecodingConfig.preset(preset).model_dump()
         changes = {k: v for k, v in config.model_dump().items() if v != start[k]}
         # A commit rule that is given drops the preset's own.

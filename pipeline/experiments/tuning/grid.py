@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 from pydantic import ValidationError
 
 from lrd.config import DecodingConfig
+from lrd.decoder_settings import DecoderSettings
 from pipeline.experiments.tuning.monitor import FIELDS, monitor_settings
 
 SWEPT = (
@@ -35,6 +36,10 @@ class Grid:
     """As in `monitor.py`; the preset's early stop where there are none."""
     whole_presets: Sequence[str] = ()
     """Presets that are measured without the grid's values."""
+    decoders: Sequence[str] = ()
+    """The same of published decoders; those that cannot be with what is fixed are left out."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Why, by their names, once `configs` has been called."""
 
     def configs(self) -> list[DecodingConfig]:
         """Whole presets first, then all combinations, each once.
@@ -47,6 +52,11 @@ class Grid:
         """
         fixed = {"stop_at_eos": DecodingConfig.preset(self.preset).stop_at_eos, **self.fixed}
         found = [DecodingConfig.preset(name, **fixed) for name in self.whole_presets]
+        for name in self.decoders:
+            try:
+                found.append(DecodingConfig.preset(name, **fixed))
+            except ValidationError as error:
+                self.left_out[name] = error.errors()[0]["msg"].removeprefix("Value error, ")
         reasons: dict[tuple[str, Any], ValidationError] = {}
         possible: set[tuple[str, Any]] = set()
         for combination in self._combinations():
@@ -86,12 +96,15 @@ def effective(config: DecodingConfig) -> DecodingConfig:
     if isinstance(config.refinement, int):
         idle |= {"tau_refine", "max_refine_steps"}
     if config.num_blocks == 1:
-        idle |= {"block_length", "stop_at_eos"}
+        idle |= {"block_length", "stop_at_eos", "eos_ends_block", "soft_suffix", "suffix"}
         if config.refinement == "first":
             idle |= {"refinement"}
     if config.cache_refresh == 1:  # Every pass is full.
         idle |= {"kv_cache", "cache_refresh"}
     if isinstance(config.suffix, int) and config.suffix >= config.num_blocks - 1:
+        idle |= {"suffix"}
+    longest = config.gen_length - config.block_tokens
+    if isinstance(config.suffix, tuple) and set(config.suffix).issuperset(range(longest)):
         idle |= {"suffix"}
     if config.reduction != "mean":
         idle |= {"scope"}
@@ -110,7 +123,12 @@ def run_name(config: DecodingConfig) -> str:
 
 
 def commit_rule(config: DecodingConfig) -> str:
-    """Which positions are committed, in a few words."""
+    """Which positions are committed, in a few words, and what a published decoder adds to it."""
+    named = config.model_dump(include=set(DecoderSettings.model_fields), exclude_defaults=True)
+    return ", ".join([_rule(config), *(f"{name} {value}" for name, value in named.items())])
+
+
+def _rule(config: DecodingConfig) -> str:
     if config.entropy_threshold is not None:
         return f"entropy < {config.entropy_threshold:g}"
     if config.entropy_bound is not None:

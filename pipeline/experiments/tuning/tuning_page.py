@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lrd import DecodingConfig
+from lrd.decoder_settings import DecoderSettings
 from pipeline.experiments.frontier import Series, frontier
 from pipeline.experiments.paired import Comparison, Cost, compare, front
 from pipeline.experiments.tuning.choice import Choice, is_shown_below, settings_file
@@ -24,7 +25,7 @@ SHOWN = ("r_f", "top_p", "tau_refine", "tau_decode")
 """Fields that every table has; others where they differ between settings."""
 IN_WORDS = (
     "entropy_threshold", "entropy_bound", "confidence_threshold", "tokens_per_step", "steps",
-    *FIELDS,
+    *FIELDS, *DecoderSettings.model_fields,
 )  # fmt: skip
 """Fields that the columns `commit` and `monitor` say."""
 MEASURED = [
