@@ -35,6 +35,7 @@ from lrd.models.protocol import (
 from lrd.models.w8a8 import FORMATS, W8A8Linear
 from lrd.nucleus import LARGEST_BYTES
 from lrd.previous_beliefs import EXACT_COLUMNS
+from lrd.shadow import ALIGNED
 
 MEMINFO = Path("/proc/meminfo")
 MARGIN = 0.9
@@ -96,15 +97,19 @@ def memory_of(
     S, G, K = num_slots, config.gen_length, config.window_tokens
     L, T, N = prompt_length + G, config.max_forwards, config.num_blocks
 
-    positions = S * L
+    shadowed = config.reopen == "shadow"
+    C = L + K + ALIGNED if shadowed else L
+    positions = S * C
     if not fixed_shapes:
-        few = max(L, CACHED_POSITIONS * torch.get_num_threads())
+        few = max(C, CACHED_POSITIONS * torch.get_num_threads())
         positions = min(positions, few)
     elif config.caches:
         fed = G + 1 if config.kv_cache == "prefix" else config.block_tokens + 1
         positions = max(S * fed, min(positions, max(L, FULL_POSITIONS)))
     # Columns that are fed alone are copied first, with their places, positions and columns.
-    fed_bytes = D * d + 24 if config.feeds_some else 0
+    fed_bytes = D * d + 24 if config.feeds_some or shadowed else 0
+    if shadowed:  # The mask: of every column, which columns it attends to.
+        fed_bytes += C * (1 + d)
     guided = 2 if config.cfg_scale else 1
     logits, beliefs = (min(x, S * K * V) for x in chunk_elements(model, config, fixed_shapes))
     by_kernels = kernels_apply(table)

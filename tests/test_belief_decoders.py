@@ -34,6 +34,7 @@ from lrd.one_pass import Reading
 from lrd.settings import suffix_text
 from lrd.suffix import fed_positions
 from pipeline.config import RunConfig
+from pipeline.preflight import fingerprint_of
 
 PLAIN = {"r_f": 0.0, "max_refine_steps": 0, "stop_at_eos": False, "gen_length": 12}
 REFINED = {"r_f": 0.4, "max_refine_steps": 3, "tau_refine": 0.05, "stop_at_eos": False}
@@ -293,6 +294,14 @@ def test_distances_behind_the_block(text: str) -> None:
     assert config.suffix == DISTANCES[text]
     assert lrd.DecodingConfig(block_length=32, suffix=suffix_text(config.suffix)) == config
     assert lrd.DecodingConfig(**json.loads(config.model_dump_json())) == config
+
+
+def test_a_run_with_distances_goes_on() -> None:
+    """Its fingerprint is what a record of it reads as."""
+    config = lrd.DecodingConfig.preset("dpad")
+    found = fingerprint_of(RunConfig(input="in", output="out", decoding=config), [], "float32", "x")
+    assert found["decoding"]["suffix"][:2] == [0, 1]
+    assert json.loads(json.dumps(found)) == found
 
 
 def test_positions_that_a_list_keeps() -> None:

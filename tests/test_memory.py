@@ -47,6 +47,11 @@ CASES: dict[str, dict[str, Any]] = {
     "a suffix pattern": {**PASSES, "gen_length": 64, "kv_cache": "dual", "suffix": 1},
     "activations: shared kv heads": {**PASSES, "num_kv_heads": 1, "rope_in_float32": False},
     "activations: a narrow MLP": {**PASSES, "mlp_width": 64},
+    # Nothing is mixed, or little of each row is asked for: the formula has room to spare.
+    "what ReMix keeps": {**BELIEFS, "preset": "remix", "slack": 2.5},
+    "what CreditDecoding keeps": {**BELIEFS, "preset": "credit", "slack": 2.0},
+    "what Saber keeps": {**BELIEFS, "preset": "saber", "slack": 2.0},
+    "shadow columns": {**PASSES, "preset": "wino", "slack": 2.0},
 }
 
 
@@ -73,9 +78,10 @@ def settings_of(case: dict[str, Any]) -> lrd.DecodingConfig:
         *("gen_length", "block_length", "temperature", "sample_top_p", "cfg_scale"),
         *("kv_cache", "suffix"),
     )
-    return lrd.DecodingConfig(
-        early_stop=True, **{name: case[name] for name in names if name in case}
-    )
+    settings = {name: case[name] for name in names if name in case}
+    if "preset" in case:
+        return lrd.DecodingConfig.preset(case["preset"], **settings)
+    return lrd.DecodingConfig(early_stop=True, **settings)
 
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -138,7 +144,8 @@ def check_a_pass(name: str, dtype: torch.dtype) -> None:
     assert engine.canvases.past.num_bytes == need.past, need
     cache = engine.canvases.cache
     assert (cache.num_bytes if cache else 0) == need.cache, need
-    assert live.peak <= need.beside_weights <= 1.35 * live.peak, (need, live.peak)
+    slack = case.get("slack", 1.35)
+    assert live.peak <= need.beside_weights <= slack * live.peak, (need, live.peak)
 
 
 @pytest.mark.parametrize(
