@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from helpers.golden_decoders import SIDES, Case, cases, compare, decode_all, parity
+from helpers.golden_decoders import Case, cases, compare, decode_all, parity, ways
 
 from lrd import DecodingConfig
 from lrd.engine import PaddingSide
@@ -65,12 +65,11 @@ def config_of(decoder: str, case: Case) -> DecodingConfig:
     )
 
 
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize(("decoder", "case"), CASES, ids=lambda one: str(one))
+@pytest.mark.parametrize(("case", "side"), [way for decoder in OURS for way in ways(decoder)])
 def test_records_are_repeated(
-    decoder: str, case: Case, side: PaddingSide, request: pytest.FixtureRequest
+    case: Case, side: PaddingSide, request: pytest.FixtureRequest
 ) -> None:
-    config = config_of(decoder, case)
+    config = config_of(case.folder.name, case)
     compare(case, config, side, request, listed=lambda record: TIED.get(record.name))
     tied = tuple(record for record in case.records if record.name in TIED)
     if tied:

@@ -119,15 +119,15 @@ def cases_in(folder: Path) -> tuple[Case, ...]:
 
 
 def ways(decoder: str) -> list[Any]:
-    """Every case of a decoder and padding side, as parameters of a test. Of right padding a kind
-    stays in the quick suite: the first case on each checkpoint."""
+    """Every case of a decoder and padding side, as parameters of a test. The quick suite has each
+    case once, sides in turn, and the first case on each checkpoint twice."""
     found, seen = [], set()
-    for case in cases(decoder):
+    for number, case in enumerate(cases(decoder)):
         checkpoint = case.name.partition(".")[0]
         is_bulk = checkpoint in seen and case.folder.parent == SHARED
         seen.add(checkpoint)
-        for side in SIDES:
-            marks = [pytest.mark.slow] if is_bulk and side == "right" else []
+        for turn, side in enumerate(SIDES):
+            marks = [pytest.mark.slow] if is_bulk and (number + turn) % 2 else []
             found.append(pytest.param(case, side, id=f"{case}-{side}", marks=marks))
     return found
 
