@@ -33,6 +33,13 @@ def model() -> LoadedModel:
     return random_model(**LIVELY)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """A replica that runs in this process sets a number of threads, for the tests after it too."""
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
 def ray_session() -> None:
     """The local Ray of all tests that run on one, started by the first module that asks for it.

@@ -55,8 +55,10 @@ def held_back(name: str, canvas: Canvas) -> DecodingConfig:
     """A preset on this canvas, its commit rule held back."""
     settings = dict(ALL_PRESETS[name])
     settings |= {key: value for key, value in HELD_BACK.items() if settings.get(key) is not None}
-    if settings.get("steps") is not None:
+    if settings.get("steps") is not None or settings.get("schedule") == "doubling":
         settings["steps"] = canvas.gen_length
+    if settings.get("schedule") == "doubling":
+        settings["schedule"] = "even"  # Or four passes commit fifteen positions.
     sizes = {"gen_length": canvas.gen_length, "block_length": canvas.block_length}
     return DecodingConfig(**{**settings, **sizes, "stop_at_eos": False})
 
