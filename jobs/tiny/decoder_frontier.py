@@ -131,7 +131,7 @@ def measure(args: argparse.Namespace) -> int:
 def clock(args: argparse.Namespace) -> int:
     """Rows a second of all presets, in turns; medians, and ratios to `fast` of the same turn."""
     folder = Path(args.output)
-    for task in TASKS.values():
+    for task in (TASKS[name] for name in args.task):
         model = load_model(task.model)
         tested = distinct_sheets(args.rows, SEED, task.sizes)
         prompts = [encode_prompt(model, sheet.question) for sheet in tested]
@@ -229,9 +229,12 @@ def facts(found: Measured) -> str:
     """What was decoded, and how many tests the table holds."""
     count = len(found.outcomes[AGAINST].correct)
     tests = len(found.outcomes) - 1
+    missing = [f"`{name}`" for name in ALL_PRESETS if name not in found.outcomes]
+    left = f" Not measured: {', '.join(missing)}." if missing else ""
     return (
         f"{count:,} {found.task.said}; seed {SEED}, float32, `stop_at_eos` on everywhere. {tests} "
         f"tests whose p is not corrected; Bonferroni's level for all of them is {0.05 / tests:.1g}."
+        f"{left}"
     )
 
 
@@ -259,6 +262,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--only", nargs="+", choices=ALL_PRESETS, metavar="PRESET")
     one.set_defaults(run=measure)
     two = commands.add_parser("time")
+    two.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
     two.add_argument("--rows", type=int, default=32, help="rows a turn [32]")
     two.add_argument("--turns", type=int, default=3, help="turns [3]")
     two.set_defaults(run=clock)
