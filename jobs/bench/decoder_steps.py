@@ -101,6 +101,8 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3, help="steps of a turn, after the first")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--presets", nargs="+", choices=list(ALL_PRESETS), help="[all]")
+    names = [canvas.name for canvas in canvases(1)]
+    parser.add_argument("--canvas", nargs="+", choices=names, default=names, help="[both]")
     parser.add_argument("--quick", action="store_true", help="one turn, a small model")
     args = parser.parse_args()
     shape = real_shape(VOCABULARY)
@@ -111,6 +113,7 @@ def main() -> None:
     seconds = {
         canvas.name: seconds_of_steps(shape, canvas, names, args.passes, args.repeats)
         for canvas in canvases(shape.block)
+        if canvas.name in args.canvas
     }
     print(table(seconds))
     ratios = {
