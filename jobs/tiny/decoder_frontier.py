@@ -228,7 +228,7 @@ def drawing(found: Measured, title: str) -> str:
 def facts(found: Measured) -> str:
     """What was decoded, and how many tests the table holds."""
     count = len(found.outcomes[AGAINST].correct)
-    tests = len(found.outcomes) - 1
+    tests = max(1, len(found.outcomes) - 1)
     missing = [f"`{name}`" for name in ALL_PRESETS if name not in found.outcomes]
     left = f" Not measured: {', '.join(missing)}." if missing else ""
     return (
