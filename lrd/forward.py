@@ -27,7 +27,7 @@ from lrd.commit_rules import (
     without_tokens,
 )
 from lrd.config import DecodingConfig
-from lrd.decoders import Rule, rules_of
+from lrd.decoders import Rule, compares_beliefs
 from lrd.decoders.rule import Chunk
 from lrd.draws import Draws
 from lrd.models.protocol import DiffusionModel, SplitModel, eos_ids, is_cached, is_split
@@ -141,9 +141,8 @@ def chunk_elements(
     """How many logits the head computes at a time, and how many become beliefs at a time."""
     if model.embedding_table.device.type == "cpu":
         return HEAD_ELEMENTS, HEAD_ELEMENTS if fixed_shapes else CACHED_ELEMENTS
-    whole = any(rule.compares(config) for rule in rules_of(config))
-    by_kernels = belief_ops.kernels_apply(model.embedding_table) and not whole
-    return GPU_HEAD_ELEMENTS, GPU_HEAD_ELEMENTS if by_kernels else GPU_ELEMENTS
+    small = compares_beliefs(config) or not belief_ops.kernels_apply(model.embedding_table)
+    return GPU_HEAD_ELEMENTS, GPU_ELEMENTS if small else GPU_HEAD_ELEMENTS
 
 
 def _even_parts(x: Tensor, size: int) -> tuple[Tensor, ...]:
@@ -238,7 +237,7 @@ def _read(
     model, config, state = now.model, now.config, now.state
     by_kernels = belief_ops.kernels_apply(model.embedding_table, logits_nV)
     before_nV = None
-    if any(rule.compares(config) for rule in rules):
+    if compares_beliefs(config):
         before_nV = state.past.log_beliefs_at(rows_n)
     belief: BeliefSummary
     if by_kernels:

@@ -22,7 +22,7 @@ import torch
 from lrd.belief_ops import MOST_IDS, kernels_apply
 from lrd.block_cache import CACHED_POSITIONS, FULL_POSITIONS
 from lrd.config import DecodingConfig
-from lrd.decoders import rules_of
+from lrd.decoders import compares_beliefs, rules_of
 from lrd.engine import Engine, Request
 from lrd.forward import GPU_ELEMENTS, chunk_elements
 from lrd.models.checkpoint import DTYPES, LoadedModel
@@ -114,7 +114,7 @@ def memory_of(
     logits, beliefs = (min(x, S * K * V) for x in chunk_elements(model, config, fixed_shapes))
     by_kernels = kernels_apply(table)
     if by_kernels:  # Only what needs whole beliefs makes some, a few rows at a time.
-        alone = config.reads_beliefs_alone and not any(r.compares(config) for r in rules_of(config))
+        alone = config.reads_beliefs_alone and not compares_beliefs(config)
         beliefs = 0 if alone else min(GPU_ELEMENTS, beliefs)
     kept = guided * S * K * D * d + S * K * (D * d if config.mixes else 0)
     return Memory(
@@ -152,7 +152,7 @@ def _belief_bytes(config: DecodingConfig, by_kernels: bool) -> int:
     """Bytes of one element of a chunk's beliefs: eight float32 tensors in a nucleus's search, or
     those of a draw in float64, with a sort of what may be drawn. Kernels search and draw without
     such tensors. Rules that compare it with the pass before make four float32 ones more."""
-    compared = 16 if any(rule.compares(config) for rule in rules_of(config)) else 0
+    compared = 16 if compares_beliefs(config) else 0
     if config.sample_top_p is not None:
         return 64 + compared
     if by_kernels:

@@ -215,7 +215,7 @@ def test_the_divergence_of_a_rejection(scale: float) -> None:
     logits, before = (random_logits(5, 4096, scale=scale, seed=seed) for seed in (0, 1))
     chunk = chunk_of(logits)
     chunk.before_nV = log_beliefs(before, MASK).clamp(min=-6e4)
-    found = Rejection().measure(None, chunk)["js"]  # type: ignore[arg-type]
+    found = Rejection().measure(None, chunk)["js"]
     p, q = chunk.p().double(), log_beliefs(before.double(), MASK).exp().double()
     mean = (p + q) / 2
     js = sum(

@@ -18,7 +18,7 @@ from lrd.decoders.slow_fast import SlowFast
 from lrd.decoders.soft_suffix import SoftSuffix
 from lrd.decoders.wino import Shadow
 
-__all__ = ["RULES", "Rule", "rules_of"]
+__all__ = ["RULES", "Rule", "compares_beliefs", "rules_of"]
 
 RULES: tuple[Rule, ...] = (
     CreditDecoding(),  # First: it changes the confidences that others compare.
@@ -42,3 +42,8 @@ RULES: tuple[Rule, ...] = (
 def rules_of(config: DecodingConfig) -> tuple[Rule, ...]:
     """The rules that the settings ask for."""
     return tuple(rule for rule in RULES if rule.applies(config))
+
+
+def compares_beliefs(config: DecodingConfig) -> bool:
+    """Whether a rule needs whole beliefs of the pass before; they are then read in small chunks."""
+    return any(rule.compares(config) for rule in rules_of(config))

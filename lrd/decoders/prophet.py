@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lrd.choices import NOT_YET
 from lrd.config import DecodingConfig
 from lrd.decoders.rule import Chunk, Rule
 from lrd.one_pass import Pass
@@ -37,19 +36,16 @@ class Prophet(Rule):
         return {"gap": torch.where(alone_n, enough, first_n - second_n)}
 
     def stops(self, now: Pass) -> Tensor:
-        counted_BK, masked_BK, config = self._counted(now), now.masked_BK, now.config
+        counted_BK, config = self._counted(now), now.config
         assert config.stop_gap_early is not None
         number_B = counted_BK.sum(-1)
         gap_B = torch.where(counted_BK, now.reading.more["gap"], 0).sum(-1) / number_B
         share_B = now.state.decode_steps_B.double() / (config.steps or config.gen_length)
         bound_B = torch.where(share_B < 0.67, config.stop_gap_middle, config.stop_gap_late)
         bound_B = torch.where(share_B < 0.33, config.stop_gap_early, bound_B)
-        stop_B = (gap_B >= bound_B) & (number_B > 0)
-        if now.state.class_BG is not None:
-            # In a choice tokens come one after the other.
-            class_BK = now.state.class_BG.gather(1, now.position_BK)
-            stop_B &= ~(masked_BK & (class_BK == NOT_YET)).any(-1)
-        return stop_B
+        # In a choice tokens come one after the other.
+        none_waits_B = (now.ready == now.masked_BK).all(-1)
+        return (gap_B >= bound_B) & (number_B > 0) & none_waits_B
 
     def _counted(self, now: Pass) -> Tensor:
         """The answer's positions [B, K]."""

@@ -6,6 +6,7 @@ columns of the logits.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -56,16 +57,16 @@ class Chunk:
         return s_nV.sub_(self.belief.log_z_N[:, None]).exp_()
 
 
-class Rule:
+class Rule(ABC):
     """A decoder's part of the procedure: what it changes in a pass. Here nothing.
 
     A rule holds no state. What it remembers of samples lies in `Canvases.kept` by name, a row a
     sample: zero when a prompt is placed, and moved with it.
     """
 
+    @abstractmethod
     def applies(self, config: DecodingConfig) -> bool:
         """Whether the settings ask for it."""
-        raise NotImplementedError
 
     def keeps(self, config: DecodingConfig) -> dict[str, Row]:
         """What it needs in `Canvases.kept`, by name."""
@@ -89,7 +90,7 @@ class Rule:
         under the name of a field of `Reading` they replace it."""
         return {}
 
-    def weigh(self, now: Pass) -> None:
+    def weigh(self, now: Pass) -> None:  # noqa: B027 (a rule may do without it)
         """Change tokens, doubts or confidences in `now.reading`, which order commits."""
 
     def may_commit(self, now: Pass, open_BK: Tensor) -> Tensor:

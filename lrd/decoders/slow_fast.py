@@ -1,4 +1,4 @@
-"""SlowFast sampling: a block is decoded span by span (arXiv 2506.10848).
+"""SlowFast sampling: a block is decoded span by span (code: LiangrunFlora/Slow-Fast-Sampling).
 
 A block's cycle begins at d, up to where it is full (0 at first):
 

@@ -29,7 +29,7 @@ class Host:
         return not self._replica._prompts
 
     def location(self) -> tuple[str, int]:
-        return self._replica.location()  # type: ignore[no-any-return]
+        return self._replica.location()
 
     def load(self) -> Any:
         return self._replica.load()

@@ -74,6 +74,11 @@ def decode_one(
     num_before, sample_blocks = 0, 0
     by_entropy = c.reopen == "lowest" and c.confidence == "entropy"
 
+    def feed_back(p: dict[int, Belief], opened: list[int]) -> None:
+        for i in opened:
+            if canvas[i] is None and c.mixes:
+                _, vectors[i] = soft_embedding(p[i], c, table, mask_id)
+
     for first in range(0, G, K):
         end = first + K
         window = range(0 if c.reads_canvas else first, end)
@@ -102,15 +107,10 @@ def decode_one(
                 rise |= {i: math.inf for i in rise if i in block}
             largest |= {i: max(p[i]) for i in rise}
 
-            def feed_back() -> None:
-                for i in opened:
-                    if canvas[i] is None and c.mixes:
-                        _, vectors[i] = soft_embedding(p[i], c, table, mask_id)  # noqa: B023
-
             if refining and not d < c.tau_refine and phase < c.max_refine_steps:
                 phase += 1
                 o.refine_steps += 1
-                feed_back()
+                feed_back(p, opened)
                 continue
             refining, phase = c.refines and c.refinement == "auto", 0
             o.decode_steps += 1
@@ -149,7 +149,7 @@ def decode_one(
                     calm = 0
                 else:
                     o.branches.add("at once")
-            feed_back()
+            feed_back(p, opened)
     o.canvas = [token for token in canvas if token is not None]
     return o
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -38,8 +38,6 @@ class Grid:
     """Presets that are measured without the grid's values."""
     decoders: Sequence[str] = ()
     """The same of published decoders; those that cannot be with what is fixed are left out."""
-    left_out: dict[str, str] = field(default_factory=dict)
-    """Why, by their names, once `configs` has been called."""
 
     def configs(self) -> list[DecodingConfig]:
         """Whole presets first, then all combinations, each once.
@@ -50,13 +48,10 @@ class Grid:
         A combination that is impossible, such as a refresh without a cache, is left out.
         Raises ValueError (pydantic's among them) for a value that no possible combination has.
         """
-        fixed = {"stop_at_eos": DecodingConfig.preset(self.preset).stop_at_eos, **self.fixed}
+        fixed = self._fixed()
         found = [DecodingConfig.preset(name, **fixed) for name in self.whole_presets]
-        for name in self.decoders:
-            try:
-                found.append(DecodingConfig.preset(name, **fixed))
-            except ValidationError as error:
-                self.left_out[name] = error.errors()[0]["msg"].removeprefix("Value error, ")
+        decoders = self._decoders().values()
+        found += [one for one in decoders if isinstance(one, DecodingConfig)]
         reasons: dict[tuple[str, Any], ValidationError] = {}
         possible: set[tuple[str, Any]] = set()
         for combination in self._combinations():
@@ -71,6 +66,25 @@ class Grid:
             if value not in possible:
                 raise reason
         return list(dict.fromkeys(map(effective, found)))
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Published decoders that cannot be with what is fixed, and why, in a line."""
+        found = self._decoders()
+        return {name: one for name, one in found.items() if isinstance(one, str)}
+
+    def _decoders(self) -> dict[str, DecodingConfig | str]:
+        """The settings of published decoders by name, or why they cannot be."""
+        found: dict[str, DecodingConfig | str] = {}
+        for name in self.decoders:
+            try:
+                found[name] = DecodingConfig.preset(name, **self._fixed())
+            except ValidationError as error:
+                found[name] = error.errors()[0]["msg"].removeprefix("Value error, ")
+        return found
+
+    def _fixed(self) -> dict[str, Any]:
+        return {"stop_at_eos": DecodingConfig.preset(self.preset).stop_at_eos, **self.fixed}
 
     def _combinations(self) -> Iterator[dict[str, Any]]:
         values = {name: self.values[name] for name in SWEPT if name in self.values}
