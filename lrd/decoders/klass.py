@@ -19,8 +19,7 @@ from lrd.decoders.rule import Row, Rule
 from lrd.one_pass import Pass
 
 CALM = "klass_calm"
-"""Passes in a row, up to the last, whose divergence was below; UNREAD where it is committed."""
-UNREAD = -1
+"""Passes in a row, up to the last, whose divergence was below."""
 
 
 class Klass(Rule):
@@ -48,13 +47,10 @@ class Klass(Rule):
 
 
 def count_calm(now: Pass) -> Tensor:
-    """How many passes in a row [B, K] have been calm, this one counted. Without a pass before to
-    compare with, in a block's first and after a commit that was taken back, it is none."""
+    """How many passes in a row [B, K] have been calm, this one counted; none in a block's first,
+    which has no pass before to compare with."""
     config, kept = now.config, now.state.kept
     assert config.stable_kl is not None
-    before_BK = kept[CALM]
-    has_past_BK = (before_BK != UNREAD) & ~now.is_first
-    is_calm_BK = has_past_BK & (now.reading.kl_BK < config.stable_kl)
-    calm_BK = torch.where(is_calm_BK, before_BK + 1, 0)
-    kept[CALM] = torch.where(now.open_BK, calm_BK, UNREAD)
+    is_calm_BK = now.open_BK & (now.reading.kl_BK < config.stable_kl) & ~now.is_first
+    kept[CALM] = torch.where(is_calm_BK, kept[CALM] + 1, 0)
     return kept[CALM]
