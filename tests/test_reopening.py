@@ -193,9 +193,16 @@ def test_rcr_takes_just_its_steps_and_ends_sooner_where_a_share_is_below_a_posit
     assert (shares * 8).floor().tolist() == [8, 6, 4, 0]
 
 
-@pytest.mark.parametrize("rule", [WINO, SABER, RCR], ids=["wino", "saber", "rcr"])
+PROPHET = {"stop_gap_early": 0.0, "stop_gap_middle": 0.0, "stop_gap_late": 0.0}
+"""Would commit the whole canvas in the first pass."""
+
+
+@pytest.mark.parametrize(
+    "rule", [WINO, SABER, RCR, PROPHET], ids=["wino", "saber", "rcr", "prophet"]
+)
 def test_fixed_tokens_and_choices_stay(rule: dict[str, Any]) -> None:
-    """The tokens of a choice decide what may come next, so none of them opens again."""
+    """The tokens of a choice decide what may come next, so none of them opens again, and none is
+    committed with others."""
     config = lrd.DecodingConfig(**{**PLAIN, **BLOCKS, **rule, "steps": rule.get("steps")})
     classes = [{1, 2}, {3}, {4}, {5, 6}, {EOS}]
     texts = {"a": [1, 3, 5], "b": [2, 4], "c": [1, 3, 6]}

@@ -128,7 +128,7 @@ def ways(decoder: str) -> list[Any]:
         seen.add(checkpoint)
         for turn, side in enumerate(SIDES):
             marks = [pytest.mark.slow] if is_bulk and (number + turn) % 2 else []
-            found.append(pytest.param(case, side, id=f"{case}-{side}", marks=marks))
+            found.append(pytest.param(case, side, id=f"{decoder}-{case}-{side}", marks=marks))
     return found
 
 
