@@ -20,11 +20,14 @@ NOT_REOPENED = ("stable_kl", "reject_js", "explore_above", "span_confidence")
 def check_decoders(c: DecodingConfig) -> None:
     """Raises where settings of decoders do not go together."""
     if c.reads_canvas and c.num_blocks > 1 and c.feeds_some:
-        raise ValueError(
-            "stop_gap_early, explore_above, soft_suffix and reopen read the whole canvas in "
-            "each pass; set kv_cache to none and suffix to all, or with reopen drop or lowest "
-            "reopen_scope to block"
-        )
+        whole = [
+            name for name in ("stop_gap_early", "explore_above") if getattr(c, name) is not None
+        ]
+        whole += ["soft_suffix"] if c.soft_suffix else []
+        block = "set kv_cache to none and suffix to all"
+        if not whole:
+            whole, block = [f"reopen {c.reopen}"], f"{block}, or reopen_scope to block"
+        raise ValueError(f"{whole[0]} reads the whole canvas in each pass; {block}")
     for check in CHECKS:
         check(c)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from helpers.random_model import EOS, LIVELY, MASK, random_model
 from helpers.reopening_reference import Outcome
 
 import lrd
+from jobs.tiny.problems import problems
 from lrd.choices import Choices
 from lrd.decoders.rcr import open_shares
 from lrd.models.checkpoint import LoadedModel
@@ -335,3 +336,23 @@ def test_a_commit_rule_that_is_given_replaces_sabers() -> None:
     assert (other.threshold_from_committed, other.min_commits, other.reopen) == (False, 1, "drop")
     ours = lrd.DecodingConfig.preset("fast", **SABER)
     assert ours.entropy_threshold is None
+
+
+@pytest.mark.parametrize("rule", [WINO, SABER, RCR], ids=["wino", "saber", "rcr"])
+def test_an_eos_ends_a_sample_only_where_its_block_is_full(rule: dict[str, Any]) -> None:
+    """An EOS may open again until then."""
+    tiny = lrd.load_model("tiny")
+    settings = {**PLAIN, **rule, "gen_length": 64, "block_length": 16, "stop_at_eos": True}
+    if "steps" in rule:
+        settings["steps"] = 16
+    config = lrd.DecodingConfig(**settings)
+    prompts = [
+        tiny.tokenizer.encode(problem.question) for problem in islice(problems("test", 3), 6)
+    ]
+    ended = [s for s in lrd.decode(tiny, prompts, config) if s.stop_reason == "eos"]
+    assert ended
+    for sample in ended:
+        filled = sample.commit_step.index(0)
+        assert filled % 16 == 0
+        assert tiny.eos_id in sample.canvas[:filled]
+        assert set(sample.canvas[filled:]) == {tiny.eos_id}
