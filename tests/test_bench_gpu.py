@@ -68,7 +68,9 @@ SAYS: dict[str, set[str]] = {
 }
 
 
-@pytest.mark.parametrize("stage", [*STAGES])
+@pytest.mark.parametrize(
+    "stage", [pytest.param(s, marks=pytest.mark.slow) if s == "compile" else s for s in STAGES]
+)
 def test_a_stage_is_rehearsed(stage: str) -> None:
     """What each says, and that a line can be JSON."""
     lines = list(STAGES[stage][0](bench()))

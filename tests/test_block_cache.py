@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers.cached_reference import Passes, decode_cached
 from helpers.engine import PROMPTS, Observed, assert_same, drain, requests
+from helpers.few import spread
 from helpers.golden import (
     SHARED_CACHE,
     SMALL_CACHE,
@@ -426,9 +427,9 @@ LIVELY_MODELS = {
 }
 
 
-@pytest.mark.parametrize("fixed_shapes", [False, True], ids=["just the rows", "fixed shapes"])
-@pytest.mark.parametrize("model_name", LIVELY_MODELS)
-@pytest.mark.parametrize("setting", INDEPENDENT)
+@pytest.mark.parametrize(
+    ("setting", "model_name", "fixed_shapes"), spread(INDEPENDENT, LIVELY_MODELS, [False, True])
+)
 def test_a_sample_depends_on_its_prompt_alone(
     setting: str, model_name: str, fixed_shapes: bool
 ) -> None:

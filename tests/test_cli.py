@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from helpers.few import few
 from safetensors.torch import load_file, save_file
 
 from jobs import cli, generate, prepare
@@ -296,7 +297,7 @@ def test_a_run_file_may_have_a_byte_order_mark(tmp_path: Path, encoding: str) ->
         ('[{"at": "storage.read", "do": "raise", "error": "EWRONG"}]', "'EWRONG'"),
     ],
 )
-@pytest.mark.parametrize("command", ["generate", "verify"])
+@pytest.mark.parametrize("command", few(["generate", "verify"]))
 def test_faults_that_are_malformed(
     tmp_path: Path, command: str, faults: str, expected: str
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.checkpoints import SMALL, logits_of, random_tensors, write
 from helpers.engine import UNEVEN, assert_same, drain, requests, run
+from helpers.few import few
 from helpers.random_model import LIVELY, random_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -123,7 +124,7 @@ ROOMS = [(9, 3), (12, 1), (30, 2), (20, 5), (40, 4), (9, 3)]
         pytest.param(fuse_pointwise, 4, False, id="fused, LLaDA"),
         pytest.param(fuse_pointwise, 4, True, id="fused, Dream", marks=pytest.mark.slow),
         pytest.param(compile_layers, 5, False, id="layers, LLaDA", marks=pytest.mark.slow),
-        pytest.param(compile_layers, 5, True, id="layers, Dream"),
+        pytest.param(compile_layers, 5, True, id="layers, Dream", marks=pytest.mark.slow),
     ],
 )
 def test_a_few_graphs_serve_all_shapes_and_layers(
@@ -191,7 +192,7 @@ def test_want_of_memory_is_no_want_of_a_compiler() -> None:
         fuse_pointwise(random_model(3).transformer, full)
 
 
-@pytest.mark.parametrize("preset", ["fast", "baseline", "wino", "saber", "rcr"])
+@pytest.mark.parametrize("preset", few(["fast", "wino", "baseline", "saber", "rcr"], of_each=2))
 def test_a_whole_step_is_one_graph(preset: str) -> None:
     """Forward pass, beliefs and state, without a break."""
     config = lrd.DecodingConfig.preset(preset, gen_length=8, block_length=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,13 +29,14 @@ def test_every_preset_fits_every_canvas() -> None:
 
 
 def test_outcomes_are_those_of_the_decoder_and_fill_a_page(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(TASKS, "plain", replace(TASKS["plain"], model="tiny"))
     output = str(tmp_path / "out")
-    for task, only in (("singles", ["fast", "wino"]), ("sheets", ["fast"])):
+    for task, only in (("singles", ["fast", "wino"]), ("plain", ["fast"]), ("sheets", ["fast"])):
         words = ["measure", "--task", task, "--output", output, "--limit", "2", "--only", *only]
         assert decoder_frontier.main(words) == 0
-    assert capsys.readouterr().out.count(" passes, ") == 3
+    assert capsys.readouterr().out.count(" passes, ") == 4
     assert decoder_frontier.main(words) == 0
     assert not capsys.readouterr().out  # What is stored is not decoded again.
 
@@ -52,12 +54,21 @@ def test_outcomes_are_those_of_the_decoder_and_fill_a_page(
     ]
     assert kept["correct"] == [int(one) for one in right]
 
+    words = ["time", "--task", "singles", "--rows", "1", "--turns", "1", "--output", output]
+    assert decoder_frontier.main(words) == 0
+    speed = json.loads(capsys.readouterr().out)["speed"]
+    assert set(speed) == {"fast", "wino"}
+
     page = tmp_path / "page.md"
     page.write_text(PAGE)
     assert decoder_frontier.main(["page", str(page), "--output", output]) == 0
     text = page.read_text()
     assert "`wino`" in text
     assert "Not measured: `baseline`" in text
-    assert (tmp_path / "page-singles.svg").exists()
+    plots = {path.name for path in tmp_path.glob("*.svg")}
+    assert plots == {f"page-{name}.svg" for name in (*TASKS, "singles-time")}
+    drawn = (tmp_path / "page-singles-time.svg").read_text()
+    for one in speed.values():
+        assert f", {1000 / one['rows_per_second']:,.1f} ms<" in drawn
     assert decoder_frontier.main(["page", str(page), "--output", str(tmp_path / "none")]) == 2
     assert "measure them first" in capsys.readouterr().err

@@ -139,7 +139,7 @@ def confidences(sample: lrd.Sample, expected: Outcome) -> list[float | None]:
     ]
 
 
-@pytest.mark.parametrize(("setting", "model_name"), spread(SETTINGS, MODELS))
+@pytest.mark.parametrize(("setting", "model_name"), spread(SETTINGS, MODELS, every=4))
 def test_matches_the_plain_decoder(setting: str, model_name: str) -> None:
     config = lrd.DecodingConfig(**SETTINGS[setting])
     samples = lrd.decode(model_named(model_name), PROMPTS, config, batch_size=3)

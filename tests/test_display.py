@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyte
 import pytest
+from helpers.few import few, spread
 from helpers.runs import MadeRun, bad, good
 from helpers.terminal import Terminal
 
@@ -129,7 +130,7 @@ def on_terminal(tty: Tty, program: str, **changes: str) -> int:
     return done.returncode
 
 
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"models"}))
+@pytest.mark.parametrize("name", few([n for n in COMMANDS if n != "models"], of_each=3))
 def test_the_first_line_stands_there_before_anything_large_is_imported(name: str, tty: Tty) -> None:
     tty.resize(400, 24)
     words = [name, *ARGUMENTS[name]]
@@ -235,8 +236,9 @@ def test_bytes(done: int, total: int | None, text: str) -> None:
 
 
 @pytest.mark.usefixtures("smart")
-@pytest.mark.parametrize("columns", [80, 40, 20])
-@pytest.mark.parametrize("what", ["starting Ray", "checking the input of a run, " * 4])
+@pytest.mark.parametrize(
+    ("what", "columns"), spread(["starting Ray", "checking the input of a run, " * 4], [80, 40, 20])
+)
 def test_the_line_of_a_stage_changes_every_second(
     what: str, columns: int, tty: Tty, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,11 +51,16 @@ BLOCKS_OF_16 = {"gen_length": 48, "block_length": 16, "stop_at_eos": False}
     ("preset", "settings"),
     [
         ("fast", {"gen_length": 32, "block_length": 16}),
-        ("paper", {"gen_length": 32, "block_length": 16}),
-        ("fast", {**BLOCKS_OF_16, "suffix": 0}),
         ("fast", {**BLOCKS_OF_16, "kv_cache": "prefix", "cache_refresh": 3}),
-        ("fast", {**BLOCKS_OF_16, "kv_cache": "dual"}),
         ("blocks", BLOCKS_OF_16),
+        *(
+            pytest.param(preset, settings, marks=pytest.mark.slow)
+            for preset, settings in (
+                ("paper", {"gen_length": 32, "block_length": 16}),
+                ("fast", {**BLOCKS_OF_16, "suffix": 0}),
+                ("fast", {**BLOCKS_OF_16, "kv_cache": "dual"}),
+            )
+        ),
     ],
     ids=str,
 )

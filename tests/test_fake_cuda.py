@@ -133,7 +133,9 @@ def assert_on_cuda(state: Canvases) -> None:
     assert {x.device.type for x in own + kept} == {"cuda"}
 
 
-@pytest.mark.parametrize(("name", "family", "padded"), spread(SETTINGS, FAMILIES, [True, False]))
+@pytest.mark.parametrize(
+    ("name", "family", "padded"), spread(SETTINGS, FAMILIES, [True, False], every=3)
+)
 def test_a_step_stays_on_the_device(name: str, family: str, padded: bool) -> None:
     preset, changes = SETTINGS[name]
     with fake_cuda():
@@ -141,9 +143,7 @@ def test_a_step_stays_on_the_device(name: str, family: str, padded: bool) -> Non
         assert_on_cuda(run(family, config, padded))
 
 
-@pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize(("cache", "family", "padded"), spread(CACHES, FAMILIES, [True, False]))
 def test_a_cached_step_stays_on_the_device(cache: str, family: str, padded: bool) -> None:
     with fake_cuda():
         config = lrd.DecodingConfig.preset("fast", gen_length=32, block_length=8, **CACHES[cache])

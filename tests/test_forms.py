@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.commands import parse
+from helpers.few import few
 from helpers.shards import OF_THE_RUN, distinct_questions, write_shards
 
 import lrd
@@ -346,7 +347,7 @@ def decoded(prompts: dict[int, Prompt], decoding: DecodingConfig, **engine: Any)
 
 
 @pytest.mark.usefixtures("kept_replicas")
-@pytest.mark.parametrize("preset", ["fast", "blocks"])
+@pytest.mark.parametrize("preset", few(["fast", "blocks"]))
 def test_a_template_for_all_rows(preset: str, tmp_path: Path) -> None:
     write_shards(tmp_path / "in", QUESTIONS, 2)
     form = file_of(tmp_path, "Step 1: [[12]]\n#### [[4]].\n")

@@ -347,7 +347,7 @@ def test_latent_refinement(record: Record, request: pytest.FixtureRequest) -> No
     assert held >= sure_passes(watched.passes, sample, config, record.model.mask_id)
 
 
-@pytest.mark.parametrize(("record", "side"), spread(records("lrd"), SIDES))
+@pytest.mark.parametrize(("record", "side"), spread(records("lrd"), SIDES, every=4))
 def test_latent_refinement_among_others(record: Record, side: Any) -> None:
     """The same sample between a shorter and a longer prompt, padded on either side."""
     config = lrd.DecodingConfig(**record.entry["settings"], stop_at_eos=False)

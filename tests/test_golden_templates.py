@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.few import few
 from safetensors.torch import load_file
 
 from lrd import DecodingConfig, Engine, Request, load_model
@@ -35,7 +36,7 @@ def scaffold_of(ids: list[int], mask_id: int) -> Scaffold:
 
 
 @needs_records
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", few(SETTINGS, of_each=2))
 def test_templates_are_decoded_as_s3_does(name: str) -> None:
     model: Any = load_model(str(SHARED / "golden_tiny"))
     found = json.loads((FOLDER / "records.json").read_text())

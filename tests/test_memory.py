@@ -197,7 +197,7 @@ GPU_SETTINGS: list[dict[str, Any]] = [
     ("name", "settings", "mode"),
     [
         # Models take turns; the other one of each setting is slow.
-        *spread(["llada-8b", "dream-7b"], GPU_SETTINGS, ["auto"]),
+        *spread(["llada-8b", "dream-7b"], GPU_SETTINGS, ["auto"], every=3),
         *spread(["dream-7b"], GPU_SETTINGS[:2], ["off"]),
     ],
 )

@@ -209,6 +209,7 @@ def ours_of(exported_name: str) -> set[str]:
     return {"le"}.union(*(METRICS[n].labels for n in METRICS if exported_name in exported(n)))
 
 
+@pytest.mark.slow
 def test_a_run_is_seen_at_rays_endpoint(tmp_path: Path) -> None:
     """In a process of its own: what one counts, it counts through all of its sessions."""
     run = multiprocessing.get_context("spawn").Process(target=watch_a_run, args=(tmp_path,))

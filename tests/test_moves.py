@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.commands import parse
+from helpers.few import few
 from helpers.shards import OF_THE_RUN, distinct_questions, events, write_shards
 
 import lrd
@@ -74,7 +75,7 @@ def same(found: pa.Table, expected: pa.Table) -> bool:
 # Runs.
 
 
-@pytest.mark.parametrize("name", DECODINGS)
+@pytest.mark.parametrize("name", few(DECODINGS))
 @pytest.mark.usefixtures("kept_replicas")
 def test_rows_are_those_of_the_library(name: str, source: Path, tmp_path: Path) -> None:
     """With all passes of all canvases."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.few import spread
 from helpers.naming_reference import (
     Named,
     NamedEoser,
@@ -66,9 +67,9 @@ def decoded(
     return sorted(samples, key=lambda sample: int(sample.key))
 
 
-@pytest.mark.parametrize("fixed_tokens", [False, True], ids=["open", "scaffold"])
-@pytest.mark.parametrize("procedure", PROCEDURES)
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize(
+    ("decoder", "procedure", "fixed_tokens"), spread(DECODERS, PROCEDURES, [False, True])
+)
 def test_a_decoder_is_its_rule_in_loops(
     decoder: str, procedure: str, fixed_tokens: bool, lively: LoadedModel
 ) -> None:

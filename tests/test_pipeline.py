@@ -217,6 +217,7 @@ def test_an_interrupted_run_continues(
     assert seen[-1].num_done_before >= 5, "finished rows must not be decoded again"
 
 
+@pytest.mark.slow
 def test_with_a_block_cache_slots_replicas_and_an_interruption_change_nothing(
     tmp_path: Path,
 ) -> None:
@@ -284,6 +285,7 @@ def test_another_runs_output_is_refused_and_kept(
     assert json.loads(manifest)["settings"]["decoding"]["gen_length"] == 32
 
 
+@pytest.mark.slow
 def test_a_killed_replica_is_replaced(
     undisturbed: tuple[Path, pd.DataFrame], tmp_path: Path
 ) -> None:
@@ -349,6 +351,7 @@ def test_a_hanging_row_is_found_and_quarantined(
     assert "no pass ended within" in frame["error"][sick].item()
 
 
+@pytest.mark.slow
 def test_starts_that_fail_are_tried_again(tmp_path: Path) -> None:
     source = write_prompts(tmp_path / "in", QUESTIONS[:6], num_shards=1)
     starts = tmp_path / "starts"
@@ -557,6 +560,7 @@ def test_gsm8k_comes_out_once_and_in_order(tmp_path: Path) -> None:
 
 
 @s3.needs_server
+@pytest.mark.slow
 def test_a_run_from_and_to_an_object_store_continues(
     undisturbed: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:

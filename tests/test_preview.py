@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.commands import parse
-from helpers.few import spread
+from helpers.few import few, spread
 from helpers.made_tokenizers import KINDS, tokenizer_of
 from helpers.shards import OF_THE_RUN, distinct_questions, write_shards
 from helpers.terminal import Terminal
@@ -130,10 +130,7 @@ def assert_written(config: RunConfig, rows: list[dict[str, Any]]) -> None:
 @pytest.mark.usefixtures("kept_replicas")
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name in ("fast", "growing blocks") else pytest.param(name, marks=pytest.mark.slow)
-        for name in DECODINGS
-    ],
+    [name if name == "fast" else pytest.param(name, marks=pytest.mark.slow) for name in DECODINGS],
 )
 def test_what_is_shown_is_what_a_run_writes(name: str, tmp_path: Path) -> None:
     source = write_shards(tmp_path / "in", [*QUESTIONS[:4], " ", QUESTIONS[5]], 2)
@@ -618,8 +615,7 @@ def test_streams_of_other_encodings(encoding: str, tmp_path: Path) -> None:
     ("columns", "lines"),
     [
         (80, 24),
-        (30, 8),
-        *(pytest.param(*size, marks=pytest.mark.slow) for size in ((40, 24), (120, 12))),
+        *(pytest.param(*size, marks=pytest.mark.slow) for size in ((30, 8), (40, 24), (120, 12))),
     ],
 )
 def test_the_canvas_is_shown_live(
@@ -678,7 +674,7 @@ def test_a_terminal_that_shows_ascii(folder: Path) -> None:
     terminal.output.decode("ascii")
 
 
-@pytest.mark.parametrize("how", ["ctrl-c", "SIGTERM"])
+@pytest.mark.parametrize("how", few(["ctrl-c", "SIGTERM"]))
 def test_an_interrupted_preview_leaves_a_clean_screen(how: str, folder: Path) -> None:
     words = ("preview", *FLAGS, "--rows", "3", "--pass-seconds", "5")
     terminal = Terminal(*words, cwd=folder)

@@ -161,6 +161,7 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_the_second_signal_leaves_at_once_and_leaves_nothing_behind(tmp_path: Path) -> None:
     """While storage hangs, so that the first signal cannot have its effect."""
     source, output, log = write_prompts(tmp_path / "in"), tmp_path / "out", tmp_path / "log"

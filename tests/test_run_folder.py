@@ -363,7 +363,7 @@ LEASE_PARTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("garbled", [*GARBLED, *LEASE_PARTS])
+@pytest.mark.parametrize("garbled", [*few(GARBLED, of_each=3), *few(LEASE_PARTS, of_each=3)])
 def test_a_garbled_lease_is_kept_and_begun_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], garbled: str
 ) -> None:

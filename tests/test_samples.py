@@ -251,6 +251,7 @@ print(prompts.nbytes, pa.default_memory_pool().max_memory())
 """
 
 
+@pytest.mark.slow
 def test_a_commit_has_the_prompts_once() -> None:
     """64 samples of 64 MB of prompts: repeated in memory, they would be 4 GB."""
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])

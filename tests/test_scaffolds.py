@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.cached_reference import decode_cached
 from helpers.engine import assert_same, drain
+from helpers.few import few
 from helpers.golden import Record, note, records, sampler_settings
 from helpers.random_model import EOS, LIVELY, MASK, PAD, VOCABULARY, random_model
 from helpers.reference import Outcome, decode_one
@@ -350,7 +351,7 @@ GROWING: dict[str, dict[str, Any]] = {
     "name",
     ["brief", *(pytest.param(n, marks=pytest.mark.slow) for n in ("brief Dream", "plain"))],
 )
-@pytest.mark.parametrize("kind", GROWING)
+@pytest.mark.parametrize("kind", few(GROWING, of_each=2))
 def test_a_canvas_grows_until_it_ends_in_eos(kind: str, name: str, fixed_shapes: bool) -> None:
     """The answer is that of a run with the last canvas; all passes are counted."""
     model = random_model(**MODELS[name])

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import s3
 from helpers.commands import parse
+from helpers.few import spread
 from helpers.runs import MadeRun
 from helpers.sampled_run import Columns, write_sampled_run
 
@@ -114,7 +115,7 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize("rules", RULES, ids=str)
+@pytest.mark.parametrize("rules", spread(RULES))
 def test_rules_apply_in_order_and_are_counted(rules: Rules, out: Path, tmp_path: Path) -> None:
     found = select(Storage(str(out)), str(tmp_path / "new"), rules)
     ids, dropped = expected(frame(out), rules)

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.few import spread
+from helpers.few import few, spread
 
 from jobs.cli import COMMANDS
 
@@ -104,7 +104,7 @@ def working(name: str, folder: Path) -> list[str]:
 
 
 WITHOUT_RAY = (
-    *("models", "status", "verify", "plan", "preview", "evaluate", "select", "report", "publish"),
+    *("plan", "preview", "select", "status", "models", "verify", "evaluate", "report", "publish"),
     "prepare",
 )
 WITH_RAY = ("retry-failed", "tune", "reproduce")
@@ -123,7 +123,7 @@ def test_a_run_is_json_from_its_first_line_to_its_last(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [*WITHOUT_RAY, "bench", *(pytest.param(name, marks=pytest.mark.slow) for name in WITH_RAY)],
+    [*few([*WITHOUT_RAY, "bench"], of_each=4), *few(WITH_RAY, of_each=0)],
 )
 def test_a_working_call_writes_json_alone(folder: Path, name: str) -> None:
     code, _, err = lrd(*working(name, folder), LRD_LOG_FORMAT="Json")
@@ -131,7 +131,7 @@ def test_a_working_call_writes_json_alone(folder: Path, name: str) -> None:
     objects(err)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", few(COMMANDS, of_each=4))
 def test_a_wrong_flag_is_one_object(name: str) -> None:
     code, out, err = lrd(name, "--colour", "--log-format=json")
     (line,) = objects(err)
@@ -159,7 +159,7 @@ FAILING = {
 }
 
 
-@pytest.mark.parametrize("name", FAILING)
+@pytest.mark.parametrize("name", few(FAILING, of_each=5))
 def test_a_failing_call_is_one_object(name: str) -> None:
     code, out, err = lrd(name, *FAILING[name], "--log-format", "json")
     # On a slow machine what it was doing until then is told too.
@@ -177,7 +177,7 @@ def test_an_unknown_command_is_one_line(words: list[str]) -> None:
     assert (code, out, len(objects(err))) == (2, "", 1)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", few(COMMANDS, of_each=4))
 def test_an_unknown_format_is_one_line_for_every_command(name: str) -> None:
     code, out, err = lrd(name, *FAILING.get(name, []), LRD_LOG_FORMAT="xml")
     assert (code, out) == (2, "")
@@ -251,7 +251,7 @@ def lrd_into(stdout: int | None, *words: str, **changes: str) -> tuple[int, str]
 
 
 @pytest.mark.parametrize(
-    ("broken_stdout", "name"), spread(BROKEN, WITHOUT_RAY, every=3), indirect=["broken_stdout"]
+    ("broken_stdout", "name"), spread(BROKEN, WITHOUT_RAY, every=5), indirect=["broken_stdout"]
 )
 def test_a_broken_stdout_changes_nothing(folder: Path, name: str, broken_stdout: Any) -> None:
     """Nothing is said of it; what a command is doing is told where that takes long."""
@@ -266,6 +266,7 @@ def test_a_broken_stdout_changes_nothing(folder: Path, name: str, broken_stdout:
         assert Path(words[-1]).stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_run_into_a_broken_stdout_is_whole(folder: Path, tmp_path: Path) -> None:
     """Descriptor 1 is free there: no file that the run opens may get what others print."""
     words = ["generate", "--input", str(folder / "in"), "--output", str(tmp_path / "out"), *FLAGS]

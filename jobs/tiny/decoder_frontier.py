@@ -2,18 +2,21 @@
 
     python -m jobs.tiny.decoder_frontier measure --task singles --output FOLDER
     python -m jobs.tiny.decoder_frontier measure --task sheets --output FOLDER
+    python -m jobs.tiny.decoder_frontier measure --task plain --output FOLDER
     python -m jobs.tiny.decoder_frontier time --output FOLDER
     python -m jobs.tiny.decoder_frontier page jobs/benchmarks/which-decoder.md --output FOLDER
 
 `measure` decodes the same problems by every preset of `lrd/presets.py` and stores the outcomes, a
 file each; what is stored is not decoded again. `time` decodes a few rows by all of them in turns,
 on an idle machine. `page` fills the marked blocks of a page and draws its plots. Without Ray.
+`plain` needs the weights of `python -m jobs.tiny.train --output runs/plain --soft-from 1`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -29,7 +32,7 @@ from lrd.config import ALL_PRESETS
 from lrd.models.checkpoint import fingerprint
 from lrd.prompts import encode_prompt
 from pipeline.experiments.frontier import Series, frontier
-from pipeline.experiments.paired import Outcomes, compare, front
+from pipeline.experiments.paired import Cost, Outcomes, compare, front
 from pipeline.markdown import table
 
 COMMON = {"stop_at_eos": True}
@@ -44,6 +47,7 @@ class Task:
 
     name: str
     model: str
+    """As `lrd.load_model` takes it."""
     sizes: tuple[int, ...]
     """Problems a row."""
     count: int
@@ -69,6 +73,14 @@ TASKS = {
         "worksheets of 4 to 6 problems, `tiny_sheets`, canvas 256 in blocks of 32; a sheet is "
         "right where all its problems are",
     ),
+    "plain": Task(
+        "plain",
+        "runs/plain/final",
+        (1,),
+        1000,
+        {"gen_length": 64, "block_length": None},
+        "single word problems, `tiny`'s recipe without soft batches, canvas 64 in one block",
+    ),
 }
 
 
@@ -88,10 +100,10 @@ def measure(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     count = args.limit or task.count
     tested = distinct_sheets(count, SEED, task.sizes)
-    model, digest = load_model(args.model or task.model), fingerprint(args.model or task.model)
+    model, digest = load_model(task.model), fingerprint(task.model)
     prompts = [encode_prompt(model, sheet.question) for sheet in tested]
     for preset in args.only or ALL_PRESETS:
-        path = folder / f"{args.label or task.name}-{preset}.json"
+        path = folder / f"{task.name}-{preset}.json"
         try:
             config = config_of(preset, task)
         except ValueError as error:
@@ -165,11 +177,13 @@ class Measured:
     speed: dict[str, dict[str, float]]
 
 
-def read(folder: Path, label: str, task: Task) -> Measured:
+def read(folder: Path, task: Task) -> Measured:
     """What `measure` and `time` have stored. Raises ValueError where `fast` is not measured."""
     outcomes, problems, uncommits = {}, {}, {}
+    speed = folder / f"{task.name}.speed.json"
+    clocked = json.loads(speed.read_text()) if speed.exists() else {}
     for preset in ALL_PRESETS:
-        path = folder / f"{label}-{preset}.json"
+        path = folder / f"{task.name}-{preset}.json"
         if not path.exists():
             continue
         kept = json.loads(path.read_text())
@@ -178,13 +192,16 @@ def read(folder: Path, label: str, task: Task) -> Measured:
             correct=tuple(map(bool, kept["correct"])),
             forwards=tuple(kept["forwards"]),
             positions=tuple(kept["positions"]),
+            mean_milliseconds=(
+                1000 / clocked[preset]["rows_per_second"] if preset in clocked else math.nan
+            ),
         )
         problems[preset] = tuple(kept["problems"])
         uncommits[preset] = sum(kept["uncommits"]) / len(kept["uncommits"])
     if AGAINST not in outcomes:
-        raise ValueError(f"{folder}: has no outcomes of {AGAINST} on {label}; measure them first")
-    speed = folder / f"{label}.speed.json"
-    clocked = json.loads(speed.read_text()) if speed.exists() else {}
+        raise ValueError(
+            f"{folder}: has no outcomes of {AGAINST} on {task.name}; measure them first"
+        )
     return Measured(task, outcomes, problems, uncommits, clocked)
 
 
@@ -217,12 +234,13 @@ def frontier_table(found: Measured) -> str:
     return table(head, rows)
 
 
-def drawing(found: Measured, title: str) -> str:
-    """The frontier as an SVG; a dot has its number in the table."""
+def drawing(found: Measured, title: str, cost: Cost) -> str:
+    """The frontier as an SVG, of the presets whose cost is known; a dot has its number in the
+    table."""
     ordered = sorted(found.outcomes.values(), key=lambda one: one.mean_forwards)
     labels = {one.name: str(number) for number, one in enumerate(ordered, 1)}
-    series = Series("presets", "s1", list(found.outcomes.values()), labels, {})
-    return frontier([series], title)
+    known = [one for one in ordered if not math.isnan(one.mean(cost))]
+    return frontier([Series("presets", "s1", known, labels, {})], title, cost)
 
 
 def facts(found: Measured) -> str:
@@ -241,11 +259,15 @@ def facts(found: Measured) -> str:
 def page(args: argparse.Namespace) -> int:
     """Fill a page's blocks and draw its plots."""
     path, made = Path(args.page), {}
-    for label, task in TASKS.items():
-        found = read(Path(args.output), label, task)
-        made[f"{label}-facts"], made[label] = facts(found), frontier_table(found)
-        svg = path.with_name(f"{path.stem}-{label}.svg")
-        svg.write_text(drawing(found, f"every preset on {label}"))
+    for name, task in TASKS.items():
+        found = read(Path(args.output), task)
+        made[f"{name}-facts"], made[name] = facts(found), frontier_table(found)
+        plot = f"{path.stem}-{name}"
+        title = f"every preset on {name}"
+        path.with_name(f"{plot}.svg").write_text(drawing(found, title, "forwards"))
+        if found.speed:
+            svg = drawing(found, f"{title}, by time", "milliseconds")
+            path.with_name(f"{plot}-time.svg").write_text(svg)
     path.write_text(fill(path.read_text(), made, str(path)))
     return 0
 
@@ -256,8 +278,6 @@ def parser() -> argparse.ArgumentParser:
     commands = made.add_subparsers(required=True)
     one = commands.add_parser("measure")
     one.add_argument("--task", choices=TASKS, required=True)
-    one.add_argument("--model", help="another checkpoint [the task's]")
-    one.add_argument("--label", help="name of its files [the task's]")
     one.add_argument("--limit", type=int, help="rows [the task's]")
     one.add_argument("--only", nargs="+", choices=ALL_PRESETS, metavar="PRESET")
     one.set_defaults(run=measure)

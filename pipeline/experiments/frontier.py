@@ -19,10 +19,12 @@ TICKS: dict[Cost, tuple[int, ...]] = {
         *(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024),
     ),
     "positions": tuple(digit * 10**zeros for zeros in range(1, 8) for digit in (1, 2, 5)),
+    "milliseconds": tuple(digit * 10**zeros for zeros in range(7) for digit in (1, 2, 5)),
 }
 LABELS: dict[Cost, str] = {
     "forwards": "mean forwards a problem",
     "positions": "mean positions computed a problem",
+    "milliseconds": "mean milliseconds a problem",
 }
 LOG_FROM = 4.0
 """Ratio of the largest cost to the smallest from which on their axis is logarithmic."""
@@ -116,6 +118,8 @@ def _dot(chart: Chart, outcomes: Outcomes, series: Series, cost: Cost) -> None:
     )
     if cost == "positions":
         tooltip += f", {outcomes.mean_positions:,.0f} positions"
+    if cost == "milliseconds":
+        tooltip += f", {outcomes.mean_milliseconds:,.1f} ms"
     writing = (
         f'<text style="{WRITING}" x="{x:.1f}" y="{y + 3:.1f}" text-anchor="middle">'
         f"{html.escape(label)}</text>"

@@ -11,7 +11,7 @@ from pipeline.scoring.summary import wilson
 
 Z = 1.959964
 """Of two-sided 95 %."""
-Cost = Literal["forwards", "positions"]
+Cost = Literal["forwards", "positions", "milliseconds"]
 """What decodings are compared by beside accuracy, as a mean a problem."""
 
 
@@ -26,6 +26,8 @@ class Outcomes:
     positions: tuple[int, ...] = ()
     """Positions that went through the model a problem; 0 where the row failed, empty where they
     were not counted."""
+    mean_milliseconds: float = math.nan
+    """A problem, on the machine that timed all of them; NaN where none did."""
     num_unsure: int = 0
     """Early stops with an open position above 0.5 nats."""
     num_failed: int = 0
@@ -60,7 +62,8 @@ class Outcomes:
         return self._mean(self.positions)
 
     def mean(self, cost: Cost) -> float:
-        return self.mean_forwards if cost == "forwards" else self.mean_positions
+        mean: float = getattr(self, f"mean_{cost}")
+        return mean
 
     def _mean(self, counts: Sequence[int]) -> float:
         decoded = len(self.correct) - self.num_failed

@@ -53,12 +53,14 @@ class KeptActors(Actors):
 
     def __init__(self) -> None:
         super().__init__()
+        self._cluster: str | None = None
         self._idle: list[Any] = []
         self._hosts: list[Any] = []
 
     def start(self, name: str, settings: ReplicaSettings, options: dict[str, Any]) -> Any:
         if settings.faults or settings.servers:
             return super().start(name, settings, options)
+        self._forget_others()
         if self._idle:
             host = self._idle.pop()
             ray.get(host.begin.remote(name, settings))  # Calls may overtake each other.
@@ -73,10 +75,17 @@ class KeptActors(Actors):
         else:
             super().kill(actor)
 
-    def end(self) -> None:
-        """End the processes that are kept."""
-        while self._idle:
+    def trim(self, most: int) -> None:
+        """End processes that are kept, all but some."""
+        self._forget_others()
+        while len(self._idle) > most:
             super().kill(self._idle.pop())
+
+    def _forget_others(self) -> None:
+        """Processes have ended with their cluster."""
+        cluster = ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
+        if cluster != self._cluster:
+            self._cluster, self._idle, self._hosts = cluster, [], []
 
 
 def _answers_idle(host: Any) -> bool:
@@ -87,11 +96,15 @@ def _answers_idle(host: Any) -> bool:
         return False
 
 
+KEPT = KeptActors()
+KEPT_BETWEEN_MODULES = 2
+"""Processes; more would take memory while tests need none."""
+
+
 @contextmanager
 def keeping() -> Iterator[None]:
     """All runs inside share processes, but those that bring actors of their own."""
-    kept = KeptActors()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.run.Actors", lambda: kept)
+        patch.setattr("pipeline.run.Actors", lambda: KEPT)
         yield
-    kept.end()
+    KEPT.trim(KEPT_BETWEEN_MODULES)
