@@ -163,7 +163,7 @@ def samplers() -> list[Record]:
     return [r for r in records("generate") if r.name not in ("gumbel", "loglik")]
 
 
-@pytest.mark.parametrize("record", samplers(), ids=str)
+@pytest.mark.parametrize("record", spread(samplers()))
 def test_sampler(record: Record, request: pytest.FixtureRequest) -> None:
     native = record.name == "native_bf16_info"
     model = load(record.folder, "bfloat16") if native else record.model
@@ -312,7 +312,7 @@ def test_transfer_schedule(folder, schedule, request: pytest.FixtureRequest) -> 
 # Latent refinement
 
 
-@pytest.mark.parametrize("record", records("lrd"), ids=str)
+@pytest.mark.parametrize("record", spread(records("lrd")))
 def test_latent_refinement(record: Record, request: pytest.FixtureRequest) -> None:
     config = lrd.DecodingConfig(**record.entry["settings"], stop_at_eos=False)
     prompt = record.tensor("prompt").flatten().tolist()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from helpers.golden_decoders import SIDES, Case, Record, cases, compare, parity
+from helpers.golden_decoders import Case, Record, cases, compare, parity, ways
 from test_golden_templates import scaffold_of
 
 from lrd import DecodingConfig
@@ -88,24 +88,7 @@ def not_compared(record: Record) -> str | None:
     return None
 
 
-def name_of(case: Case) -> str:
-    return f"{case.folder.name}.{case}"
-
-
-EVERY = [case for name in DECODERS for case in cases(name)]
-RUNS = [
-    # Rows are padded on either side by the same code for all: one case of each decoder is enough.
-    pytest.param(
-        case, side, id=f"{name_of(case)}-{side}",
-        marks=[] if side == "left" or case in [cases(name)[0] for name in DECODERS]
-        or case.name.startswith("llada") else pytest.mark.slow,
-    )
-    for case in EVERY
-    for side in SIDES
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("case", "side"), RUNS)
+@pytest.mark.parametrize(("case", "side"), [way for name in DECODERS for way in ways(name)])
 def test_decodes_as_the_original(
     case: Case, side: PaddingSide, request: pytest.FixtureRequest
 ) -> None:

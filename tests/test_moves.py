@@ -132,6 +132,7 @@ def test_an_interrupted_run_continues(source: Path, whole: pa.Table, tmp_path: P
 
 
 @pytest.mark.usefixtures("kept_replicas")
+@pytest.mark.slow
 def test_replicas_that_die_change_no_row(
     source: Path, whole: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

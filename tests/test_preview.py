@@ -641,6 +641,7 @@ def test_the_canvas_is_shown_live(
     assert b"38;2;" in terminal.output, "in colour"
 
 
+@pytest.mark.slow
 def test_a_terminal_without_colour(folder: Path) -> None:
     terminal = Terminal("preview", *FLAGS, "--rows", "1", cwd=folder, NO_COLOR="1")
     assert terminal.ended() == 0
