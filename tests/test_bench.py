@@ -241,12 +241,17 @@ def test_ratios_of_steps_are_those_of_medians(
 ) -> None:
     spent = iter([3.0, 1.0, 9.0, 2.0, 4.0, 3.0] * 2)
     monkeypatch.setattr(decoder_steps, "time_passes", lambda *_: (next(spent), 0.0))
-    monkeypatch.setattr(decoder_steps, "random_model", lambda shape: random_model(3))
-    monkeypatch.setattr("sys.argv", ["decoder_steps", "--presets", "remix", "--repeats", "3"])
+    shapes = []
+    monkeypatch.setattr(
+        decoder_steps, "random_model", lambda shape: (shapes.append(shape), random_model(3))[1]
+    )
+    words = ["--presets", "remix", "--repeats", "3", "--layers", "7"]
+    monkeypatch.setattr("sys.argv", ["decoder_steps", *words])
     threads = torch.get_num_threads()
     decoder_steps.main()
     torch.set_num_threads(threads)
     *page, last = capsys.readouterr().out.splitlines()
+    assert {shape.num_layers for shape in shapes} == {json.loads(last)["layers"]} == {7}
     found = json.loads(last)["step_over_baseline"]
     assert found == {name: {"remix": 2.0, "baseline": 1.0} for name in ("one block", "two blocks")}
     assert page[1].split() == ["remix", "4000.0", "2.000", "4000.0", "2.000"]

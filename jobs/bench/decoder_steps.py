@@ -15,7 +15,7 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -103,11 +103,14 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", choices=list(ALL_PRESETS), help="[all]")
     names = [canvas.name for canvas in canvases(1)]
     parser.add_argument("--canvas", nargs="+", choices=names, default=names, help="[both]")
+    parser.add_argument("--layers", type=int, help="layers of the model, 32 in an 8B one [4]")
     parser.add_argument("--quick", action="store_true", help="one turn, a small model")
     args = parser.parse_args()
     shape = real_shape(VOCABULARY)
     if args.quick:
         args.repeats, shape = 1, ModelShape(20_480, 64, 1, 64, 2, 8, 8)
+    if args.layers:
+        shape = replace(shape, num_layers=args.layers)
     torch.set_num_threads(args.threads)
     names = [name for name in args.presets or ALL_PRESETS if name != "baseline"]
     seconds = {
@@ -120,7 +123,8 @@ def main() -> None:
         canvas: {name: round(spent / found["baseline"], 4) for name, spent in found.items()}
         for canvas, found in seconds.items()
     }
-    print(json.dumps({"columns": shape.num_columns, "step_over_baseline": ratios}))
+    facts = {"columns": shape.num_columns, "layers": shape.num_layers}
+    print(json.dumps({**facts, "step_over_baseline": ratios}))
 
 
 if __name__ == "__main__":
