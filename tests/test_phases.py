@@ -27,8 +27,8 @@ from pipeline.replicas.placement import Placement
 from pipeline.replicas.replica import Replica, ReplicaSettings
 from pipeline.rows import Bucket, Phase, Prompt, Report
 
-HANG, START = 0.4, 6.0
-"""Seconds; a report comes every hundredth."""
+HANG, START = 0.7, 12.0
+"""Seconds; a report comes every hundredth. A busy machine may take half a second for any pass."""
 SETTINGS = ReplicaSettings(
     model="random", revision=None, device="cpu", dtype="float32", decoding=UNEVEN, slots=5,
     threads=1,
@@ -119,7 +119,7 @@ def test_a_bucket_that_is_never_prepared_is_a_hang_of_no_row(
     began = time.monotonic()
     error = watched.run()
     assert isinstance(error, NotPreparedError)
-    assert "were not prepared within 1.2 s" in str(error)
+    assert f"were not prepared within {3 * HANG:g} s" in str(error)
     assert time.monotonic() - began > 3 * HANG
     death = watched.fleet.remove_dead(watched.handle, error)
     assert not death.begun
