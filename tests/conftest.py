@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 
 os.environ["OMP_NUM_THREADS"] = "1"
 # Otherwise every process that tests start would compile our modules.
@@ -38,6 +39,18 @@ def one_thread() -> None:
     """A replica that runs in this process sets a number of threads, for the tests after it too."""
     if torch.get_num_threads() != 1:
         torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_pass_goes_on() -> Iterator[None]:
+    """A replica in this process that still decodes when Python ends would abort it."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "passes":
+            loop, is_idle = thread._target.__self__, threading.Event()  # type: ignore[attr-defined]
+            loop._orders.put(loop._engines.clear)
+            loop._orders.put(is_idle.set)
+            assert is_idle.wait(60)
 
 
 @pytest.fixture(scope="module")

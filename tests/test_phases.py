@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,8 @@ from pipeline.rows import Bucket, Phase, Prompt, Report
 
 HANG, START = 0.7, 12.0
 """Seconds; a report comes every hundredth. A busy machine may take half a second for any pass."""
+ENDED = threading.Event()
+"""Set at the end of a test: nothing waits any longer."""
 SETTINGS = ReplicaSettings(
     model="random", revision=None, device="cpu", dtype="float32", decoding=UNEVEN, slots=5,
     threads=1,
@@ -39,11 +42,14 @@ SHORT = [Prompt(1, index, ids[:4], bucket=FOUR) for index, ids in enumerate(PROM
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(replica, "load_model", lambda *_: random_model(**LIVELY))
     monkeypatch.setattr(replica, "HEARTBEAT_SECONDS", 0.01)
     monkeypatch.setattr(fleet_module.nodes, "alive", dict)
     monkeypatch.setattr(fleet_module.nodes, "draining", set)
+    ENDED.clear()
+    yield
+    ENDED.set()
 
 
 class Kept(Actors):
@@ -92,7 +98,7 @@ def sleeping(seconds: float, only: int, monkeypatch: pytest.MonkeyPatch) -> None
     """Finding out a bucket's slots takes so long."""
 
     def fitting(self: Replica, bucket: Bucket) -> int:
-        time.sleep(seconds if bucket == only else 0)
+        ENDED.wait(seconds if bucket == only else 0)
         return SETTINGS.slots
 
     monkeypatch.setattr(Replica, "_fitting_slots", fitting)
