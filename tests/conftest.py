@@ -93,11 +93,13 @@ def no_ray() -> Iterator[None]:
 
 
 LONGEST = ("test_chaos", "test_streams", "test_pipeline", "test_preview", "test_golden")
-"""Modules that start first, so that no process is left with one of them at the end."""
+"""Modules that start early, so that no process is left with one of them at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    """In front of all are modules that end Ray's session: those behind them share one."""
+    ending = {item.path for item in items if "no_ray" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: (item.path not in ending, item.path.stem not in LONGEST))
 
 
 def pytest_unconfigure() -> None:

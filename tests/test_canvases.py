@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from helpers.engine import UNEVEN
 from helpers.feeding import FixedShapes, decode_all
+from helpers.few import spread
 from helpers.random_model import LIVELY, random_model
 
 import lrd
@@ -49,8 +50,7 @@ def settings(decoding: DecodingConfig, **changes: Any) -> ReplicaSettings:
     return ReplicaSettings("random", None, "cpu", "float32", decoding, **values)
 
 
-@pytest.mark.parametrize("rows_a_shard", [64, 1000])
-@pytest.mark.parametrize("passes", DECODINGS)
+@pytest.mark.parametrize(("passes", "rows_a_shard"), spread(DECODINGS, [64, 1000]))
 def test_few_canvases_are_computed_for_nothing(
     passes: str, rows_a_shard: int, record_property: Any
 ) -> None:

@@ -529,6 +529,7 @@ def test_a_chat_goes_on(tmp_path: Path) -> None:
     assert "lrd generate --input PROMPTS" in terminal.text
 
 
+@pytest.mark.slow
 def test_a_text_begins_a_chat_and_an_empty_line_ends_it(tmp_path: Path, answers: list[str]) -> None:
     words = [sys.executable, "-m", "jobs.cli", "preview", "--chat", "--text", QUESTIONS[0]]
     done = subprocess.run(

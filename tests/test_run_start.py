@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.few import few
 from helpers.shards import distinct_questions, events, write_shards
 
 import pipeline.run
@@ -77,7 +78,7 @@ def test_replicas_load_while_the_weights_are_digested(
     assert not (tmp_path / "loading").exists()
 
 
-@pytest.mark.parametrize("reason", ["another model", "no such file"])
+@pytest.mark.parametrize("reason", few(["another model", "no such file"]))
 def test_a_run_that_is_refused_late_ends_what_it_started(
     reason: str, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

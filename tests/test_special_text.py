@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers.few import spread
 from helpers.made_tokenizers import KINDS, SPECIALS, tokenizer_of
 
 from lrd.chats import chat_of
@@ -115,9 +116,10 @@ def test_other_texts_are_not_changed(kind: str, template: str | None, system: st
     assert encode_prompts(model, texts, "chat", system) == expected
 
 
-@pytest.mark.parametrize("system", [None, "Be brief.", "Be <|mask|> brief.<|im_end|>"])
-@pytest.mark.parametrize("template", TEMPLATES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "template", "system"),
+    spread(KINDS, TEMPLATES, [None, "Be brief.", "Be <|mask|> brief.<|im_end|>"]),
+)
 def test_a_chat_has_its_templates_special_tokens_alone(
     kind: str, template: str, system: str | None
 ) -> None:

@@ -123,7 +123,7 @@ def test_a_run_is_json_from_its_first_line_to_its_last(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [*few([*WITHOUT_RAY, "bench"], of_each=4), *few(WITH_RAY, of_each=0)],
+    [*few([*WITHOUT_RAY, "bench"], of_each=3), *few(WITH_RAY, of_each=0)],
 )
 def test_a_working_call_writes_json_alone(folder: Path, name: str) -> None:
     code, _, err = lrd(*working(name, folder), LRD_LOG_FORMAT="Json")
@@ -159,7 +159,7 @@ FAILING = {
 }
 
 
-@pytest.mark.parametrize("name", few(FAILING, of_each=5))
+@pytest.mark.parametrize("name", few(FAILING, of_each=3))
 def test_a_failing_call_is_one_object(name: str) -> None:
     code, out, err = lrd(name, *FAILING[name], "--log-format", "json")
     # On a slow machine what it was doing until then is told too.
@@ -280,7 +280,7 @@ def test_a_code_that_is_not_zero_stays(tmp_path: Path, name: str, broken_stdout:
     assert lrd_into(broken_stdout, name, str(tmp_path / "none"))[0] == 2
 
 
-@pytest.mark.parametrize("where", ["2>&-", "2>/dev/full", "2>&- >&- <&-"])
+@pytest.mark.parametrize("where", few(["2>&- >&- <&-", "2>/dev/full", "2>&-"]))
 def test_a_broken_stderr_changes_nothing(folder: Path, where: str, tmp_path: Path) -> None:
     for code, words in ((0, ["status", run_of(folder)]), (2, ["status", str(tmp_path / "none")])):
         for log_format in ("text", "json"):
