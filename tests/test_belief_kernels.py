@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.engine import PROMPTS, assert_same, drain, requests
+from helpers.few import spread
 from helpers.logits import random_logits
 from helpers.triton_interpreter import counted_bytes, mend, needs_interpreter
 from torch import Tensor
@@ -295,7 +296,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", spread(SETTINGS))
 def test_an_engine_decodes_the_same_by_kernels(
     setting: str, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

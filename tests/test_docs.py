@@ -489,6 +489,7 @@ def clone(folder: Path) -> Path:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.skipif(not (Path(sys.prefix) / "bin" / "lrd").exists(), reason="lrd is not installed")
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("no_ray")
 def test_the_start_page_word_for_word(tmp_path: Path) -> None:

@@ -522,6 +522,7 @@ def large_model() -> Any:
     )
 
 
+@pytest.mark.slow
 def test_a_large_vocabulary_takes_seconds() -> None:
     model = large_model()
     begun = time.process_time()
