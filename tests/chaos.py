@@ -70,17 +70,20 @@ class Run:
         assert self.process is not None
         return self.process.poll()
 
-    def finish(self, faults: list[dict[str, Any]]) -> None:
-        """To the end, undisturbed."""
+    def finish(self, faults: list[dict[str, Any]]) -> int:
+        """To the end, undisturbed but for a last driver that was set to kill itself; how often one
+        did."""
         if self.process is None:
             self.start(faults)
         assert self.process is not None
-        code = self.process.wait()
-        while code == -signal.SIGKILL:  # The last driver was set to kill itself.
+        num_kills, code = 0, self.process.wait()
+        while code == -signal.SIGKILL:
+            num_kills += 1
             self.start(faults)
             code = self.process.wait()
         if code:
             raise SystemExit(f"chaos: lrd generate ended with {code}:\n{self.log()}")
+        return num_kills
 
     def log(self) -> str:
         """The last lines that drivers wrote."""
@@ -132,6 +135,10 @@ class Chaos:
             else:
                 (kind,) = self._rng.choices(list(self._weights), list(self._weights.values()))
                 self.kills[kind] += getattr(self, f"_kill_{kind}")()
+
+    def end(self) -> None:
+        """Let the run come to its end."""
+        self.kills["driver"] += self._run.finish([])
 
     def _start(self) -> None:
         faults: list[dict[str, Any]] = [{"at": "replica.pass", "do": "slow", "seconds": 0.1}]
@@ -227,7 +234,7 @@ def main() -> None:
             run = Run(folder / "in", folder / "out", cluster.address, folder / "out.log", *flags)
             chaos = Chaos(run, cluster, nodes, args.seed)
             chaos.go_on(args.kills, began + args.limit)
-            run.finish([])
+            chaos.end()
         finally:
             cluster.shutdown()
         lost, duplicated, identical = compare(folder / "out", folder / "calm")

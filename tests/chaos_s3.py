@@ -102,7 +102,7 @@ def main() -> None:
             run = Run(*places, cluster.address, folder / "log", "--model", "s3://bucket/model")
             chaos = AtWork(run, cluster, nodes, args.seed, WEIGHTS)
             chaos.go_on(args.kills, began + args.limit)
-            run.finish([])
+            chaos.end()
             verify = [sys.executable, "-m", "jobs.verify", "s3://bucket/out"]
             verified = subprocess.run(verify, cwd=ROOT, check=False).returncode
         finally:
