@@ -41,16 +41,24 @@ def one_thread() -> None:
         torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def no_pass_goes_on() -> Iterator[None]:
-    """A replica in this process that still decodes when Python ends would abort it."""
+@pytest.fixture
+def no_pass_goes_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For replicas in this process: one that still decodes when Python ends would abort it."""
+    from pipeline.replicas.pass_loop import PassLoop
+
+    loops, work = list[PassLoop](), PassLoop._work
+
+    def noted(loop: PassLoop) -> None:
+        loops.append(loop)
+        work(loop)
+
+    monkeypatch.setattr(PassLoop, "_work", noted)
     yield
-    for thread in threading.enumerate():
-        if thread.name == "passes":
-            loop, is_idle = thread._target.__self__, threading.Event()  # type: ignore[attr-defined]
-            loop._orders.put(loop._engines.clear)
-            loop._orders.put(is_idle.set)
-            assert is_idle.wait(60)
+    for loop in loops:
+        is_idle = threading.Event()
+        loop._orders.put(loop._engines.clear)
+        loop._orders.put(is_idle.set)
+        assert is_idle.wait(60)
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ SHORT = [Prompt(1, index, ids[:4], bucket=FOUR) for index, ids in enumerate(PROM
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick(monkeypatch: pytest.MonkeyPatch, no_pass_goes_on: None) -> Iterator[None]:
     monkeypatch.setattr(replica, "load_model", lambda *_: random_model(**LIVELY))
     monkeypatch.setattr(replica, "HEARTBEAT_SECONDS", 0.01)
     monkeypatch.setattr(fleet_module.nodes, "alive", dict)

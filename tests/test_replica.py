@@ -19,6 +19,8 @@ from pipeline.replicas.replica import Replica, ReplicaSettings
 from pipeline.rows import Bucket, Prompt, Report
 from pipeline.storage import uris
 
+pytestmark = pytest.mark.usefixtures("no_pass_goes_on")
+
 SETTINGS = ReplicaSettings(
     model="random", revision=None, device="cpu", dtype="float32", decoding=UNEVEN, slots=5,
     threads=1,

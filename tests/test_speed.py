@@ -31,6 +31,8 @@ from pipeline.report.report import make_report
 from pipeline.rows import Report
 from pipeline.storage.storage import Storage
 
+pytestmark = pytest.mark.usefixtures("no_pass_goes_on")
+
 BEGAN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 START, END, STOP = "driver started", "driver finished", "driver stopped"
 UP, DIED, RETIRED = "replica up", "replica died", "replica retired"
