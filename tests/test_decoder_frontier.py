@@ -56,8 +56,9 @@ def test_outcomes_are_those_of_the_decoder_and_fill_a_page(
 
     words = ["time", "--task", "singles", "--rows", "1", "--turns", "1", "--output", output]
     assert decoder_frontier.main(words) == 0
-    speed = json.loads(capsys.readouterr().out)["speed"]
-    assert set(speed) == {"fast", "wino"}
+    timed = json.loads(capsys.readouterr().out)
+    assert set(timed["milliseconds"]) == set(timed["ratio"]) == {"fast", "wino"}
+    assert timed["ratio"]["fast"] == 1
 
     page = tmp_path / "page.md"
     page.write_text(PAGE)
@@ -68,7 +69,9 @@ def test_outcomes_are_those_of_the_decoder_and_fill_a_page(
     plots = {path.name for path in tmp_path.glob("*.svg")}
     assert plots == {f"page-{name}.svg" for name in (*TASKS, "singles-time")}
     drawn = (tmp_path / "page-singles-time.svg").read_text()
-    for one in speed.values():
-        assert f", {1000 / one['rows_per_second']:,.1f} ms<" in drawn
+    for name, spent in timed["milliseconds"].items():
+        assert f", {spent:,.1f} ms<" in drawn
+        assert f"| {1000 / spent:.1f} | {timed['ratio'][name]:.2f} |" in text
+    assert text.count("Rows/s: 1 rows in 16 slots, threads: 1, medians of 1 turns") == 1
     assert decoder_frontier.main(["page", str(page), "--output", str(tmp_path / "none")]) == 2
     assert "measure them first" in capsys.readouterr().err

@@ -25,6 +25,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from jobs.tiny.accuracy import distinct_sheets, right_answers
 from jobs.tiny.comparison_page import difference, fill
 from lrd import DecodingConfig, decode, load_model
@@ -39,6 +41,7 @@ COMMON = {"stop_at_eos": True}
 """The presets differ in it, and it would count as a gain of those that have it."""
 AGAINST = "fast"
 SEED = 11
+SLOTS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ def measure(args: argparse.Namespace) -> int:
         if path.exists() and json.loads(path.read_text())["asked"] == asked:
             continue
         began = time.monotonic()
-        samples = decode(model, prompts, config, batch_size=16)
+        samples = decode(model, prompts, config, batch_size=SLOTS)
         right = right_answers(samples, tested)
         whole = [int(all(one)) for one in right]
         forwards = [sample.num_forwards for sample in samples]
@@ -152,17 +155,22 @@ def clock(args: argparse.Namespace) -> int:
         for _ in range(args.turns):
             for preset in presets:
                 began = time.monotonic()
-                decode(model, prompts, config_of(preset, task), batch_size=16)
+                decode(model, prompts, config_of(preset, task), batch_size=SLOTS)
                 seconds[preset].append(time.monotonic() - began)
         found = {
-            name: {
-                "rows_per_second": args.rows / median(each),
-                "ratio": median(a / b for a, b in zip(seconds[AGAINST], each, strict=True)),
-            }
-            for name, each in seconds.items()
+            "rows": args.rows,
+            "turns": args.turns,
+            "threads": torch.get_num_threads(),
+            "milliseconds": {
+                name: 1000 * median(each) / args.rows for name, each in seconds.items()
+            },
+            "ratio": {
+                name: median(a / b for a, b in zip(seconds[AGAINST], each, strict=True))
+                for name, each in seconds.items()
+            },
         }
         (folder / f"{task.name}.speed.json").write_text(json.dumps(found))
-        print(json.dumps({"task": task.name, "rows": args.rows, "speed": found}), flush=True)
+        print(json.dumps({"task": task.name, **found}), flush=True)
     return 0
 
 
@@ -174,7 +182,8 @@ class Measured:
     outcomes: dict[str, Outcomes]
     problems: dict[str, tuple[int, int]]
     uncommits: dict[str, float]
-    speed: dict[str, dict[str, float]]
+    speed: dict[str, Any]
+    """What `time` has stored; empty where it has not run."""
 
 
 def read(folder: Path, task: Task) -> Measured:
@@ -192,9 +201,7 @@ def read(folder: Path, task: Task) -> Measured:
             correct=tuple(map(bool, kept["correct"])),
             forwards=tuple(kept["forwards"]),
             positions=tuple(kept["positions"]),
-            mean_milliseconds=(
-                1000 / clocked[preset]["rows_per_second"] if preset in clocked else math.nan
-            ),
+            mean_milliseconds=clocked.get("milliseconds", {}).get(preset, math.nan),
         )
         problems[preset] = tuple(kept["problems"])
         uncommits[preset] = sum(kept["uncommits"]) / len(kept["uncommits"])
@@ -223,8 +230,11 @@ def frontier_table(found: Measured) -> str:
             right, count = found.problems[one.name]
             cells.append(f"{right / count:.3f}")
         cells.append(f"{one.mean_forwards:.1f}")
-        speed = found.speed.get(one.name)
-        cells += [f"{speed['rows_per_second']:.1f}", f"{speed['ratio']:.2f}"] if speed else ["", ""]
+        if math.isnan(one.mean_milliseconds):
+            cells += ["", ""]
+        else:
+            ratio = found.speed["ratio"][one.name]
+            cells += [f"{1000 / one.mean_milliseconds:.1f}", f"{ratio:.2f}"]
         cells.append(f"{found.uncommits[one.name]:.1f}" if found.uncommits[one.name] else "")
         if one.name == AGAINST:
             cells += ["", "", ""]
@@ -249,6 +259,12 @@ def facts(found: Measured) -> str:
     tests = max(1, len(found.outcomes) - 1)
     missing = [f"`{name}`" for name in ALL_PRESETS if name not in found.outcomes]
     left = f" Not measured: {', '.join(missing)}." if missing else ""
+    if found.speed:
+        left += (
+            f" Rows/s: {found.speed['rows']} rows in {SLOTS} slots, threads: "
+            f"{found.speed['threads']}, medians of {found.speed['turns']} turns that all presets "
+            "took in order; `x fast`: medians of the turns' ratios."
+        )
     return (
         f"{count:,} {found.task.said}; seed {SEED}, float32, `stop_at_eos` on everywhere. {tests} "
         f"tests whose p is not corrected; Bonferroni's level for all of them is {0.05 / tests:.1g}."
