@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,11 +55,15 @@ def test_outcomes_are_those_of_the_decoder_and_fill_a_page(
     ]
     assert kept["correct"] == [int(one) for one in right]
 
-    words = ["time", "--task", "singles", "--rows", "1", "--turns", "1", "--output", output]
-    assert decoder_frontier.main(words) == 0
+    words = ["time", "--task", "singles", "--rows", "2", "--turns", "1", "--output", output]
+    with monkeypatch.context() as patch:
+        seconds = iter([0.0, 0.5, 1.0, 1.2])
+        clock = SimpleNamespace(monotonic=lambda: next(seconds))
+        patch.setattr(decoder_frontier, "time", clock)
+        assert decoder_frontier.main(words) == 0
     timed = json.loads(capsys.readouterr().out)
-    assert set(timed["milliseconds"]) == set(timed["ratio"]) == {"fast", "wino"}
-    assert timed["ratio"]["fast"] == 1
+    assert timed["milliseconds"] == pytest.approx({"fast": 250, "wino": 100})
+    assert timed["ratio"] == pytest.approx({"fast": 1, "wino": 2.5})
 
     page = tmp_path / "page.md"
     page.write_text(PAGE)
@@ -72,6 +77,6 @@ def test_outcomes_are_those_of_the_decoder_and_fill_a_page(
     for name, spent in timed["milliseconds"].items():
         assert f", {spent:,.1f} ms<" in drawn
         assert f"| {1000 / spent:.1f} | {timed['ratio'][name]:.2f} |" in text
-    assert text.count("Rows/s: 1 rows in 16 slots, threads: 1, medians of 1 turns") == 1
+    assert text.count("Rows/s: 2 rows in 16 slots, threads: 1, medians of 1 turns") == 1
     assert decoder_frontier.main(["page", str(page), "--output", str(tmp_path / "none")]) == 2
     assert "measure them first" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from itertools import islice, pairwise
 from typing import Any
 
@@ -17,6 +18,7 @@ import lrd
 from jobs.tiny.problems import problems
 from lrd.choices import Choices
 from lrd.decoders.rcr import open_shares
+from lrd.decoders.saber import most_to_reopen
 from lrd.models.checkpoint import LoadedModel
 from lrd.shadow import shadow_mask
 from lrd.templates import Hole, Scaffold
@@ -356,3 +358,10 @@ def test_an_eos_ends_a_sample_only_where_its_block_is_full(rule: dict[str, Any])
         assert filled % 16 == 0
         assert tiny.eos_id in sample.canvas[:filled]
         assert set(sample.canvas[filled:]) == {tiny.eos_id}
+
+
+def test_how_many_positions_saber_opens_again() -> None:
+    counts = range(1, 41)
+    for n in (1, 2, 4, 8):
+        expected = [min(max(n // 2, math.ceil(k / 8)), k - 1) for k in counts]
+        assert most_to_reopen(torch.tensor(counts), n).tolist() == expected

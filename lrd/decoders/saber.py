@@ -79,10 +79,16 @@ class Drop(Reopening):
         keep_at(now, "largest", largest_BK, now.open_BK | may_reopen(now))
 
     def reopens(self, now: Pass, commit_BK: Tensor) -> Tensor:
-        n, k_B = now.config.min_commits, commit_BK.sum(-1)
-        most_B = torch.minimum(((k_B + 7) // 8).clamp(min=n // 2), k_B - 1)
+        most_B = most_to_reopen(commit_BK.sum(-1), now.config.min_commits)
         is_full_B = ~(now.open_BK & ~commit_BK).any(-1)
         most_B = most_B.masked_fill(is_full_B, 0)
         rise_BK = now.reading.more["rise"]
         among_BK = may_reopen(now) & (rise_BK < torch.inf)
         return surest(-rise_BK, among_BK, most_B)
+
+
+def most_to_reopen(num_commits_B: Tensor, min_commits: int) -> Tensor:
+    """How many positions may open again [B] after a pass with so many commits: an eighth, rounded
+    up, but at least half of `min_commits`; always fewer than were committed."""
+    eighth_B = (num_commits_B + 7) // 8
+    return torch.minimum(eighth_B.clamp(min=min_commits // 2), num_commits_B - 1)
